@@ -8,13 +8,6 @@ Docs: https://recon-nb.github.io/recon_nb/core.html.md"""
 __all__ = ['InputError', 'check_name', 'write_atomic', 'append_jsonl', 'read_jsonl', 'sample_uniform', 'epoch_order',
            'describe_machine']
 
-# %% ../nbs/00_core.ipynb #5d223d4c
-"""Errors that tell what to do, files that are whole or absent, and randomness as a pure function.
-
-Nothing here is specific to the paper, and nothing here imports torch: the shell commands read this module
-before they know whether they have anything to do.
-"""
-
 # %% ../nbs/00_core.ipynb #990b6e2b
 import json,os,platform,sys
 from difflib import get_close_matches
