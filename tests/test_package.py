@@ -1,0 +1,57 @@
+"The package as a whole: what an import costs, which version it claims to be, what its commands point at, and that tests are offline."
+import importlib, socket, subprocess, sys, urllib.request
+from configparser import ConfigParser
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import recon_nb
+
+ROOT = Path(__file__).parents[1]
+INI = ConfigParser(delimiters=['='])
+INI.read(ROOT/'settings.ini', encoding='utf-8')
+SCRIPTS = dict(s.split('=') for s in INI['DEFAULT']['console_scripts'].split())
+HEAVY = {'torch', 'torchvision', 'torchmetrics', 'accelerate', 'matplotlib', 'ipywidgets', 'sklearn'}
+
+
+def loaded_by(code):
+    "The names in `HEAVY` that a fresh interpreter has imported after `code`."
+    out = subprocess.run([sys.executable, '-c', f'import sys; {code}; print(*sys.modules)'], capture_output=True, text=True, check=True).stdout
+    return HEAVY & set(out.split())
+
+
+def test_import_is_lazy(): assert not loaded_by('import recon_nb')
+
+def test_lazy_check_can_fail(): assert loaded_by('import torch') >= {'torch'}
+
+def test_shell_answers_without_torch():
+    "What the commands read before they know whether there is anything to do."
+    for mod in ('core', 'config'):
+        if (ROOT/f'recon_nb/{mod}.py').exists(): assert not loaded_by(f'import recon_nb.{mod}'), mod
+
+
+def test_one_version():
+    assert recon_nb.__version__ == INI['DEFAULT']['version'] == version('recon_nb')
+
+def test_public_names_resolve():
+    for name in getattr(recon_nb, '__all__', []): assert getattr(recon_nb, name) is not None, name
+
+def test_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError): recon_nb.no_such_name
+
+def test_typed_marker(): assert Path(recon_nb.__file__).with_name('py.typed').exists()
+
+@pytest.mark.parametrize('command', SCRIPTS)
+def test_command_exists(command):
+    mod, func = SCRIPTS[command].split(':')
+    if not (ROOT/(mod.replace('.', '/')+'.py')).exists(): pytest.skip(f'{mod} is not written yet')
+    assert callable(getattr(importlib.import_module(mod), func))
+
+
+def test_network_is_blocked():
+    with pytest.raises(RuntimeError, match='look up'): urllib.request.urlopen('http://example.com', timeout=1)
+    with socket.socket() as s, pytest.raises(RuntimeError, match='reach'): s.connect(('192.0.2.1', 80))
+
+def test_this_machine_is_reachable():
+    with socket.create_server(('127.0.0.1', 0)) as server, socket.create_connection(server.getsockname(), timeout=5) as client:
+        assert client.getpeername() == server.getsockname()
