@@ -11,7 +11,7 @@ cfg = ini['DEFAULT']
 
 # On GitHub README's links and pictures are relative; a package index can follow only whole addresses.
 repo = 'https://github.com/recon-nb/recon_nb'
-ours = r'(\]\()((?:nbs|recon_nb|tests|\.ci)/[^)\s]*|LICENSE|[A-Z]+\.(?:md|cff))(?=\))'
+ours = r'(\]\(|src="|href=")((?:nbs|recon_nb|tests|\.ci)/[^)\s"]*|LICENSE|[A-Z]+\.(?:md|cff))(?=[)\"])'
 def whole(m): return f"{m[1]}{repo}/{'raw' if m[2].endswith('.png') else 'blob'}/main/{m[2]}"
 readme = here/'README.md'
 text = re.sub(ours, whole, readme.read_text(encoding='utf-8')) if readme.exists() else ''

@@ -135,7 +135,8 @@ def wheel():
             ('commands', dict(ep['console_scripts']) if 'console_scripts' in ep else {}, scripts),
             ('long description', meta['Description-Content-Type'], 'text/markdown')]:
             if got != expected: faults.append(f'the wheel says {what} {got!r}, not {expected!r}')
-        links = re.findall(r'\]\((?!https?:|#|mailto:)([^)\s]+)', re.sub(r'^```.*?^```', '', meta.get_payload(), flags=re.M|re.S))
+        text = re.sub(r'^```.*?^```|`[^`\n]*`', '', meta.get_payload(), flags=re.M|re.S)
+        links = re.findall(r'(?:\]\(|src="|href=")(?!https?:|#|mailto:|data:)([^)"\s]+)', text)
         faults += [f'the long description links {l}, which a package index cannot follow' for l in links]
         mods = [f'recon_nb.{p.stem}' for p in lib() if p.stem != '__init__']
         rc, out = sh(sys.executable, '-c', WHEEL_CHECK, d/'_wheel', 'nbdev execnb beartype pytest sklearn nbconvert build ruff', *mods, cwd=d/'_dist')
