@@ -83,7 +83,7 @@ def cpu_seconds(*cmd, n=3):
             'print(u.ru_utime+u.ru_stime) if not r.returncode else sys.exit(r.stderr)')
     times = []
     for _ in range(n+1):                                    # the first one compiles
-        rc, out = sh(sys.executable, '-c', code, *cmd, cwd=tempfile.gettempdir())
+        rc, out = sh(sys.executable, '-c', code, *cmd, cwd=tempfile.gettempdir(), env={'PYTHONPATH': str(ROOT)})
         if rc: raise RuntimeError(f"{' '.join(map(str, cmd))} failed:\n{tail(out)}")
         times.append(float(out))
     return statistics.median(times[1:])
