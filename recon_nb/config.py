@@ -51,7 +51,7 @@ class GANConfig:
     @classmethod
     def from_json(cls, s:str): return config_from_dict(json.loads(s))
 
-# %% ../nbs/02_config.ipynb #4de05649
+# %% ../nbs/02_config.ipynb #22bbbe1c
 _choices = dict(idt_norm=('l1','l2'), idt_region=('all','hidden'), precision=('no','bf16','fp16'))
 _ranges = dict(visible=('in (0, 1)', lambda v: 0 < v < 1), valid=('in (0, 1)', lambda v: 0 < v < 1),
     dropout=('in [0, 1)', lambda v: 0 <= v < 1), size=('a multiple of 16, 32 or more', lambda v: v >= 32 and v % 16 == 0),
@@ -59,6 +59,7 @@ _ranges = dict(visible=('in (0, 1)', lambda v: 0 < v < 1), valid=('in (0, 1)', l
     **{k: ('1 or more', lambda v: v >= 1) for k in ('width','bs','epochs')},
     **{k: ('0 or more', lambda v: 0 <= v < float('inf')) for k in ('lambda_adv','lambda_idt','lr_g','lr_d','wd')})
 
+# %% ../nbs/02_config.ipynb #f640b2a4
 def _check(cfg):
     for f in fields(cfg):
         v, kind = getattr(cfg, f.name), f.type
