@@ -1,2 +1,15 @@
 "Understand, and use, self-supervised learning by reconstructing images."
 __version__ = "0.1.0"
+
+# Names are fetched when they are asked for: `import recon_nb` costs nothing.
+_where = dict(train_gan='run', GANRun='run', load_photos='data', clear_cache='data', PRESETS='config', GANConfig='config', InputError='core')
+__all__ = list(_where)
+
+
+def __getattr__(name):
+    if name not in _where: raise AttributeError(f"module 'recon_nb' has no attribute {name!r}")
+    from importlib import import_module
+    return getattr(import_module(f'.{_where[name]}', __name__), name)
+
+
+def __dir__(): return [*globals(), *__all__]

@@ -1,0 +1,118 @@
+"The commands as a person uses them: real processes, real files, Ctrl-C, mistakes."
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+TINY = '--size 32 --width 4 --epochs 2 --bs 8'.split()
+ENV = {**os.environ, 'OMP_NUM_THREADS': '1'}
+
+
+def command(name, *argv, **kwargs):
+    code = f'import sys; from recon_nb.cli import {name}; sys.exit({name}())'
+    return subprocess.Popen([sys.executable, '-c', code, *map(str, argv)], env=ENV, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kwargs)
+
+
+def run(name, *argv, **kwargs):
+    p = command(name, *argv, **kwargs)
+    out, err = p.communicate(timeout=120)
+    return p.returncode, out, err
+
+
+def photo(i, w=70, h=50):
+    y, x = np.mgrid[:h, :w]
+    return np.stack([(x*3+i*20) % 256, (y*4+i*30) % 256, (x+y+i*40) % 256], -1).astype(np.uint8)
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    "Twenty files in every format that is promised; three of them are broken."
+    d = tmp_path/'mixed'
+    d.mkdir()
+    for i, ext in enumerate(['jpg', 'png', 'webp', 'bmp', 'tiff']*3):
+        Image.fromarray(photo(i)).save(d/f'{i:02d}.{ext}')
+    Image.fromarray(photo(1)[..., 0]).save(d/'grey.jpg')
+    Image.fromarray(photo(2)).convert('CMYK').save(d/'cmyk.jpg')
+    whole = (d/'00.jpg').read_bytes()
+    (d/'truncated.jpg').write_bytes(whole[:len(whole)//2])
+    (d/'foreign.png').write_text('this is no picture')
+    (d/'empty.webp').write_bytes(b'')
+    assert len(list(d.iterdir())) == 20
+    return d
+
+
+def test_mixed_folder_trains_and_lists_the_broken_files(mixed, tmp_path):
+    rc, out, err = run('train', mixed, '--run-dir', tmp_path/'run', *TINY)
+    assert rc == 0, err
+    skipped = [json.loads(line)['name'] for line in (tmp_path/'run'/'skipped.jsonl').read_text().splitlines()]
+    assert sorted(skipped) == ['empty.webp', 'foreign.png', 'truncated.jpg']
+    assert err.count('warning') == 1 and '3' in err
+    assert str(tmp_path/'run'/'samples') in out and (tmp_path/'run'/'weights.safetensors').exists()
+
+
+def test_seventeen_photos_train(tmp_path):
+    d = tmp_path/'few'
+    d.mkdir()
+    for i in range(17): Image.fromarray(photo(i)).save(d/f'{i}.png')
+    rc, out, err = run('train', d, '--run-dir', tmp_path/'run', '--size', 32, '--width', 4, '--epochs', 2, '--bs', 64)
+    assert rc == 0, err
+    assert 'smaller than a batch of 64' in out
+
+
+@pytest.mark.parametrize('fill', ['texts', 'nothing', 'mostly broken'])
+def test_a_folder_without_photos_is_refused_in_one_line(fill, tmp_path):
+    d = tmp_path/'folder'
+    d.mkdir()
+    if fill == 'texts':
+        for i in range(5): (d/f'{i}.txt').write_text('words')
+    if fill == 'mostly broken':
+        for i in range(5): (d/f'{i}.jpg').write_text('words')
+        Image.fromarray(photo(0)).save(d/'good.png')
+    rc, out, err = run('train', d, '--run-dir', tmp_path/'run', *TINY)
+    assert rc == 2 and 'Traceback' not in err
+    assert [line for line in err.splitlines() if line.startswith('recon-train: ') and 'warning' not in line] == err.splitlines()[-1:]
+    assert not (tmp_path/'run').exists()
+
+
+@pytest.mark.parametrize('sig', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_resume_ends_where_a_straight_run_ends(sig, tmp_path):
+    d = tmp_path/'photos'
+    d.mkdir()
+    for i in range(20): Image.fromarray(photo(i)).save(d/f'{i}.png')
+    options = ['--size', 32, '--width', 4, '--bs', 4]
+    p = command('train', d, '--run-dir', tmp_path/'a', *options, '--epochs', 5000)
+    history = tmp_path/'a'/'history.jsonl'
+    for _ in range(600):
+        if history.exists(): break
+        assert p.poll() is None, p.communicate()
+        time.sleep(0.1)
+    time.sleep(0.5)
+    p.send_signal(sig)
+    out, err = p.communicate(timeout=60)
+    assert p.returncode == 130 and 'Traceback' not in err, err
+    steps = int(re.search(r'stopped at step (\d+)', out)[1])
+    rows = [json.loads(line)['step'] for line in history.read_text().splitlines()]
+    assert rows == list(range(1, steps+1))
+    epochs = steps//4 + 2
+    rc, out, err = run('train', '--resume', '--run-dir', tmp_path/'a', '--epochs', epochs)
+    assert rc == 0, err
+    rc, out, err = run('train', d, '--run-dir', tmp_path/'b', *options, '--epochs', epochs)
+    assert rc == 0, err
+    from recon_nb.checkpoint import load_checkpoint
+    a, b = (load_checkpoint(tmp_path/n)[0] for n in 'ab')
+    assert a.keys() == b.keys() and all((a[k] == b[k]).all() for k in a)
+
+
+def test_mistakes_end_in_one_line_and_status_2(tmp_path):
+    for name, argv in [('train', ['--preset', 'papersb']), ('train', ['--resume']), ('train', ['no/such/folder']), ('train', ['--visible', '1.5']),
+                       ('train', ['voc2012', '--root', tmp_path, *TINY]), ('reconstruct', [tmp_path, 'x.jpg']), ('embed', [tmp_path, tmp_path])]:
+        rc, out, err = run(name, *argv, cwd=tmp_path)
+        assert rc == 2 and 'Traceback' not in err and len(err.strip().splitlines()) == 1, (argv, err)
+    assert list(tmp_path.iterdir()) == []
