@@ -6,7 +6,7 @@ Docs: https://recon-nb.github.io/recon_nb/core.html.md"""
 
 # %% auto #0
 __all__ = ['InputError', 'check_name', 'write_atomic', 'append_jsonl', 'read_jsonl', 'sample_uniform', 'epoch_order',
-           'describe_machine']
+           'progress_bar', 'describe_machine']
 
 # %% ../nbs/00_core.ipynb #990b6e2b
 import json,os,platform,sys
@@ -111,6 +111,17 @@ def epoch_order(
 )->np.ndarray: # a permutation of 0..n-1, int64
     "The order in which epoch `epoch` visits the samples: a pure function of its arguments."
     return np.argsort(sample_uniform(seed, epoch, np.arange(n), stream='order')[:,0], kind='stable')
+
+# %% ../nbs/00_core.ipynb #331e3a63
+def progress_bar(
+    iterable=None, # what to go through, if the bar wraps something
+    *,
+    show:bool=True, # draw it?
+    **kwargs, # for tqdm: total, initial, desc, unit
+): # a tqdm bar
+    "tqdm's progress bar, refreshed twice a second."
+    from tqdm.auto import tqdm
+    return tqdm(iterable, mininterval=0.5, **({} if show else dict(disable=True)), **kwargs)
 
 # %% ../nbs/00_core.ipynb #bcd52696
 def _version(name):

@@ -8,7 +8,7 @@ Docs: https://recon-nb.github.io/recon_nb/data.html.md"""
 __all__ = ['PHOTO_SUFFIXES', 'SETS', 'cut_square', 'open_rgb', 'cache_dir', 'clear_cache', 'Photos', 'load_photos',
            'split_photos']
 
-# %% ../nbs/11_data.ipynb #32ff09b6
+# %% ../nbs/11_data.ipynb #4798d1ff
 import hashlib,json,os,re,shutil,stat,sys,time,warnings,zlib
 from collections import Counter,deque
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 from PIL import ExifTags,Image,ImageFile,UnidentifiedImageError
-from tqdm.auto import tqdm
-from .core import InputError,check_name,sample_uniform,write_atomic
+from .core import check_name,InputError,progress_bar,sample_uniform,write_atomic
 from .shapes import SHAPES,draw_shapes
 
 # %% ../nbs/11_data.ipynb #e7e5d209
@@ -236,7 +235,7 @@ def _strict_pillow():
         with warnings.catch_warnings(): warnings.simplefilter('ignore'); yield
     finally: ImageFile.LOAD_TRUNCATED_IMAGES = old
 
-# %% ../nbs/11_data.ipynb #9e98cbc9
+# %% ../nbs/11_data.ipynb #4e086a7a
 def _read_files(root, files, *, size, cuts, workers, progress):
     "The rows of `files`. Raises `InputError` if more than half of them are bad."
     def cut(file):
@@ -245,7 +244,7 @@ def _read_files(root, files, *, size, cuts, workers, progress):
         except (OSError, ValueError) as e: return file[0], _why(e)
     bad = []
     with _strict_pillow(), ThreadPoolExecutor(workers or os.cpu_count()) as pool, \
-         tqdm(total=len(files), desc='reading photos', unit='photo', disable=not progress) as bar:
+         progress_bar(total=len(files), desc='reading photos', unit='photo', show=progress) as bar:
         for i in range(0, len(files), 256):    # in blocks, so that Ctrl-C need not wait for the rest
             for name,got in pool.map(cut, files[i:i+256]):
                 name = name.encode('utf-8', 'backslashreplace').decode()    # not every file name is text
@@ -361,7 +360,7 @@ def _as_photos(data):
     a = data.detach().cpu().numpy() if hasattr(data, 'detach') else np.asarray(data)
     return a if last else a.transpose(0, 2, 3, 1)
 
-# %% ../nbs/11_data.ipynb #27413f4e
+# %% ../nbs/11_data.ipynb #ef4d1b7f
 def _cut_array(data, *, size, cuts, workers, progress):
     a = _as_photos(data)
     out = {k: np.empty((len(a),size,size,3), dtype=np.uint8) for k in cuts}
@@ -369,7 +368,7 @@ def _cut_array(data, *, size, cuts, workers, progress):
         im = Image.fromarray(np.ascontiguousarray(a[i]))
         for k,share in cuts.items(): out[k][i] = cut_square(im, share=share, size=size)
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        for _ in tqdm(pool.map(cut, range(len(a))), total=len(a), desc='cutting photos', unit='photo', disable=not progress): pass
+        for _ in progress_bar(pool.map(cut, range(len(a))), show=progress, total=len(a), desc='cutting photos', unit='photo'): pass
     return Photos(cuts=out, labels=None, classes=None, names=[str(i) for i in range(len(a))], skipped=[], held_out=None, source='array')
 
 # %% ../nbs/11_data.ipynb #40d2474e

@@ -9,7 +9,7 @@ __all__ = ['TrainState', 'make_accelerator', 'make_state', 'fetch', 'batch_index
            'TrainingDiverged', 'read_losses', 'paint', 'held_out', 'evaluation_epochs', 'evaluate', 'score_predictors',
            'save_weights', 'save', 'restore', 'stop_on_signal', 'call_hooks', 'fit']
 
-# %% ../nbs/51_trainer.ipynb #c8b9ece8
+# %% ../nbs/51_trainer.ipynb #f05d3e56
 import json,signal,threading,time
 from contextlib import contextmanager
 from dataclasses import dataclass,field
@@ -19,10 +19,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
-from tqdm.auto import tqdm
 from .checkpoint import load_checkpoint,pack_optimizer,save_checkpoint,save_tensors,unpack_optimizer
 from .config import GANConfig
-from .core import append_jsonl,check_name,epoch_order,read_jsonl,write_atomic
+from .core import append_jsonl,check_name,epoch_order,progress_bar,read_jsonl,write_atomic
 from .data import Photos
 from .discriminator import Discriminator
 from .generator import Generator
@@ -315,7 +314,7 @@ def call_hooks(
         for hook in hooks: hook(st)
     st.gen.train(); st.disc.train()
 
-# %% ../nbs/51_trainer.ipynb #6554e440
+# %% ../nbs/51_trainer.ipynb #be730d95
 # long: the loop, in one piece
 def fit(
     st:TrainState, # trained in place, from `st.step` on
@@ -327,7 +326,7 @@ def fit(
     "Train to the config's last epoch, or to a stop. Raises `TrainingDiverged` at a loss that is no number."
     looks, saved = evaluation_epochs(st.cfg.epochs), time.monotonic()
     st.gen.train(); st.disc.train()
-    bar = tqdm(total=st.total_steps*st.bs, initial=st.step*st.bs, unit='img', disable=not st.acc.is_main_process)
+    bar = progress_bar(total=st.total_steps*st.bs, initial=st.step*st.bs, unit='img', show=st.acc.is_main_process)
     with stop_on_signal(st), bar:
         call_hooks(hooks, st, 'begin')
         while st.step < st.total_steps and not st.stop:
