@@ -39,11 +39,10 @@ def _train_parser():
         g.add_argument(f"--{name.replace('_','-')}", default=argparse.SUPPRESS, help=doc, **how)
     return p
 
-# %% ../nbs/80_cli.ipynb #75327090
+# %% ../nbs/80_cli.ipynb #e4814ef6
 def _train(args):
     from recon_nb.run import train_gan
-    run = train_gan(**vars(args))
-    return 0 if len(run.history) >= run.info['steps'] else 130
+    return 0 if train_gan(**vars(args)).finished else 130
 
 def train(
     argv=None, # the words after the command; the shell's if not given

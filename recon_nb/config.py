@@ -12,7 +12,7 @@ import json
 from dataclasses import asdict,dataclass,field,fields,replace
 from .core import InputError,check_name
 
-# %% ../nbs/02_config.ipynb #672154c7
+# %% ../nbs/02_config.ipynb #10368206
 def _opt(default, doc): return field(default=default, metadata=dict(doc=doc))
 
 # long: one field a line is the point of a config
@@ -36,6 +36,7 @@ class GANConfig:
     idt_region: str   = _opt('all', 'where L_idt is taken: all (eq. 5) or hidden')
     lr_g:       float = _opt(5e-4, 'learning rate of the generator (§2.4)')
     lr_d:       float = _opt(1e-4, 'learning rate of the discriminator (§2.4)')
+    schedule:   str   = _opt('constant', 'learning rates over the run: constant (the paper says nothing else) or cosine, down to 0')
     beta1:      float = _opt(0.5, "Adam's first beta (not given; DCGAN's)")
     beta2:      float = _opt(0.999, "Adam's second beta (not given; DCGAN's)")
     wd:         float = _opt(1e-5, 'weight decay, as L2 inside the gradient (§2.4)')
@@ -51,8 +52,8 @@ class GANConfig:
     @classmethod
     def from_json(cls, s:str): return config_from_dict(json.loads(s))
 
-# %% ../nbs/02_config.ipynb #22bbbe1c
-_choices = dict(idt_norm=('l1','l2'), idt_region=('all','hidden'), precision=('no','bf16','fp16'))
+# %% ../nbs/02_config.ipynb #ff60ea00
+_choices = dict(schedule=('constant','cosine'), idt_norm=('l1','l2'), idt_region=('all','hidden'), precision=('no','bf16','fp16'))
 _ranges = dict(visible=('in (0, 1)', lambda v: 0 < v < 1), valid=('in (0, 1)', lambda v: 0 < v < 1),
     dropout=('in [0, 1)', lambda v: 0 <= v < 1), size=('a multiple of 16, 32 or more', lambda v: v >= 32 and v % 16 == 0),
     beta1=('in [0, 1)', lambda v: 0 <= v < 1), beta2=('in [0, 1)', lambda v: 0 <= v < 1), seed=('0 or more', lambda v: v >= 0),

@@ -51,7 +51,7 @@ def _as_image(im):
     try: return open_rgb(im)
     except (OSError, TypeError, AttributeError) as e: raise InputError(f"{im!r} is not a photo: {e}") from None
 
-# %% ../nbs/52_run.ipynb #6a14f821
+# %% ../nbs/52_run.ipynb #757c2eac
 class GANRun:
     "A trained run: its networks in evaluation mode, its config, its history. Made by `train_gan` or `GANRun.load`."
     def __init__(self, run_dir, cfg:GANConfig, generator:Generator, disc:Discriminator):
@@ -64,6 +64,8 @@ class GANRun:
     def metrics(self)->list: return read_jsonl(self.dir/'metrics.jsonl')
     @property
     def info(self)->dict: return json.loads(p.read_text()) if (p := self.dir/'run.json').exists() else {}
+    @property
+    def finished(self)->bool: return len(self.history) >= self.info.get('steps', 0)
 
     def __repr__(self):
         score = f", held-out PSNR {self.metrics[-1]['psnr']:.1f} dB" if self.metrics else ''
@@ -206,7 +208,7 @@ def train_gan(
     print(_summary(run, st))
     return run
 
-# %% ../nbs/52_run.ipynb #76caabd9
+# %% ../nbs/52_run.ipynb #b1aca974
 def _open(st):
     cfg, trivial = st.cfg, score_predictors(st)
     print(_announce(st))
@@ -221,6 +223,7 @@ def _reopen(st):
     if info['fingerprint'] != _fingerprint(st.photos, st.train, st.valid):
         raise InputError(f"the photos are not those of the run in {st.run_dir} ({info['train']} + {info['held_out']} there, {len(st.train)} + {len(st.valid)} here): a resumed run must see the same ones.")
     restore(st)
+    write_atomic(st.run_dir/'run.json', json.dumps({**info, 'steps': st.total_steps, 'deviations': deviations(st.cfg)}, indent=1))
     write_atomic(st.run_dir/'config.json', st.cfg.to_json())
     print(f'resumed at step {st.step}. {_announce(st)}')
 

@@ -6,11 +6,11 @@ Docs: https://recon-nb.github.io/recon_nb/trainer.html.md"""
 
 # %% auto #0
 __all__ = ['TrainState', 'make_accelerator', 'make_state', 'fetch', 'batch_index', 'disc_step', 'gen_step', 'train_step',
-           'TrainingDiverged', 'read_losses', 'paint', 'held_out', 'evaluation_epochs', 'evaluate', 'score_predictors',
-           'save_weights', 'save', 'restore', 'stop_on_signal', 'call_hooks', 'fit']
+           'lr_factor', 'set_lr', 'TrainingDiverged', 'read_losses', 'paint', 'held_out', 'evaluation_epochs',
+           'evaluate', 'score_predictors', 'save_weights', 'save', 'restore', 'stop_on_signal', 'call_hooks', 'fit']
 
-# %% ../nbs/51_trainer.ipynb #f05d3e56
-import json,signal,threading,time
+# %% ../nbs/51_trainer.ipynb #4e60309f
+import json,math,signal,threading,time
 from contextlib import contextmanager
 from dataclasses import dataclass,field
 from pathlib import Path
@@ -159,6 +159,22 @@ def train_step(
     i_f = compose(out, s.target, s.hidden) if st.cfg.scale_bias else out
     d = disc_step(st, s.target, i_f) if st.cfg.lambda_adv else {}
     return {**d, **gen_step(st, s, out, i_f)}
+
+# %% ../nbs/51_trainer.ipynb #4d778304
+def lr_factor(
+    schedule:str, # constant or cosine
+    done:float, # share of the run that is done, 0 to 1
+)->float: # what both learning rates are multiplied by
+    "The learning rates' schedule."
+    return 1. if schedule == 'constant' else (1+math.cos(math.pi*done))/2
+
+def set_lr(
+    st:TrainState, # its optimisers are changed
+)->None:
+    "Both learning rates for the step to come."
+    f = lr_factor(st.cfg.schedule, st.step/st.total_steps)
+    for opt,lr in ((st.opt_g, st.cfg.lr_g), (st.opt_d, st.cfg.lr_d)):
+        for group in opt.param_groups: group['lr'] = lr*f
 
 # %% ../nbs/51_trainer.ipynb #a47cac9a
 class TrainingDiverged(RuntimeError):
@@ -314,7 +330,7 @@ def call_hooks(
         for hook in hooks: hook(st)
     st.gen.train(); st.disc.train()
 
-# %% ../nbs/51_trainer.ipynb #be730d95
+# %% ../nbs/51_trainer.ipynb #44f63b66
 # long: the loop, in one piece
 def fit(
     st:TrainState, # trained in place, from `st.step` on
@@ -331,8 +347,8 @@ def fit(
         call_hooks(hooks, st, 'begin')
         while st.step < st.total_steps and not st.stop:
             start, epoch = time.monotonic(), st.epoch
-            s = fetch(st, batch_index(st), epoch=epoch)
-            losses = train_step(st, s)
+            set_lr(st)
+            losses = train_step(st, fetch(st, batch_index(st), epoch=epoch))
             st.step += 1
             st.pending.append((st.step, losses))
             st.seconds += time.monotonic()-start
