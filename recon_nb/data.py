@@ -327,8 +327,8 @@ def _load_voc(*, root, **how):
     if not 0 < len(held) < len(found['names']): raise InputError(f"train.txt or val.txt names no photo that could be read; expected {_voc_layout}.")
     return Photos(**found, labels=None, classes=None, held_out=held, source='voc2012 Main/train+val')
 
-# %% ../nbs/11_data.ipynb #c7476bc4
-_shapes_parts = dict(n=4000, seed=0), dict(n=1000, seed=1)    # to train on, held out
+# %% ../nbs/11_data.ipynb #52309c47
+_shapes_parts = dict(n=12_000, seed=0), dict(n=1000, seed=1)    # to train on, held out
 
 def _draw_rows(*, size, cuts):
     for part in _shapes_parts:

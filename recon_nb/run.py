@@ -71,7 +71,7 @@ class GANRun:
         score = f", held-out PSNR {self.metrics[-1]['psnr']:.1f} dB" if self.metrics else ''
         return f"GANRun({str(self.dir)!r}, {self.cfg.preset}, {self.cfg.size} px, width {self.cfg.width}, {len(self.history)} steps{score})"
 
-# %% ../nbs/52_run.ipynb #47e14d16
+# %% ../nbs/52_run.ipynb #9224d2fc
 @patch(cls_method=True)
 def load(cls:GANRun,
     run_dir, # a run folder, moved or not
@@ -84,7 +84,7 @@ def load(cls:GANRun,
     tensors,state = load_tensors(path)
     cfg = config_from_dict(state['config'])
     target = make_task(cfg).target
-    gen, disc = Generator(cfg.width, nf=target.channels, dropout=cfg.dropout), Discriminator(cfg.width, size=cfg.size, ni=target.channels)
+    gen, disc = Generator(cfg.width, nf=target.channels, dropout=cfg.dropout), Discriminator(cfg.width_d or cfg.width, size=cfg.size, ni=target.channels)
     gen.load_state_dict({k: v for k,v in tensors.items() if not k.startswith('disc.')})
     disc.load_state_dict({k[5:]: v for k,v in tensors.items() if k.startswith('disc.')})
     return cls(run_dir, cfg, gen.to(device), disc.to(device))
