@@ -12,7 +12,7 @@ import json
 from dataclasses import asdict,dataclass,field,fields,replace
 from .core import InputError,check_name
 
-# %% ../nbs/02_config.ipynb #7e673de7
+# %% ../nbs/02_config.ipynb #ab444d58
 def _opt(default, doc): return field(default=default, metadata=dict(doc=doc))
 
 # long: one field a line is the point of a config
@@ -30,6 +30,7 @@ class GANConfig:
     width:      int   = _opt(64, 'channels of the first stage; each later one doubles (our reading)')
     width_d:    int   = _opt(0, "channels of the discriminator's first stage; 0: as many as `width`")
     dropout:    float = _opt(0.5, 'dropout rate in conv4 (§2.4)')
+    std_last:   float = _opt(0.02, "standard deviation of the initial weights of the generator's last block (not given; DCGAN's)")
     adv:        str   = _opt('bce', 'adversarial loss pair: a name in `losses.ADV` (§2.3, eq. 2-3)')
     lambda_adv: float = _opt(1., 'weight of L_G; 0 trains without a discriminator')
     lambda_idt: float = _opt(0., 'weight of L_idt (§2.3, eq. 6: 0 or 1)')
@@ -53,13 +54,13 @@ class GANConfig:
     @classmethod
     def from_json(cls, s:str): return config_from_dict(json.loads(s))
 
-# %% ../nbs/02_config.ipynb #81540f50
+# %% ../nbs/02_config.ipynb #22971145
 _choices = dict(schedule=('constant','cosine'), idt_norm=('l1','l2'), idt_region=('all','hidden'), precision=('no','bf16','fp16'))
 _ranges = dict(visible=('in (0, 1)', lambda v: 0 < v < 1), valid=('in (0, 1)', lambda v: 0 < v < 1),
     dropout=('in [0, 1)', lambda v: 0 <= v < 1), size=('a multiple of 16, 32 or more', lambda v: v >= 32 and v % 16 == 0),
     beta1=('in [0, 1)', lambda v: 0 <= v < 1), beta2=('in [0, 1)', lambda v: 0 <= v < 1), seed=('0 or more', lambda v: v >= 0),
     **{k: ('1 or more', lambda v: v >= 1) for k in ('width','bs','epochs')},
-    **{k: ('0 or more', lambda v: 0 <= v < float('inf')) for k in ('width_d','lambda_adv','lambda_idt','lr_g','lr_d','wd')})
+    **{k: ('0 or more', lambda v: 0 <= v < float('inf')) for k in ('width_d','std_last','lambda_adv','lambda_idt','lr_g','lr_d','wd')})
 
 # %% ../nbs/02_config.ipynb #f640b2a4
 def _check(cfg):
@@ -71,9 +72,9 @@ def _check(cfg):
         if f.name in _ranges and not _ranges[f.name][1](v): raise InputError(f"{f.name}={v!r}; it must be {_ranges[f.name][0]}.")
     if cfg.lambda_adv == 0 and cfg.lambda_idt == 0: raise InputError("lambda_adv and lambda_idt are both 0: nothing is left to learn.")
 
-# %% ../nbs/02_config.ipynb #92d5ee10
+# %% ../nbs/02_config.ipynb #7722b863
 PRESETS = {c.preset: c for c in [
-    GANConfig(preset='quick', data='shapes', size=32, width=16, width_d=8, dropout=0., lambda_adv=0.001, lambda_idt=1., idt_region='hidden',
+    GANConfig(preset='quick', data='shapes', size=32, width=16, width_d=8, dropout=0., std_last=0.1, lambda_adv=0.001, lambda_idt=1., idt_region='hidden',
               lr_g=7e-4, schedule='cosine', bs=64, epochs=7),
     GANConfig(preset='paper-baseline', scale_bias=False, lambda_idt=0.),
     GANConfig(preset='paper-l1',       scale_bias=False, lambda_idt=1.),

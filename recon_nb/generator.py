@@ -55,7 +55,7 @@ class Decoder(nn.Module):
         for stage in self.children(): z = stage(z)
         return z
 
-# %% ../nbs/31_generator.ipynb #c6f2af19
+# %% ../nbs/31_generator.ipynb #e1f49b9e
 class Generator(nn.Module):
     "Encoder and decoder (§2.2, Fig. 3): from what may be seen, the whole picture."
     def __init__(self,
@@ -64,10 +64,12 @@ class Generator(nn.Module):
         ni:int=3, # channels of the input
         nf:int=3, # channels of the output
         dropout:float=0.5, # dropout rate in conv4
+        std_last:float=0.02, # standard deviation of the last block's initial weights
     ):
         super().__init__()
         self.enc,self.dec = Encoder(width, ni=ni, dropout=dropout), Decoder(width, nf=nf)
         init_weights(self)
+        if std_last != 0.02: init_weights(self.dec.up4, std=std_last)
 
     def forward(self, i_in:Images)->Images: # as large as `i_in`, in [-1, 1]
         return self.dec(self.enc(i_in))

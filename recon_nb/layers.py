@@ -37,13 +37,15 @@ def up_block(
     pair = [nn.ConvTranspose2d(ni, mid, 4, stride=2, padding=1, bias=last), nn.Conv2d(mid, nf, 3, padding=1, bias=last)]
     return nn.Sequential(*pair, nn.Tanh()) if last else nn.Sequential(*pair, nn.BatchNorm2d(nf), nn.ReLU())
 
-# %% ../nbs/30_layers.ipynb #eb24b6bb
+# %% ../nbs/30_layers.ipynb #c0eb238a
 def init_weights(
     net:nn.Module, # changed in place
+    *,
+    std:float=0.02, # standard deviation of the convolutions' weights
 )->nn.Module: # `net`
-    "DCGAN's start: weights from N(0, 0.02), batch-norm gains from N(1, 0.02), biases 0."
+    "DCGAN's start: weights from N(0, std), batch-norm gains from N(1, 0.02), biases 0."
     for m in net.modules():
-        if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)): nn.init.normal_(m.weight, 0., 0.02)
+        if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)): nn.init.normal_(m.weight, 0., std)
         elif isinstance(m, nn.BatchNorm2d): nn.init.normal_(m.weight, 1., 0.02)
         else: continue
         if m.bias is not None: nn.init.zeros_(m.bias)

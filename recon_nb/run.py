@@ -130,21 +130,21 @@ def transform(self:GANRun,
     f = torch.cat([self.encoder.features(b)[stage] for b in x.split(bs)])
     return (f.mean((2,3)) if pool else f).float().cpu().numpy()
 
-# %% ../nbs/52_run.ipynb #287ec6a3
+# %% ../nbs/52_run.ipynb #65dca323
 def estimate_cost(
     st:TrainState, # at its start; not changed
 )->tuple: # (seconds for all that is left, bytes of memory)
-    "Time and memory of a run, from three trial steps of throw-away networks on a few photos."
-    k = st.bs if st.acc.device.type == 'cuda' else min(st.bs, 16)
+    "Time and memory of a run, from a few trial steps of throw-away networks on a few photos."
+    k = st.bs if st.acc.device.type == 'cuda' else min(st.bs, 32)
     with torch.random.fork_rng():
         trial = make_state(replace(st.cfg, bs=k), st.photos, st.train, st.valid, acc=st.acc)
         s = fetch(trial, st.train[np.arange(k) % len(st.train)])
         sizes = {}
         def note(t): sizes[t.data_ptr()] = t.nbytes; return t
         with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t): train_step(trial, s)
-        start = time.monotonic()
-        for _ in range(2): float(train_step(trial, s)['loss_g'])      # reading a loss waits for the device
-        per_image = (time.monotonic()-start) / (2*len(s.i_in))
+        ticks = [time.monotonic()]
+        for _ in range(3): float(train_step(trial, s)['loss_g']); ticks.append(time.monotonic())    # reading a loss waits for the device
+        per_image = min(np.diff(ticks)) / len(s.i_in)
     st.acc.free_memory()
     weights = sum(p.nbytes for m in (trial.gen, trial.disc) for p in m.parameters())
     return per_image*st.bs*(st.total_steps-st.step), 4*weights + sum(sizes.values())*st.bs//k

@@ -74,7 +74,7 @@ def make_accelerator(
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision: AcceleratorState._reset_state()
     return Accelerator(mixed_precision=precision, **kwargs)
 
-# %% ../nbs/51_trainer.ipynb #dfb8ec5a
+# %% ../nbs/51_trainer.ipynb #f258049c
 def make_state(
     cfg:GANConfig, # every choice of the run
     photos:Photos, # with the cuts that the task's view asks for
@@ -88,7 +88,7 @@ def make_state(
     acc, task = acc or make_accelerator(cfg.precision), make_task(cfg)
     adv = ADV[check_name(cfg.adv, ADV, 'adversarial loss')]
     torch.manual_seed(cfg.seed)
-    gen = Generator(cfg.width, nf=task.target.channels, dropout=cfg.dropout)
+    gen = Generator(cfg.width, nf=task.target.channels, dropout=cfg.dropout, std_last=cfg.std_last)
     disc = Discriminator(cfg.width_d or cfg.width, size=cfg.size, ni=task.target.channels)
     gen,disc = (n.to(acc.device, memory_format=torch.channels_last) for n in (gen, disc))
     fused = acc.device.type in ('cpu','cuda')        # one pass over all weights instead of ten: the same numbers, sooner
