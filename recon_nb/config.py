@@ -81,7 +81,7 @@ PRESETS = {c.preset: c for c in [
     GANConfig(preset='paper-sb',       scale_bias=True,  lambda_idt=0.),
 ]}
 
-# %% ../nbs/02_config.ipynb #3785e9a2
+# %% ../nbs/02_config.ipynb #f280525c
 def field_docs()->dict: # name -> (type, default, doc)
     "The config's fields, for help texts and tables."
     return {f.name: (f.type, f.default, f.metadata['doc']) for f in fields(GANConfig)}
@@ -104,6 +104,7 @@ def get_preset(
     "The preset `name` with `overrides`. Raises `InputError` naming the nearest preset or field."
     return with_overrides(PRESETS[check_name(name, PRESETS, 'preset')], **overrides)
 
+# %% ../nbs/02_config.ipynb #3d4af4ce
 def deviations(
     cfg:GANConfig, # the config of a run
 )->dict: # field -> (the preset's value, this run's value)

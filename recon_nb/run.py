@@ -208,7 +208,7 @@ def train_gan(
     print(_summary(run, st))
     return run
 
-# %% ../nbs/52_run.ipynb #b1aca974
+# %% ../nbs/52_run.ipynb #0cafd4bf
 def _open(st):
     cfg, trivial = st.cfg, score_predictors(st)
     print(_announce(st))
@@ -227,6 +227,7 @@ def _reopen(st):
     write_atomic(st.run_dir/'config.json', st.cfg.to_json())
     print(f'resumed at step {st.step}. {_announce(st)}')
 
+# %% ../nbs/52_run.ipynb #eb0a5f5b
 def _announce(st):
     seconds,memory = estimate_cost(st)
     small = f' (the whole set: smaller than a batch of {st.cfg.bs})' if st.bs < st.cfg.bs else ''

@@ -9,14 +9,13 @@ __all__ = ['TrainState', 'make_accelerator', 'make_state', 'fetch', 'batch_index
            'lr_factor', 'set_lr', 'TrainingDiverged', 'read_losses', 'paint', 'held_out', 'evaluation_epochs',
            'evaluate', 'score_predictors', 'save_weights', 'save', 'restore', 'stop_on_signal', 'call_hooks', 'fit']
 
-# %% ../nbs/51_trainer.ipynb #fbf77d47
+# %% ../nbs/51_trainer.ipynb #b9db31d3
 import json,math,signal,threading,time
 from contextlib import contextmanager
 from dataclasses import dataclass,field
 from functools import lru_cache
 from pathlib import Path
-import numpy as np
-import torch
+import numpy as np,torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
@@ -214,9 +213,9 @@ def paint(
     gen.train(was)
     return out
 
-# %% ../nbs/51_trainer.ipynb #5f2e355c
+# %% ../nbs/51_trainer.ipynb #005009d7
 def held_out(
-    st:TrainState,
+    st:TrainState, # its photos and task
     n:int, # how many at most
 )->Sample: # always the same photos, spread evenly over the held-out part
     "Held-out photos as one batch."
@@ -322,10 +321,10 @@ def stop_on_signal(
     finally:
         for s,h in old.items(): signal.signal(s, h)
 
-# %% ../nbs/51_trainer.ipynb #ca0c3751
+# %% ../nbs/51_trainer.ipynb #f22f118d
 def call_hooks(
     hooks, # functions of the state
-    st:TrainState,
+    st:TrainState, # what they are called with
     event:str, # begin, step, epoch, evaluate or end
 )->None:
     "Call every hook. Whatever a hook does to random numbers or modes, the run goes on as without it."
