@@ -13,11 +13,13 @@ from pathlib import Path
 from .config import PRESETS,field_docs
 from .core import InputError,write_atomic
 
-# %% ../nbs/80_cli.ipynb #fb63ef2d
+# %% ../nbs/80_cli.ipynb #8fc3d6ac
 def _run(prog, call, argv, parser):
-    warnings.showwarning = lambda message, *args, **kwargs: print(f'{prog}: warning: {message}', file=sys.stderr)
     args = parser.parse_args(argv)
-    try: return call(args) or 0
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *args, **kwargs: print(f'{prog}: warning: {message}', file=sys.stderr)
+            return call(args) or 0
     except InputError as e: print(f"{prog}: {' '.join(str(e).split())}", file=sys.stderr); return 2
     except KeyboardInterrupt: print(f'{prog}: interrupted', file=sys.stderr); return 130
     except RuntimeError as e:

@@ -104,13 +104,13 @@ def get_preset(
     "The preset `name` with `overrides`. Raises `InputError` naming the nearest preset or field."
     return with_overrides(PRESETS[check_name(name, PRESETS, 'preset')], **overrides)
 
-# %% ../nbs/02_config.ipynb #3d4af4ce
+# %% ../nbs/02_config.ipynb #fa4d4944
 def deviations(
     cfg:GANConfig, # the config of a run
 )->dict: # field -> (the preset's value, this run's value)
     "What differs from the preset that the run is named after. The seed and the place of the data are no deviation."
     base = PRESETS[cfg.preset]
-    return {f: (getattr(base, f), v) for f,v in asdict(cfg).items() if v != getattr(base, f) and f not in ('seed',)}
+    return {f: (getattr(base, f), v) for f,v in asdict(cfg).items() if v != getattr(base, f) and f not in ('seed','data')}
 
 def config_from_dict(
     d:dict, # as written by `to_json`

@@ -8,13 +8,13 @@ Docs: https://recon-nb.github.io/recon_nb/metrics.html.md"""
 __all__ = ['hidden_l1', 'hidden_psnr', 'ssim_positions', 'hidden_ssim', 'TrivialPredictors', 'score', 'score_trivial',
            'best_psnr']
 
-# %% ../nbs/41_metrics.ipynb #1a8abc3f
+# %% ../nbs/41_metrics.ipynb #e595fd94
+import math
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.image import structural_similarity_index_measure
-from .core import InputError
 from .pixels import Hidden,Images
 
 # %% ../nbs/41_metrics.ipynb #2ae2d3bf
@@ -38,7 +38,7 @@ def hidden_psnr(
     "Peak signal-to-noise ratio on the hidden region, for pictures of range 2."
     return 10*torch.log10(4 / _hidden_mean((out-i_r).square(), hidden).clamp_min(1e-10))
 
-# %% ../nbs/41_metrics.ipynb #4793b874
+# %% ../nbs/41_metrics.ipynb #87daaedf
 def ssim_positions(
     hidden:Hidden, # True where the picture is hidden
     *,
@@ -52,11 +52,10 @@ def hidden_ssim(
     out:Images, # what was painted
     i_r:Images, # the photos
     hidden:Hidden, # True where to look
-)->Float[Tensor, ' b']: # in [-1, 1], one number an image
+)->Float[Tensor, ' b']: # in [-1, 1], one number an image; NaN where no patch fits into the hidden region
     "Structural similarity on the hidden region. The patch has 11 px, or 5 px for pictures up to 48 px."
     kernel = 5 if out.shape[-1] <= 48 else 11
     where = ssim_positions(hidden, kernel=kernel)
-    if not where.flatten(1).any(1).all(): raise InputError(f"a {kernel}-px patch fits nowhere into the hidden region of a picture of {out.shape[-1]} px.")
     _,full = structural_similarity_index_measure(out, i_r, data_range=2., sigma=1.5*kernel/11, reduction='none', return_full_image=True)
     return _hidden_mean(full.clamp(-1,1), where)
 
@@ -88,14 +87,15 @@ class TrivialPredictors:
         return {'mean image': self.mean.expand_as(i_r), 'resized centre': i_in, 'mean colour': i_in.mean((2,3), keepdim=True).expand_as(i_r),
                 'edge replication': F.pad(i_r[:,:,window,window], (n,n,n,n), mode='replicate'), 'ridge': ridge.clamp(-1,1)}
 
-# %% ../nbs/41_metrics.ipynb #295d0f3c
+# %% ../nbs/41_metrics.ipynb #2874ae4d
 def score(
     out:Images, # what was painted
     i_r:Images, # the photos
     hidden:Hidden, # True where to look
-)->dict: # l1, psnr in dB, ssim: means over the photos
+)->dict: # l1, psnr in dB, ssim: means over the photos; ssim is None where no patch fits
     "The three measures on the hidden region."
-    return {n: f(out, i_r, hidden).mean().item() for n,f in (('l1', hidden_l1), ('psnr', hidden_psnr), ('ssim', hidden_ssim))}
+    means = {n: f(out, i_r, hidden).nanmean().item() for n,f in (('l1', hidden_l1), ('psnr', hidden_psnr), ('ssim', hidden_ssim))}
+    return {n: None if n == 'ssim' and math.isnan(v) else v for n,v in means.items()}
 
 def score_trivial(
     predictors:TrivialPredictors, # fitted on training photos
