@@ -166,7 +166,7 @@ def _where(data): # what the config remembers of it: a name, a folder's full pat
     path = Path(data).expanduser()
     return str(path.resolve()) if path.is_dir() else str(data)
 
-# %% ../nbs/52_run.ipynb #dfd90667
+# %% ../nbs/52_run.ipynb #6f132017
 def new_run_dir(
     cfg:GANConfig, # names the folder
     root='runs', # where runs are kept
@@ -179,7 +179,7 @@ def _fingerprint(photos, train, valid): # equal for the same photos in the same 
     return zlib.crc32('\n'.join(photos.names).encode() + train.tobytes() + valid.tobytes() + some.tobytes())
 
 def _resumed_config(run_dir, overrides, *, seed, preset):
-    path = Path(run_dir)/'config.json'
+    path = Path(run_dir).expanduser()/'config.json'
     if not path.exists(): raise InputError(f"{run_dir} holds no config.json: there is nothing to resume.")
     cfg = config_from_dict(json.loads(path.read_text()))
     new = with_overrides(cfg, **overrides)
