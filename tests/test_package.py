@@ -52,6 +52,9 @@ def test_network_is_blocked():
     with pytest.raises(RuntimeError, match='look up'): urllib.request.urlopen('http://example.com', timeout=1)
     with socket.socket() as s, pytest.raises(RuntimeError, match='reach'): s.connect(('192.0.2.1', 80))
 
-def test_this_machine_is_reachable():
-    with socket.create_server(('127.0.0.1', 0)) as server, socket.create_connection(server.getsockname(), timeout=5) as client:
-        assert client.getpeername() == server.getsockname()
+def test_this_machine_is_not_blocked():
+    "Where the network is off altogether, the loopback device may be down: then the system says so, not the guard."
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        try: client = socket.create_connection(server.getsockname(), timeout=5)
+        except OSError: return
+        with client: assert client.getpeername() == server.getsockname()
