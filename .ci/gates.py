@@ -89,6 +89,14 @@ def cpu_seconds(*cmd, n=3):
     return statistics.median(times[1:])
 
 @gate
+def docs_process():
+    "The pages go through nbdev's processing for the docs, which runs their exported cells and their imports alone."
+    with copy_of_tree() as d:
+        _, out = sh('nbdev-proc-nbs', cwd=d, env={'PYTHONPATH': str(d)})
+        want, got = ({p.relative_to(d/top) for p in (d/top).rglob('*.ipynb')} for top in ('nbs', '_proc'))
+    return [f'{p} is missing from the processed pages:\n{tail(out)}' for p in sorted(want-got)]
+
+@gate
 def import_time():
     "`import recon_nb` costs next to nothing beside `import torch`, and `recon-train --help` answers at once."
     base, ours = (cpu_seconds(sys.executable, '-c', f'import torch{x}') for x in ('', ', recon_nb'))
