@@ -13,7 +13,7 @@ from torch import Tensor,nn
 from .layers import init_weights
 from .pixels import Images
 
-# %% ../nbs/32_discriminator.ipynb #c80276c4
+# %% ../nbs/32_discriminator.ipynb #c66135e6
 class Discriminator(nn.Module):
     "DCGAN's discriminator (§2.4): is this picture a photo? One logit for each; positive means real."
     def __init__(self,

@@ -13,7 +13,7 @@ from torch import Tensor,nn
 from .layers import down_block,init_weights,up_block
 from .pixels import Images
 
-# %% ../nbs/31_generator.ipynb #9c0b2f85
+# %% ../nbs/31_generator.ipynb #c58512c3
 class Encoder(nn.Module):
     "conv1-conv4 (§2.4): each halves the side and, from the second on, doubles the channels."
     def __init__(self,
@@ -38,7 +38,7 @@ class Encoder(nn.Module):
     def forward(self, x:Images)->Float[Tensor, 'b c4 h4 w4']: # the last stage, `h4 = h/16`
         return self.features(x)[-1]
 
-# %% ../nbs/31_generator.ipynb #35742c3e
+# %% ../nbs/31_generator.ipynb #84af8539
 class Decoder(nn.Module):
     "The way up (§2.4): four blocks, each doubles the side; the last ends in tanh without batch norm."
     def __init__(self,
@@ -55,7 +55,7 @@ class Decoder(nn.Module):
         for stage in self.children(): z = stage(z)
         return z
 
-# %% ../nbs/31_generator.ipynb #e1f49b9e
+# %% ../nbs/31_generator.ipynb #18ee7277
 class Generator(nn.Module):
     "Encoder and decoder (§2.2, Fig. 3): from what may be seen, the whole picture."
     def __init__(self,

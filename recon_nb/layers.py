@@ -10,7 +10,7 @@ __all__ = ['down_block', 'up_block', 'init_weights']
 # %% ../nbs/30_layers.ipynb #cf590c17
 from torch import nn
 
-# %% ../nbs/30_layers.ipynb #288ef90b
+# %% ../nbs/30_layers.ipynb #e9bb1fe8
 def down_block(
     ni:int, # channels in
     nf:int, # channels out
@@ -24,7 +24,7 @@ def down_block(
     if dropout: layers.append(nn.Dropout(dropout))
     return nn.Sequential(*layers, nn.LeakyReLU(0.2))
 
-# %% ../nbs/30_layers.ipynb #7795fa9d
+# %% ../nbs/30_layers.ipynb #75069c43
 def up_block(
     ni:int, # channels in
     nf:int, # channels out
@@ -37,7 +37,7 @@ def up_block(
     pair = [nn.ConvTranspose2d(ni, mid, 4, stride=2, padding=1, bias=last), nn.Conv2d(mid, nf, 3, padding=1, bias=last)]
     return nn.Sequential(*pair, nn.Tanh()) if last else nn.Sequential(*pair, nn.BatchNorm2d(nf), nn.ReLU())
 
-# %% ../nbs/30_layers.ipynb #c0eb238a
+# %% ../nbs/30_layers.ipynb #e9e81b19
 def init_weights(
     net:nn.Module, # changed in place
     *,

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from .core import check_name
 from .pixels import Hidden,Images
 
-# %% ../nbs/40_losses.ipynb #30d9ae99
+# %% ../nbs/40_losses.ipynb #95fca1c6
 class AdvLoss(NamedTuple):
     "An adversarial game: what D minimises, what G minimises."
     disc: Callable # (real logits, fake logits) -> scalar
@@ -36,7 +36,7 @@ def bce_gen(
 
 ADV = {'bce': AdvLoss(bce_disc, bce_gen)}
 
-# %% ../nbs/40_losses.ipynb #5fed75df
+# %% ../nbs/40_losses.ipynb #214223c0
 NORMS = {'l1': Tensor.abs, 'l2': Tensor.square}
 
 def identity_loss(

@@ -16,7 +16,7 @@ from .config import GANConfig
 from .core import InputError,check_name
 from .pixels import Hidden,Images
 
-# %% ../nbs/20_masks.ipynb #ffa25d92
+# %% ../nbs/20_masks.ipynb #62f84562
 def window_size(
     size:int, # side of the picture in pixels
     visible:float, # visible share of the side, in (0, 1)
@@ -35,7 +35,7 @@ def window_slice(
     side = window_size(size, visible)
     return slice((size-side)//2, (size+side)//2)
 
-# %% ../nbs/20_masks.ipynb #cee7e77f
+# %% ../nbs/20_masks.ipynb #744d6620
 def scale_bias(
     i_r:Images, # the photos
     hidden:Hidden, # True where the picture is hidden
@@ -52,7 +52,7 @@ def compose(
     "I_f = alpha * painted + beta (§2.1, eq. 1), as a selection: nothing of `painted` can reach the window, not even a NaN."
     return torch.where(hidden, painted, i_r)
 
-# %% ../nbs/20_masks.ipynb #b5291e47
+# %% ../nbs/20_masks.ipynb #9760a648
 class CentreMask:
     "The paper's mask (§2): everything but the centre window is hidden, always."
     def __init__(self, size:int, visible:float):
@@ -75,7 +75,7 @@ VIEWS   = {'zoom': ZoomView}
 MASKS   = {'centre': CentreMask}
 TARGETS = {'pixels': PixelTarget}
 
-# %% ../nbs/20_masks.ipynb #74a80110
+# %% ../nbs/20_masks.ipynb #1cd07498
 class Sample(NamedTuple):
     "One batch of the pretext task."
     i_in: Images # what the generator sees
@@ -99,7 +99,7 @@ class Task:
         hidden = self.mask(index, epoch=epoch, seed=self.seed).to(i_r.device)
         return Sample(self.view(cuts, hidden), i_r, hidden, self.target(i_r))
 
-# %% ../nbs/20_masks.ipynb #5bfa54ad
+# %% ../nbs/20_masks.ipynb #aa0a684e
 def make_task(
     cfg:GANConfig, # names the view, the mask and the target
 )->Task: # the pretext task of the run

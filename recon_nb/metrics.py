@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torchmetrics.functional.image import structural_similarity_index_measure
 from .pixels import Hidden,Images
 
-# %% ../nbs/41_metrics.ipynb #2ae2d3bf
+# %% ../nbs/41_metrics.ipynb #c8214e2d
 def _hidden_mean(err, hidden): # b c h w -> b
     m = hidden.expand_as(err)
     return (err*m).flatten(1).sum(1) / m.flatten(1).sum(1)
@@ -38,7 +38,7 @@ def hidden_psnr(
     "Peak signal-to-noise ratio on the hidden region, for pictures of range 2."
     return 10*torch.log10(4 / _hidden_mean((out-i_r).square(), hidden).clamp_min(1e-10))
 
-# %% ../nbs/41_metrics.ipynb #87daaedf
+# %% ../nbs/41_metrics.ipynb #deda3fbc
 def ssim_positions(
     hidden:Hidden, # True where the picture is hidden
     *,
@@ -59,7 +59,7 @@ def hidden_ssim(
     _,full = structural_similarity_index_measure(out, i_r, data_range=2., sigma=1.5*kernel/11, reduction='none', return_full_image=True)
     return _hidden_mean(full.clamp(-1,1), where)
 
-# %% ../nbs/41_metrics.ipynb #2f9ee343
+# %% ../nbs/41_metrics.ipynb #0c73cab0
 def _centre4(i_in): # b c h w -> b 49: the input at 4x4 pixels, and a constant
     x = F.interpolate(i_in, size=4, mode='area').flatten(1)
     return torch.cat([x, torch.ones_like(x[:,:1])], 1)
@@ -87,7 +87,7 @@ class TrivialPredictors:
         return {'mean image': self.mean.expand_as(i_r), 'resized centre': i_in, 'mean colour': i_in.mean((2,3), keepdim=True).expand_as(i_r),
                 'edge replication': F.pad(i_r[:,:,window,window], (n,n,n,n), mode='replicate'), 'ridge': ridge.clamp(-1,1)}
 
-# %% ../nbs/41_metrics.ipynb #2874ae4d
+# %% ../nbs/41_metrics.ipynb #a2f1206b
 def score(
     out:Images, # what was painted
     i_r:Images, # the photos

@@ -32,7 +32,7 @@ from .metrics import TrivialPredictors,score,score_trivial
 from .pixels import to_model,to_pixels
 from .show import image_grid,save_png
 
-# %% ../nbs/51_trainer.ipynb #f768454b
+# %% ../nbs/51_trainer.ipynb #aba6a95c
 # long: a field a line
 @dataclass
 class TrainState:
@@ -65,7 +65,7 @@ class TrainState:
     @property
     def epoch(self): return self.step//self.steps_per_epoch
 
-# %% ../nbs/51_trainer.ipynb #fd4e0c3a
+# %% ../nbs/51_trainer.ipynb #8cb38d80
 def check_accelerator(
     acc:Accelerator, # as made here, or by the caller
     precision:str, # what the config says
@@ -76,7 +76,7 @@ def check_accelerator(
     if precision == 'fp16' and acc.device.type != 'cuda': raise InputError(f"precision='fp16' needs CUDA; the device is {acc.device.type}. Use 'bf16' or 'no'.")
     return acc
 
-# %% ../nbs/51_trainer.ipynb #4f87037e
+# %% ../nbs/51_trainer.ipynb #95e6d062
 def make_accelerator(
     precision:str='no', # no, bf16 or fp16
     **kwargs, # for `accelerate.Accelerator`, such as `cpu=True`
@@ -86,7 +86,7 @@ def make_accelerator(
     acc = Accelerator(mixed_precision=precision, **kwargs)
     return check_accelerator(acc, precision)
 
-# %% ../nbs/51_trainer.ipynb #3eea3dd9
+# %% ../nbs/51_trainer.ipynb #ac196a43
 def make_state(
     cfg:GANConfig, # every choice of the run
     photos:Photos, # with the cuts that the task's view asks for
@@ -108,7 +108,7 @@ def make_state(
     gen,disc,opt_g,opt_d = acc.prepare(gen, disc, adam(gen, cfg.lr_g), adam(disc, cfg.lr_d))
     return TrainState(cfg, task, photos, train, valid, acc, gen, disc, opt_g, opt_d, adv, Path(run_dir) if run_dir else None)
 
-# %% ../nbs/51_trainer.ipynb #054d1765
+# %% ../nbs/51_trainer.ipynb #700a50a6
 def fetch(
     st:TrainState, # whose photos, task and device
     index:np.ndarray, # which photos
@@ -119,7 +119,7 @@ def fetch(
     cuts = {k: to_model(v, st.acc.device) for k,v in st.photos.take(index).items()}
     return st.task(cuts, index, epoch=epoch)
 
-# %% ../nbs/51_trainer.ipynb #d00b99ea
+# %% ../nbs/51_trainer.ipynb #260a0ffa
 @lru_cache(maxsize=2)
 def _order(n, seed, epoch): return epoch_order(n, seed=seed, epoch=epoch)     # a pure function, so it may be remembered
 
@@ -132,7 +132,7 @@ def batch_index(
     batch = st.train[order[i*st.bs:(i+1)*st.bs]]
     return batch[st.acc.process_index::st.acc.num_processes]
 
-# %% ../nbs/51_trainer.ipynb #22999aa2
+# %% ../nbs/51_trainer.ipynb #f26a2abb
 def disc_step(
     st:TrainState, # D and its optimiser are changed, G is not
     real, # what D shall call real, `b c h w`
@@ -146,7 +146,7 @@ def disc_step(
     st.opt_d.step()
     return dict(loss_d=loss.detach(), d_real=on_real.detach().sigmoid().mean(), d_fake=on_fake.detach().sigmoid().mean())
 
-# %% ../nbs/51_trainer.ipynb #5db3bb7f
+# %% ../nbs/51_trainer.ipynb #334a00e3
 def gen_step(
     st:TrainState, # G and its optimiser are changed, D's weights are not
     s:Sample, # the batch
@@ -166,7 +166,7 @@ def gen_step(
     st.opt_g.step()
     return dict(loss_g=loss.detach(), **{k: v.detach() for k,v in parts.items()})
 
-# %% ../nbs/51_trainer.ipynb #98fdc40e
+# %% ../nbs/51_trainer.ipynb #4994a28c
 def train_step(
     st:TrainState, # both players are changed
     s:Sample, # the batch
@@ -177,7 +177,7 @@ def train_step(
     d = disc_step(st, s.target, i_f) if st.cfg.lambda_adv else {}
     return {**d, **gen_step(st, s, out, i_f)}
 
-# %% ../nbs/51_trainer.ipynb #4d778304
+# %% ../nbs/51_trainer.ipynb #18c1a2da
 def lr_factor(
     schedule:str, # constant or cosine
     done:float, # share of the run that is done, 0 to 1
@@ -193,7 +193,7 @@ def set_lr(
     for opt,lr in ((st.opt_g, st.cfg.lr_g), (st.opt_d, st.cfg.lr_d)):
         for group in opt.param_groups: group['lr'] = lr*f
 
-# %% ../nbs/51_trainer.ipynb #3d46c729
+# %% ../nbs/51_trainer.ipynb #e43e0db2
 class TrainingDiverged(RuntimeError):
     "A loss is not a number any more. The last checkpoint is from before."
 
@@ -211,7 +211,7 @@ def read_losses(
     st.pending.clear()
     if st.run_dir and st.acc.is_main_process and rows: append_jsonl(st.run_dir/'history.jsonl', *rows)
 
-# %% ../nbs/51_trainer.ipynb #7128670f
+# %% ../nbs/51_trainer.ipynb #60c516ee
 @torch.no_grad()
 def paint(
     gen:nn.Module, # the generator; its mode is restored
@@ -226,7 +226,7 @@ def paint(
     gen.train(was)
     return out
 
-# %% ../nbs/51_trainer.ipynb #005009d7
+# %% ../nbs/51_trainer.ipynb #668c0635
 def held_out(
     st:TrainState, # its photos and task
     n:int, # how many at most
@@ -241,7 +241,7 @@ def evaluation_epochs(
     "After which epochs to look: often in the beginning, when much changes, and at the end."
     return sorted({round(e) for e in np.geomspace(1, epochs, k)})
 
-# %% ../nbs/51_trainer.ipynb #4350246d
+# %% ../nbs/51_trainer.ipynb #45cbbe8d
 def evaluate(
     st:TrainState, # the networks are not changed
     *,
@@ -263,7 +263,7 @@ def _write_samples(st, s, shown):
     save_png(image_grid([r[:shown] for r in rows]), st.run_dir/'samples'/f'epoch-{st.epoch:04d}.png')
     np.save(st.run_dir/'samples'/f'epoch-{st.epoch:04d}.npy', rows[1], allow_pickle=False)
 
-# %% ../nbs/51_trainer.ipynb #e6f7bf91
+# %% ../nbs/51_trainer.ipynb #4484db00
 def score_predictors(
     st:TrainState, # its photos and task
     *,
@@ -277,7 +277,7 @@ def score_predictors(
     predictors = TrivialPredictors(t.i_in.cpu(), t.i_r.cpu())                           # double precision is not everywhere
     return score_trivial(predictors, s.i_in.cpu(), s.i_r.cpu(), s.hidden.cpu(), window_slice(st.cfg.size, st.cfg.visible))
 
-# %% ../nbs/51_trainer.ipynb #fd783209
+# %% ../nbs/51_trainer.ipynb #4a6bbe30
 def save_weights(
     st:TrainState, # its networks
     path, # the file
@@ -289,7 +289,7 @@ def save_weights(
                  step=st.step, epoch=st.epoch)
     return save_tensors(path, {**gen, **{f'disc.{k}': v for k,v in disc.items()}}, state)
 
-# %% ../nbs/51_trainer.ipynb #0d302084
+# %% ../nbs/51_trainer.ipynb #c0028b0c
 def save(
     st:TrainState, # read, not changed
 )->None:
@@ -305,7 +305,7 @@ def save(
     save_checkpoint(st.run_dir, {**nets, **tg, **td, **rng}, dict(step=st.step, seconds=st.seconds, opt_g=rg, opt_d=rd, config=json.loads(st.cfg.to_json())))
     save_weights(st, st.run_dir/'weights.safetensors')
 
-# %% ../nbs/51_trainer.ipynb #c1bcb7bd
+# %% ../nbs/51_trainer.ipynb #b6b774a3
 def restore(
     st:TrainState, # a fresh state of the same config; becomes the saved one
 )->None:
@@ -321,7 +321,7 @@ def restore(
     for f in (st.run_dir/'history.jsonl', st.run_dir/'metrics.jsonl'):
         if f.exists(): write_atomic(f, ''.join(json.dumps(r)+'\n' for r in read_jsonl(f) if r.get('step', 0) <= st.step))
 
-# %% ../nbs/51_trainer.ipynb #c144ed3d
+# %% ../nbs/51_trainer.ipynb #0a3a0245
 @contextmanager
 def stop_on_signal(
     st:TrainState, # its `stop` is set
@@ -337,7 +337,7 @@ def stop_on_signal(
     finally:
         for s,h in old.items(): signal.signal(s, h)
 
-# %% ../nbs/51_trainer.ipynb #046daa43
+# %% ../nbs/51_trainer.ipynb #91ce7911
 def call_hooks(
     hooks, # functions of the state
     st:TrainState, # what they are called with
@@ -351,7 +351,7 @@ def call_hooks(
         for hook in hooks: hook(st)
     st.gen.train(); st.disc.train()
 
-# %% ../nbs/51_trainer.ipynb #b992e9a4
+# %% ../nbs/51_trainer.ipynb #7fa1840c
 # long: the loop, in one piece
 def fit(
     st:TrainState, # trained in place, from `st.step` on
