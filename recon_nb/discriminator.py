@@ -7,8 +7,9 @@ Docs: https://recon-nb.github.io/recon_nb/discriminator.html.md"""
 # %% auto #0
 __all__ = ['Discriminator']
 
-# %% ../nbs/32_discriminator.ipynb #c8e95d62
+# %% ../nbs/32_discriminator.ipynb #6241a809
 from jaxtyping import Float
+from fastcore.basics import patch
 from torch import Tensor,nn
 from .layers import init_weights
 from .pixels import Images
@@ -40,3 +41,21 @@ class Discriminator(nn.Module):
 
     def forward(self, x:Images)->Float[Tensor, ' b']: # logits
         return self.head(self.features(x)[-1]).flatten()
+
+# %% ../nbs/32_discriminator.ipynb #35736d8e
+@patch
+def forward_features(self:Discriminator,
+    x:Images, # pictures, in [-1, 1]
+)->Float[Tensor, 'b c4 h4 w4']:
+    "timm's name for the last feature map, not pooled."
+    return self.features(x)[-1]
+
+@patch(as_prop=True)
+def num_features(self:Discriminator)->int:
+    "Channels of the last feature map."
+    return self.channels[-1]
+
+@patch(as_prop=True)
+def feature_info(self:Discriminator)->list:
+    "For each stage its channels, by how much it shrinks the side, and the module's name: as timm's `feature_info`."
+    return [dict(num_chs=c, reduction=2**i, module=f'conv{i}') for i,c in enumerate(self.channels, 1)]

@@ -7,8 +7,9 @@ Docs: https://recon-nb.github.io/recon_nb/generator.html.md"""
 # %% auto #0
 __all__ = ['Encoder', 'Decoder', 'Generator']
 
-# %% ../nbs/31_generator.ipynb #8bb39976
+# %% ../nbs/31_generator.ipynb #0d79ecfb
 from jaxtyping import Float
+from fastcore.basics import patch
 from torch import Tensor,nn
 from .layers import down_block,init_weights,up_block
 from .pixels import Images
@@ -37,6 +38,24 @@ class Encoder(nn.Module):
 
     def forward(self, x:Images)->Float[Tensor, 'b c4 h4 w4']: # the last stage, `h4 = h/16`
         return self.features(x)[-1]
+
+# %% ../nbs/31_generator.ipynb #bdfeb932
+@patch
+def forward_features(self:Encoder,
+    x:Images, # pictures, in [-1, 1]
+)->Float[Tensor, 'b c4 h4 w4']:
+    "timm's name for the last feature map, not pooled."
+    return self(x)
+
+@patch(as_prop=True)
+def num_features(self:Encoder)->int:
+    "Channels of the last feature map."
+    return self.channels[-1]
+
+@patch(as_prop=True)
+def feature_info(self:Encoder)->list:
+    "For each stage its channels, by how much it shrinks the side, and the module's name: as timm's `feature_info`."
+    return [dict(num_chs=c, reduction=2**i, module=f'conv{i}') for i,c in enumerate(self.channels, 1)]
 
 # %% ../nbs/31_generator.ipynb #84af8539
 class Decoder(nn.Module):
