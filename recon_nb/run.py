@@ -19,7 +19,8 @@ from fastcore.basics import patch
 from .checkpoint import load_tensors
 from .config import GANConfig,config_from_dict,deviations,get_preset,with_overrides
 from .core import InputError,append_jsonl,check_name,describe_machine,read_jsonl,write_atomic
-from .data import cut_square,load_photos,open_rgb,split_photos
+from .data import load_photos,split_photos
+from .photos import cut_square,open_rgb
 from .discriminator import Discriminator
 from .generator import Generator
 from .losses import ADV

@@ -23,7 +23,7 @@ from torch import nn
 from .checkpoint import load_checkpoint,pack_optimizer,save_checkpoint,save_tensors,unpack_optimizer
 from .config import GANConfig
 from .core import InputError,append_jsonl,check_name,epoch_order,progress_bar,read_jsonl,write_atomic
-from .data import Photos
+from .photos import Photos
 from .discriminator import Discriminator
 from .generator import Generator
 from .losses import ADV,AdvLoss,identity_loss

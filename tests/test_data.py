@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageFile
 
-from recon_nb import data
+from recon_nb import photos as reading
 from recon_nb.core import InputError
-from recon_nb.data import cache_dir, clear_cache, load_photos, open_rgb, split_photos
+from recon_nb.data import load_photos, split_photos
+from recon_nb.photos import cache_dir, clear_cache, open_rgb
 
 HOW = dict(size=16, cuts=dict(i_r=1., i_in=1/3), workers=2, progress=False)
 FORMATS = dict(jpg='JPEG', png='PNG', webp='WEBP', bmp='BMP', tiff='TIFF')
@@ -45,7 +46,7 @@ def photos(tmp_path):
 @pytest.fixture
 def no_decoding(monkeypatch):
     def refuse(*_, **__): raise AssertionError('a photo was decoded')
-    return lambda: monkeypatch.setattr(data, 'open_rgb', refuse)
+    return lambda: monkeypatch.setattr(reading, 'open_rgb', refuse)
 
 
 # --- other processes ---
@@ -56,7 +57,7 @@ def slow_open(src):
 
 def build(root, env, barrier, queue):
     os.environ.update(env)
-    data.open_rgb = slow_open
+    reading.open_rgb = slow_open
     barrier.wait()
     queue.put(crcs(load_photos(root, **HOW)))
 
@@ -95,13 +96,13 @@ def test_a_slower_builder_uses_the_winners_entry(photos, monkeypatch):
     def lose(a, b):
         if not won: shutil.copytree(a, b); won.append(os.stat(b).st_ino)
         rename(a, b)
-    monkeypatch.setattr(data.os, 'rename', lose)
+    monkeypatch.setattr(reading.os, 'rename', lose)
     assert len(load_photos(photos, **HOW)) == 12
     assert [os.stat(e).st_ino for e in entries()] == won and not entries(hidden=True)
 
 def test_interrupt_leaves_nothing(photos, monkeypatch):
     def interrupt(src): raise KeyboardInterrupt
-    monkeypatch.setattr(data, 'open_rgb', interrupt)
+    monkeypatch.setattr(reading, 'open_rgb', interrupt)
     with pytest.raises(KeyboardInterrupt): load_photos(photos, **HOW)
     assert not entries() and not entries(hidden=True)
 
@@ -161,7 +162,7 @@ def test_cache_among_the_photos_is_refused(photos, monkeypatch):
     assert len(load_photos(photos, **HOW)) == 12 == len(load_photos(photos, **HOW))
 
 def test_unwritable_and_full(photos, monkeypatch):
-    monkeypatch.setattr(data.shutil, 'disk_usage', lambda p: shutil._ntuple_diskusage(100, 100, 0))
+    monkeypatch.setattr(reading.shutil, 'disk_usage', lambda p: shutil._ntuple_diskusage(100, 100, 0))
     with pytest.raises(InputError, match='are needed.*RECON_NB_CACHE'): load_photos(photos, **HOW)
     assert not entries() and not entries(hidden=True)
     monkeypatch.setenv('RECON_NB_CACHE', str(photos/'00.png'/'x'))
@@ -251,7 +252,7 @@ def test_few_photos(tmp_path):
 def test_orientation(fmt, orientation):
     upright = Image.new('RGB', (64,32), 'blue'); upright.paste('red', (0,0,32,16)); upright.paste('white', (32,0,64,16))
     exif = Image.Exif(); exif[ExifTags.Base.Orientation] = orientation
-    stored = upright if orientation == 1 else upright.transpose(data._turns[{6: 8, 8: 6}.get(orientation, orientation)])
+    stored = upright if orientation == 1 else upright.transpose(reading._turns[{6: 8, 8: 6}.get(orientation, orientation)])
     got = open_rgb(io.BytesIO(encoded(fmt, stored, exif=exif)))
     assert got.size == (64,32) and np.abs(np.asarray(got).astype(int)-np.asarray(upright)).mean() < 12
 
