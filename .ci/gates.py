@@ -139,7 +139,8 @@ def wheel():
         scripts = dict(s.split('=') for s in cfg['console_scripts'].split())
         for what, got, expected in [
             ('version', meta['Version'], cfg['version']), ('license', meta['License-Expression'], cfg['license']),
-            ('python', meta['Requires-Python'], f">={cfg['min_python']}"), ('extras', meta.get_all('Provides-Extra'), ['dev']),
+            ('python', meta['Requires-Python'], f">={cfg['min_python']}"),
+            ('extras', sorted(meta.get_all('Provides-Extra')), sorted(k.removesuffix('_requirements') for k in cfg if k.endswith('_requirements'))),
             ('commands', dict(ep['console_scripts']) if 'console_scripts' in ep else {}, scripts),
             ('long description', meta['Description-Content-Type'], 'text/markdown')]:
             if got != expected: faults.append(f'the wheel says {what} {got!r}, not {expected!r}')
@@ -147,7 +148,8 @@ def wheel():
         links = re.findall(r'(?:\]\(|src="|href=")(?!https?:|#|mailto:|data:)([^)"\s]+)', text)
         faults += [f'the long description links {l}, which a package index cannot follow' for l in links]
         mods = [f'recon_nb.{p.stem}' for p in lib() if p.stem != '__init__']
-        rc, out = sh(sys.executable, '-c', WHEEL_CHECK, d/'_wheel', 'nbdev execnb beartype pytest sklearn nbconvert build ruff', *mods, cwd=d/'_dist')
+        extra = 'nbdev execnb beartype pytest sklearn nbconvert build ruff onnx onnxscript onnxruntime tensorboard'
+        rc, out = sh(sys.executable, '-c', WHEEL_CHECK, d/'_wheel', extra, *mods, cwd=d/'_dist')
         return faults + out.splitlines()[-20:] if rc or out else faults
 
 # Written so that no pattern matches itself.
