@@ -13,7 +13,7 @@ from pathlib import Path
 from .config import PRESETS,field_docs
 from .core import InputError,write_atomic
 
-# %% ../nbs/80_cli.ipynb #8fc3d6ac
+# %% ../nbs/80_cli.ipynb #7cc66920
 def _run(prog, call, argv, parser):
     args = parser.parse_args(argv)
     try:
@@ -22,17 +22,19 @@ def _run(prog, call, argv, parser):
             return call(args) or 0
     except InputError as e: print(f"{prog}: {' '.join(str(e).split())}", file=sys.stderr); return 2
     except KeyboardInterrupt: print(f'{prog}: interrupted', file=sys.stderr); return 130
+    except OSError as e: print(f"{prog}: {e.filename or 'a file'} can't be read or written: {e.strerror or e}", file=sys.stderr); return 1
     except RuntimeError as e:
         if type(e).__name__ != 'TrainingDiverged': raise
         print(f'{prog}: {e}', file=sys.stderr); return 1
 
-# %% ../nbs/80_cli.ipynb #82e0f27b
+# %% ../nbs/80_cli.ipynb #c6db1f2f
 def _train_parser():
     p = argparse.ArgumentParser('recon-train', description='Train the GAN of the paper on photos.', formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument('data', nargs='?', default=argparse.SUPPRESS, help="folder of photos or name of a set; the preset's own if not given")
     p.add_argument('--preset', default='quick', help=', '.join(PRESETS))
     p.add_argument('--root', default=argparse.SUPPRESS, help="where a named set's original copy lies")
     p.add_argument('--run-dir', default=argparse.SUPPRESS, help="the run's folder; runs/<preset>-<number> if not given")
+    p.add_argument('--max-minutes', type=float, default=argparse.SUPPRESS, metavar='MINUTES', help='stop cleanly after so many minutes; --resume goes on')
     p.add_argument('--resume', action='store_true', default=argparse.SUPPRESS, help='go on with the run in --run-dir')
     g = p.add_argument_group("the config's fields; the preset's value if not given")
     for name,(kind,_,doc) in field_docs().items():
@@ -41,10 +43,10 @@ def _train_parser():
         g.add_argument(f"--{name.replace('_','-')}", default=argparse.SUPPRESS, help=doc, **how)
     return p
 
-# %% ../nbs/80_cli.ipynb #e4814ef6
+# %% ../nbs/80_cli.ipynb #68ef34bd
 def _train(args):
     from recon_nb.run import train_gan
-    return 0 if train_gan(**vars(args)).finished else 130
+    return 130 if train_gan(**vars(args)).stopped == 'signal' else 0
 
 def train(
     argv=None, # the words after the command; the shell's if not given

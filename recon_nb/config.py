@@ -12,7 +12,7 @@ import json
 from dataclasses import asdict,dataclass,field,fields,replace
 from .core import InputError,check_name
 
-# %% ../nbs/02_config.ipynb #ab444d58
+# %% ../nbs/02_config.ipynb #9b8f2dec
 def _opt(default, doc): return field(default=default, metadata=dict(doc=doc))
 
 # long: one field a line is the point of a config
@@ -46,6 +46,8 @@ class GANConfig:
     epochs:     int   = _opt(1000, 'passes over the training photos (§2.4)')
     valid:      float = _opt(0.1, 'share held out, where the set has no official part')
     precision:  str   = _opt('no', 'mixed precision: no, bf16 or fp16')
+    compile:    bool  = _opt(False, 'compile the networks with torch.compile: a slow start, then faster steps on most GPUs')
+    fused:      bool  = _opt(True, "Adam in one pass over all weights, where the device has it; the same numbers but for rounding")
     seed:       int   = _opt(0, 'fixes initial weights, order, split and dropout')
     schema:     int   = _opt(1, 'version of this list of fields')
 
