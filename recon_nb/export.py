@@ -81,11 +81,12 @@ def _of_export(tensors, card):
     enc.load_state_dict(tensors)
     return _of_nets(enc, None, card)
 
-# %% ../nbs/53_export.ipynb #8a1e9a5b
+# %% ../nbs/53_export.ipynb #90d1ae9a
 def load_pretrained(
-    source, # a file of `export_encoder`, a run folder, its `weights.safetensors`, or a `GANRun`
+    source, # a file of `export_encoder`, a run folder, its `weights.safetensors`, or a `GANRun`; a `Pretrained` stays as it is
 )->Pretrained:
     "An encoder, ready for use. Raises `InputError` if the source is missing, foreign or damaged."
+    if isinstance(source, Pretrained): return source
     if isinstance(source, GANRun): return _of_run(source)
     path = Path(source).expanduser()
     if path.is_dir(): return _of_run(GANRun.load(path))
