@@ -329,16 +329,16 @@ def _cut_records(st): # steps after the checkpoint will be made again
     for f in (st.run_dir/'history.jsonl', st.run_dir/'metrics.jsonl'):
         if f.exists(): write_atomic(f, ''.join(json.dumps(r)+'\n' for r in read_jsonl(f) if r.get('step', 0) <= st.step))
 
-# %% ../nbs/51_trainer.ipynb #a88117fb
+# %% ../nbs/51_trainer.ipynb #94fa833f
 @contextmanager
 def stop_on_signal(
     st:TrainState, # its `stop` is set
 ):
-    "Ctrl-C and SIGTERM end the run after the step in progress; a second one, a second later, ends it at once."
+    "Ctrl-C and SIGTERM end the run after the step in progress; a second one ends it at once, if the process is alone."
     asked = []
     def ask(signum, frame):
-        if asked and time.monotonic()-asked[0] > 1: raise KeyboardInterrupt
-        asked.append(time.monotonic()); st.stop, st.why = True, 'signal'
+        if asked and st.acc.num_processes == 1: raise KeyboardInterrupt
+        asked.append(signum); st.stop, st.why = True, 'signal'
     if threading.current_thread() is not threading.main_thread(): yield; return
     old = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
     try: yield

@@ -47,3 +47,12 @@ def no_network(monkeypatch):
         if not is_local(host): raise NetworkBlocked(f'a test wanted to look up {host!r}')
         return lookup(host, *args, **kwargs)
     monkeypatch.setattr(socket, 'getaddrinfo', getaddrinfo)
+
+
+def pytest_configure(config): config.addinivalue_line('markers', 'slow: minutes long; runs with RECON_NB_SLOW=1')
+
+
+def pytest_collection_modifyitems(config, items):
+    if os.environ.get('RECON_NB_SLOW'): return
+    slow = [i for i in items if i.get_closest_marker('slow')]
+    if slow: config.hook.pytest_deselected(items=slow); items[:] = [i for i in items if i not in slow]

@@ -1,0 +1,107 @@
+"Several processes: two on the CPU do what one does. Each test starts real processes with torchrun."
+import json, os, signal, subprocess, sys, time
+
+import numpy as np
+import pytest
+import torch
+from recon_nb.checkpoint import load_tensors
+from recon_nb.core import read_jsonl
+
+# A run on 40 drawn scenes, without batch norm and dropout if asked for: then two processes must give one process' numbers.
+SCRIPT = '''
+import sys
+import numpy as np, torch
+torch.set_num_threads(1)
+from torch import nn
+import recon_nb.trainer as trainer
+from recon_nb.core import InputError
+from recon_nb.run import train_gan
+from recon_nb.shapes import draw_shapes
+folder, norm, options = sys.argv[1], sys.argv[2] == 'norm', eval(sys.argv[3])
+made = trainer.make_networks
+def plain(*args, **kwargs):
+    nets = made(*args, **kwargs)
+    for net in nets:
+        for m in [*net.modules()]:
+            for name,child in m.named_children():
+                if isinstance(child, nn.BatchNorm2d): setattr(m, name, nn.Identity())
+    return nets
+import recon_nb.run as run_page
+if not norm: trainer.make_networks = run_page.make_networks = plain
+def small_sets_count(st): print('hook', st.acc.process_index, st.event, flush=True) if st.event in ('begin','end') else None
+try: run = train_gan(draw_shapes(45, size=64)[0], run_dir=folder, hooks=small_sets_count, **{**dict(width=4, width_d=4, bs=8, epochs=4, lambda_adv=0.1, dropout=0., schedule='constant'), **options})
+except InputError as e: print('refused:', e, flush=True); sys.exit(2)
+print('stopped', run.stopped or 'no', 'at', run.step, flush=True)
+'''
+
+
+def launch(tmp_path, folder, *, processes, norm='plain', wait=True, **options):
+    script = tmp_path/'script.py'
+    script.write_text(SCRIPT)
+    words = [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', str(processes), '--standalone'] if processes > 1 else [sys.executable]
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'TQDM_DISABLE': '1', 'GLOO_SOCKET_IFNAME': 'lo'}
+    p = subprocess.Popen([*words, str(script), str(tmp_path/folder), norm, repr(options)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env, start_new_session=True)
+    if not wait: return p
+    out = p.communicate(timeout=100)[0]
+    return p.returncode, out
+
+
+def tensors(folder): return load_tensors(folder/'checkpoint.safetensors')[0]
+
+
+def test_two_processes_equal_one(tmp_path):
+    rc, said = launch(tmp_path, 'one', processes=1)
+    assert rc == 0, said
+    rc, said = launch(tmp_path, 'two', processes=2)
+    assert rc == 0, said
+    assert 'shared by 2 processes' in said and said.count('run folder:') == 1        # one voice
+    assert [line for line in said.splitlines() if line.startswith('hook')] == ['hook 0 begin', 'hook 0 end']
+    one, two = tensors(tmp_path/'one'), tensors(tmp_path/'two')
+    assert one.keys() == two.keys()
+    for k in one: torch.testing.assert_close(two[k], one[k], atol=1e-5, rtol=0)
+    a, b = (read_jsonl(tmp_path/d/'history.jsonl') for d in ('one', 'two'))
+    assert [r['step'] for r in a] == [r['step'] for r in b] == list(range(1, 21))     # each step once, written by one process
+    for key in ('loss_g', 'loss_d', 'idt'): np.testing.assert_allclose([r[key] for r in b], [r[key] for r in a], atol=2e-5)
+    info = json.loads((tmp_path/'two'/'run.json').read_text())
+    assert (info['processes'], info['bs']) == (2, 8)
+
+
+@pytest.mark.slow
+def test_two_processes_resume_bit_for_bit(tmp_path):
+    "With batch norm and dropout: each process normalises its own half, and each drops by its own numbers."
+    rc, said = launch(tmp_path, 'straight', processes=2, norm='norm', dropout=0.5)
+    assert rc == 0, said
+    rc, said = launch(tmp_path, 'halves', processes=2, norm='norm', dropout=0.5, epochs=2)
+    assert rc == 0, said
+    rc, said = launch(tmp_path, 'halves', processes=2, norm='norm', epochs=4, resume=True, **dict.fromkeys(('width','width_d','bs','lambda_adv','dropout','schedule')))
+    assert rc == 0 and 'resumed at step 10' in said, said
+    a, b = tensors(tmp_path/'straight'), tensors(tmp_path/'halves')
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.slow
+def test_a_batch_that_cannot_be_shared_is_refused_by_all(tmp_path):
+    rc, said = launch(tmp_path, 'odd', processes=2, bs=7)
+    assert rc != 0 and said.count('refused: a batch of 7') == 2 and 'bs=6' in said, said
+    assert not (tmp_path/'odd').exists()
+
+
+def test_a_refusal_of_the_first_process_reaches_all(tmp_path):
+    (tmp_path/'taken').mkdir()
+    (tmp_path/'taken'/'config.json').write_text('{}')
+    rc, said = launch(tmp_path, 'taken', processes=2)
+    assert rc != 0 and said.count('already holds a run') == 2, said
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_all_processes_at_the_same_step(tmp_path):
+    p = launch(tmp_path, 'stopped', processes=2, norm='norm', epochs=4000, wait=False)
+    history = tmp_path/'stopped'/'history.jsonl'
+    limit = time.monotonic() + 120
+    while not history.exists() and time.monotonic() < limit and p.poll() is None: time.sleep(0.1)
+    os.killpg(p.pid, signal.SIGINT)                            # as a terminal does
+    said = p.communicate(timeout=120)[0]
+    stops = [line for line in said.splitlines() if line.startswith('stopped signal')]
+    assert len(stops) == 2 and len(set(stops)) == 1, said
+    step = int(stops[0].split()[-1])
+    assert [r['step'] for r in read_jsonl(history)] == list(range(1, step+1))
