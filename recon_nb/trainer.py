@@ -10,7 +10,7 @@ __all__ = ['TrainState', 'make_networks', 'make_state', 'fetch', 'batch_index', 
            'evaluation_epochs', 'evaluate', 'score_predictors', 'save_weights', 'save', 'restore', 'stop_on_signal',
            'call_hooks', 'fit']
 
-# %% ../nbs/51_trainer.ipynb #0a0f3083
+# %% ../nbs/51_trainer.ipynb #8840e863
 import io,json,math,signal,threading,time
 from contextlib import contextmanager
 from dataclasses import dataclass,field
@@ -23,7 +23,7 @@ from .checkpoint import load_checkpoint,pack_optimizer,save_checkpoint,save_tens
 from .config import GANConfig
 from .core import append_jsonl,check_name,epoch_order,progress_bar,read_jsonl,sample_uniform,write_atomic
 from .photos import Photos
-from .devices import agree,check_accelerator,check_share,explain_memory,make_accelerator,mean_over
+from .devices import agree,check_accelerator,check_share,explain_memory,make_accelerator,mean_over,prepare
 from .discriminator import Discriminator
 from .generator import Generator
 from .losses import ADV,AdvLoss,identity_loss
@@ -79,7 +79,7 @@ def make_networks(
     gen = Generator(cfg.width, nf=channels, dropout=cfg.dropout, std_last=cfg.std_last)
     return gen, Discriminator(cfg.width_d or cfg.width, size=cfg.size, ni=channels)
 
-# %% ../nbs/51_trainer.ipynb #abd4890f
+# %% ../nbs/51_trainer.ipynb #1266c0c5
 def make_state(
     cfg:GANConfig, # every choice of the run
     photos:Photos, # with the cuts that the task's view asks for
@@ -99,7 +99,7 @@ def make_state(
     fused = cfg.fused and acc.device.type in ('cpu','cuda')
     opts = [torch.optim.Adam(net.parameters(), lr, betas=(cfg.beta1, cfg.beta2), weight_decay=cfg.wd, fused=fused) for net,lr in zip(nets, (cfg.lr_g, cfg.lr_d))]
     adv = ADV[check_name(cfg.adv, ADV, 'adversarial loss')]
-    return TrainState(cfg, task, photos, train, valid, acc, *acc.prepare(*nets, *opts), adv, Path(run_dir) if run_dir else None)
+    return TrainState(cfg, task, photos, train, valid, acc, *prepare(acc, *nets, *opts), adv, Path(run_dir) if run_dir else None)
 
 # %% ../nbs/51_trainer.ipynb #700a50a6
 def fetch(
