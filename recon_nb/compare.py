@@ -129,7 +129,7 @@ def _draw_grids(fig, runs, names, epoch):
         _draw_samples(ax, run, epoch=epoch, photos=max(2, 12//n), titles=None if i else _rows)
         ax.set_title(_shorten(name, 96//n), fontsize=9, color=_style(i)['color'])
 
-# %% ../nbs/54_compare.ipynb #376a45a5
+# %% ../nbs/54_compare.ipynb #3c81175e
 @patch
 def figure(self:RunComparison,
     width:float=9., # inches
@@ -147,6 +147,7 @@ def figure(self:RunComparison,
     _draw_legend(fig, self.names)
     return fig
 
+# %% ../nbs/54_compare.ipynb #4374dc2c
 @patch
 def _ipython_display_(self:RunComparison):
     from IPython.display import HTML,display

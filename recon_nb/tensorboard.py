@@ -32,7 +32,7 @@ class TensorBoardHook:
         if st.event in ('epoch', 'end'): self.writer.flush()
         if st.event == 'end': self.writer.close()
 
-# %% ../nbs/55_tensorboard.ipynb #3488da71
+# %% ../nbs/55_tensorboard.ipynb #510517e8
 @patch
 def _begin(self:TensorBoardHook, st): # a resumed run forgets the events of steps that will be made again
     path = self.log_dir or (st.run_dir and st.run_dir/'tensorboard')
@@ -48,6 +48,7 @@ def _write_losses(self:TensorBoardHook, st): # if there are new ones
     for k,v in st.losses.items(): self.writer.add_scalar(f'train/{k}', v, st.step-len(st.pending))
     self.seen = st.losses
 
+# %% ../nbs/55_tensorboard.ipynb #b7d52c70
 @patch
 def _write_scores(self:TensorBoardHook, st): # of the look just taken, from the run folder
     if not st.run_dir: return
