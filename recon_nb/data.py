@@ -1,4 +1,4 @@
-"""A name, a folder or an array in, `Photos` out: one call for whatever people have.
+"""A name, a folder or an array in, `Photos` out: one call for whatever people have (§2.4).
 
 Docs: https://recon-nb.github.io/recon_nb/data.html.md"""
 
@@ -7,13 +7,15 @@ Docs: https://recon-nb.github.io/recon_nb/data.html.md"""
 # %% auto #0
 __all__ = ['SETS', 'load_photos', 'split_photos']
 
-# %% ../nbs/14_data.ipynb #a1bda29f
+# %% ../nbs/14_data.ipynb #79f83684
 import os,warnings,zlib
 from collections import Counter,deque
+from functools import partial
 from pathlib import Path
 import numpy as np
 from .core import check_name,InputError,sample_uniform
 from .photos import PHOTO_SUFFIXES,Photos,cache_rows,cut_files,cut_images,list_skipped
+from .sets import is_voc,load_cifar10,load_dogs,load_stl10,load_svhn,load_voc
 from .shapes import SHAPES,draw_shapes
 
 # %% ../nbs/14_data.ipynb #7ecd0665
@@ -49,39 +51,18 @@ def _labels(names):
     classes = tuple(sorted(set(tops)))
     return np.searchsorted(classes, tops).astype(np.int64), classes
 
-# %% ../nbs/14_data.ipynb #0e5e5d86
+# %% ../nbs/14_data.ipynb #0e3b099b
 def _load_folder(data, **how):
     root = Path(data).expanduser()
     if root.is_file(): raise InputError(f"{data} is a file; give the folder that holds the photos.")
     if not root.is_dir():
         try: check_name(str(data), SETS, 'data set')
         except InputError as e: raise InputError(f"{e} Or the path of a folder: {str(data)!r} is none.") from None
-    if _find_voc(root):
+    if is_voc(root):
         raise InputError(f"{data} is a VOC tree, masks and all. Give data='voc2012' and root={str(data)!r}, or its folder JPEGImages.")
     found = cut_files(root, _list_photos(root), **how)
     labels, classes = _labels(found['names'])
     return Photos(**found, labels=labels, classes=classes, held_out=None, source='folder')
-
-# %% ../nbs/14_data.ipynb #b4352917
-_voc_layout = 'VOCdevkit/VOC2012 with JPEGImages/*.jpg, ImageSets/Main/train.txt and ImageSets/Main/val.txt'
-
-def _find_voc(root):
-    "VOC2012 itself, at or below `root`, or None."
-    at = root, root/'VOC2012', root/'VOCdevkit/VOC2012'
-    return next((p for p in at if (p/'JPEGImages').is_dir() and (p/'ImageSets/Main').is_dir()), None)
-
-def _load_voc(*, root, **how):
-    if root is None: raise InputError(f"voc2012 needs root=, the folder of your copy: {_voc_layout}.")
-    voc = _find_voc(Path(root).expanduser())
-    lists = voc and [voc/f'ImageSets/Main/{part}.txt' for part in ('train','val')]
-    if not voc or not all(f.is_file() for f in lists): raise InputError(f"no VOC2012 in root={str(root)!r}; expected {_voc_layout}.")
-    train, val = ([f'JPEGImages/{line.split()[0]}.jpg' for line in f.read_text().splitlines() if line.strip()] for f in lists)
-    if both := sorted({*train} & {*val}):
-        raise InputError(f"{len(both)} photos are in train.txt and in val.txt, such as {both[0]}: mend the lists in ImageSets/Main.")
-    found = cut_files(voc, list(dict.fromkeys(train+val)), **how)
-    held = np.flatnonzero(np.isin(found['names'], val))
-    if not 0 < len(held) < len(found['names']): raise InputError(f"train.txt or val.txt names no photo that could be read; expected {_voc_layout}.")
-    return Photos(**found, labels=None, classes=None, held_out=held, source='voc2012 Main/train+val')
 
 # %% ../nbs/14_data.ipynb #3a98f1d3
 _shapes_parts = dict(n=12_000, seed=0), dict(n=1000, seed=1)    # to train on, held out
@@ -123,20 +104,27 @@ def _cut_array(data, *, size, cuts, workers, progress):
         for k,x in zip(cuts, got): out[k][i] = x
     return Photos(cuts=out, labels=None, classes=None, names=[str(i) for i in range(len(a))], skipped=[], held_out=None, source='array')
 
-# %% ../nbs/14_data.ipynb #40d2474e
-SETS = dict(shapes=_load_shapes, voc2012=_load_voc)    # name -> function(root=, size=, cuts=, workers=, progress=) -> Photos
+# %% ../nbs/14_data.ipynb #772391ff
+SETS = {    # name -> function(root=, size=, cuts=, workers=, progress=) -> Photos
+    'shapes': _load_shapes,
+    'voc2012': load_voc, 'voc2012-trainval': partial(load_voc, part='trainval'), 'voc2012-all': partial(load_voc, part='all'),
+    'cifar10': load_cifar10,
+    'svhn': load_svhn, 'svhn-extra': partial(load_svhn, extra=True),
+    'stl10': load_stl10, 'stl10-unlabeled': partial(load_stl10, unlabeled=True),
+    'stanford_dogs': load_dogs,
+}
 
-# %% ../nbs/14_data.ipynb #1b812411
+# %% ../nbs/14_data.ipynb #d906e074
 def load_photos(
     data, # a name in `SETS`, a folder of photos, or a uint8 array (n, h, w, 3) or (n, 3, h, w)
     *,
     size:int, # side of the cuts in pixels
     cuts:dict, # name of each cut -> its side as a share of the shorter side, such as dict(i_r=1., i_in=1/3)
-    root=None, # where a named set lies, if it is not drawn
+    root=None, # where a named set's copy lies; without, RECON_NB_DATA, the cache and the network are tried
     workers:int|None=None, # threads that read; all cores if not given
     progress:bool=True, # show a bar, and say what the cache takes
 )->Photos:
-    "Photos as bytes, cut as asked; read once, then from the cache. Warns of files that it had to skip."
+    "Photos as bytes, cut as asked; read once, then from the cache. Unlabelled photos of a labelled set have label -1. Warns of skipped files."
     _check_geometry(size, cuts, workers)
     how, named = dict(size=size, cuts=cuts, workers=workers, progress=progress), isinstance(data, str) and data in SETS
     if root is not None and not named: raise InputError(f"root= goes with a named set ({', '.join(SETS)}), not with data of your own.")
