@@ -2,7 +2,7 @@
 __version__ = "0.1.0"
 
 # Names are fetched when they are asked for: `import recon_nb` costs nothing.
-_where = dict(train_gan='run', GANRun='run', export_encoder='export', load_pretrained='export', compare_runs='compare',
+_where = dict(train_gan='run', GANRun='run', export_encoder='export', load_pretrained='export', compare_runs='compare', check_pipeline='guards',
               load_photos='data', clear_cache='photos', PRESETS='config', GANConfig='config', InputError='core')
 __all__ = list(_where)
 
