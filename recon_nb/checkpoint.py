@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 from .core import InputError,write_atomic
 
-# %% ../nbs/50_checkpoint.ipynb #f276d8e8
+# %% ../nbs/50_checkpoint.ipynb #407111e0
 def _crc(t): return zlib.crc32(t.flatten().view(torch.uint8).numpy()) if t.numel() else 0
 
 def save_tensors(
@@ -25,12 +25,12 @@ def save_tensors(
     tensors:dict, # name -> tensor, on any device, in any memory layout
     state:dict, # whatever else; must be JSON
 )->Path: # `path`
-    "Write tensors and state as one safetensors file, with a checksum for each tensor."
-    tensors = {k: v.detach().cpu().contiguous() for k,v in tensors.items()}
-    meta = dict(state=json.dumps(state), crc=json.dumps({k: _crc(v) for k,v in tensors.items()}))
+    "Write tensors and state as one safetensors file, with a checksum for each tensor and for the state."
+    tensors, text = {k: v.detach().cpu().contiguous() for k,v in tensors.items()}, json.dumps(state)
+    meta = dict(state=text, crc=json.dumps({'': zlib.crc32(text.encode()), **{k: _crc(v) for k,v in tensors.items()}}))
     return write_atomic(path, save(tensors, metadata=meta))
 
-# %% ../nbs/50_checkpoint.ipynb #cadd69ae
+# %% ../nbs/50_checkpoint.ipynb #a3def90e
 def load_tensors(
     path, # a file written by `save_tensors`
 )->tuple: # tensors (name -> tensor on the CPU), state
@@ -40,7 +40,9 @@ def load_tensors(
     try:
         with safe_open(path, 'pt') as f:
             meta, tensors = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
-        crc,state = json.loads(meta['crc']), json.loads(meta['state'])
+        crc,text = json.loads(meta['crc']), meta['state']
+        if crc.pop('', None) not in (None, zlib.crc32(text.encode())): raise ValueError('checksum of the state does not fit')    # the first files had none
+        state = json.loads(text)
     except (SafetensorError, KeyError, ValueError, OSError) as e:
         raise InputError(f"{path} is damaged, or was not written by recon_nb ({type(e).__name__}: {e}).") from None
     bad = [k for k,v in tensors.items() if crc.get(k) != _crc(v)]
@@ -74,7 +76,7 @@ def unpack_optimizer(
         state[int(i)][k] = torch.empty_like(params[int(i)]).copy_(v) if v.shape == params[int(i)].shape and v.dim() else v
     opt.load_state_dict(dict(state=state, param_groups=rest['groups']))
 
-# %% ../nbs/50_checkpoint.ipynb #622f4a78
+# %% ../nbs/50_checkpoint.ipynb #1b22059e
 def save_checkpoint(
     run_dir, # the run's folder
     tensors:dict, # as for `save_tensors`
@@ -87,6 +89,7 @@ def save_checkpoint(
     os.replace(new, path)
     return path
 
+# %% ../nbs/50_checkpoint.ipynb #274df70d
 def _checkpoints(run_dir): # those that exist, newest first
     names = 'checkpoint-new', 'checkpoint', 'checkpoint-previous'
     return [p for n in names if (p := Path(run_dir)/f'{n}.safetensors').exists()]

@@ -8,8 +8,9 @@ Docs: https://recon-nb.github.io/recon_nb/core.html.md"""
 __all__ = ['InputError', 'check_name', 'write_atomic', 'append_jsonl', 'read_jsonl', 'sample_uniform', 'epoch_order',
            'progress_bar', 'describe_machine']
 
-# %% ../nbs/00_core.ipynb #990b6e2b
+# %% ../nbs/00_core.ipynb #8a44c9cf
 import json,os,platform,sys
+from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib.metadata import version, PackageNotFoundError
 from pathlib import Path
@@ -32,7 +33,14 @@ def check_name(
     hint = f" Did you mean {near[0]!r}?" if near else ''
     raise InputError(f"unknown {what} {name!r}.{hint} Accepted: {', '.join(allowed)}.")
 
-# %% ../nbs/00_core.ipynb #75dea3b0
+# %% ../nbs/00_core.ipynb #d3157ddb
+@contextmanager
+def _name_file(path):
+    "Whatever goes wrong in here went wrong with this file."
+    try: yield
+    except OSError as e: e.filename = str(path); raise
+
+# %% ../nbs/00_core.ipynb #54e43f34
 def write_atomic(
     path, # the file to write; its folder is made if it is missing
     data:bytes|str, # the whole content; text is written as UTF-8
@@ -43,12 +51,13 @@ def write_atomic(
     if isinstance(data, str): data = data.encode()
     tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
-        with open(tmp, 'wb') as f: f.write(data); f.flush(); os.fsync(f.fileno())
-        os.replace(tmp, path)
+        with _name_file(path):
+            with open(tmp, 'wb') as f: f.write(data); f.flush(); os.fsync(f.fileno())
+            os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
     return path
 
-# %% ../nbs/00_core.ipynb #8264adc8
+# %% ../nbs/00_core.ipynb #96b79c6a
 def append_jsonl(
     path, # the file; made if it is missing
     *records:dict, # one line each
@@ -56,7 +65,7 @@ def append_jsonl(
     "Append `records` to a JSON Lines file, in one write. A torn last line left by a killed writer is cut off first."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, 'ab+') as f:
+    with _name_file(path), open(path, 'ab+') as f:
         if f.tell() and (f.seek(-1, 2), f.read(1))[1] != b'\n': f.truncate(_end_of_last_line(path))
         f.write(''.join(json.dumps(r)+'\n' for r in records).encode())
 

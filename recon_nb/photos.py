@@ -123,7 +123,7 @@ def _open_entry(folder, *, size, cuts):
             raise ValueError(f'{k}.npy does not match its checksum')
     return arrays, meta
 
-# %% ../nbs/11_photos.ipynb #0e12c4fd
+# %% ../nbs/11_photos.ipynb #dea25da2
 _entry_name = re.compile(r'[0-9a-f]{32}|\.[0-9a-f]{32}\.\w+\.tmp')
 
 def _temp_name(folder): return folder.with_name(f'.{folder.name}.{os.getpid()}_{os.urandom(4).hex()}.tmp')
@@ -145,6 +145,12 @@ def _is_old(folder):
     "Whether nothing was written in `folder` for a day."
     with suppress(OSError): return time.time()-max(f.stat().st_mtime for f in (folder, *folder.iterdir())) > 86400
 
+def _sweep():
+    "Remove what killed processes left half built, once nothing was written in it for a day."
+    with suppress(OSError):
+        for p in _entries():
+            if p.suffix == '.tmp' and _is_old(p): _remove_entry(p)
+
 # %% ../nbs/11_photos.ipynb #53898776
 def clear_cache()->int: # bytes freed
     "Delete the decoded photos from the cache; anything else in that folder stays, downloaded sets too. Says how much was freed."
@@ -152,13 +158,11 @@ def clear_cache()->int: # bytes freed
     print(f'{megabytes(freed)} freed')
     return freed
 
-# %% ../nbs/11_photos.ipynb #61e1e3c4
+# %% ../nbs/11_photos.ipynb #2df7b7db
 def _build_entry(folder, rows, *, n, size, cuts):
     "Write an entry beside its place and rename it, unless another process was quicker."
     temp, need = _temp_name(folder), n*len(cuts)*size*size*3
     try:
-        for p in _entries():
-            if p.suffix == '.tmp' and _is_old(p): _remove_entry(p)
         temp.mkdir(parents=True)
         if shutil.disk_usage(temp).free < need: raise OSError(f'{megabytes(need)} are needed')
         meta = _write_rows(temp, rows, n=n, size=size, cuts=cuts)
@@ -172,10 +176,11 @@ def _build_entry(folder, rows, *, n, size, cuts):
     finally:
         if temp.exists(): _remove_entry(temp)
 
-# %% ../nbs/11_photos.ipynb #45298a6b
+# %% ../nbs/11_photos.ipynb #4c8c95fe
 def _from_cache(key, rows, *, n, size, cuts, progress):
     "The entry `key`: opened, or built from `rows` (an iterator that does nothing until it is asked)."
     folder = cache_dir()/'photos'/key
+    _sweep()
     if folder.exists():
         try: return _open_entry(folder, size=size, cuts=cuts)
         except Exception as e: warnings.warn(f'an entry of the cache is damaged ({e}); it is built anew', stacklevel=2)
