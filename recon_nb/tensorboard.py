@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from .core import InputError,read_jsonl
 from .trainer import TrainState
 
-# %% ../nbs/55_tensorboard.ipynb #2ad75620
+# %% ../nbs/55_tensorboard.ipynb #4f43fe31
 class TensorBoardHook:
     "A hook for `train_gan`: losses, scores on held-out photos and sample grids, as TensorBoard reads them."
     def __init__(self,
@@ -29,15 +29,14 @@ class TensorBoardHook:
         if st.event == 'begin': self._begin(st)
         self._write_losses(st)
         if st.event == 'evaluate': self._write_scores(st)
-        if st.event in ('epoch', 'end'): self.writer.flush()
         if st.event == 'end': self.writer.close()
 
-# %% ../nbs/55_tensorboard.ipynb #510517e8
+# %% ../nbs/55_tensorboard.ipynb #2a523192
 @patch
 def _begin(self:TensorBoardHook, st): # a resumed run forgets the events of steps that will be made again
     path = self.log_dir or (st.run_dir and st.run_dir/'tensorboard')
     if not path: raise InputError("TensorBoardHook was given no log_dir, and this training writes no run folder. Give TensorBoardHook(log_dir=...).")
-    try: self.writer = self.make_writer(str(Path(path).expanduser()), purge_step=st.step+1 if st.step else None)
+    try: self.writer = self.make_writer(str(Path(path).expanduser()), purge_step=st.step+1)
     except OSError as e: raise InputError(f"{path} can't be written ({e.strerror or e}). Choose another log_dir.") from None
     self.seen = st.losses
     self.writer.add_text('config', f'```json\n{st.cfg.to_json()}\n```', st.step)
@@ -47,8 +46,9 @@ def _write_losses(self:TensorBoardHook, st): # if there are new ones
     if st.losses is self.seen: return
     for k,v in st.losses.items(): self.writer.add_scalar(f'train/{k}', v, st.step-len(st.pending))
     self.seen = st.losses
+    self.writer.flush()
 
-# %% ../nbs/55_tensorboard.ipynb #b7d52c70
+# %% ../nbs/55_tensorboard.ipynb #b0e4f13c
 @patch
 def _write_scores(self:TensorBoardHook, st): # of the look just taken, from the run folder
     if not st.run_dir: return
@@ -57,3 +57,4 @@ def _write_scores(self:TensorBoardHook, st): # of the look just taken, from the 
         if k not in ('step', 'epoch', 'n'): self.writer.add_scalar(f'held_out/{k}', v, row['step'])
     grid = st.run_dir/'samples'/f'epoch-{st.epoch:04d}.png'
     if grid.exists(): self.writer.add_image('samples', np.asarray(Image.open(grid).convert('RGB')), row['step'], dataformats='HWC')
+    self.writer.flush()
