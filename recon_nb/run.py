@@ -8,7 +8,7 @@ Docs: https://recon-nb.github.io/recon_nb/run.html.md"""
 __all__ = ['RUN_FILES', 'Reconstruction', 'as_images', 'GANRun', 'estimate_cost', 'duration', 'new_run_dir', 'own_folder',
            'train_gan']
 
-# %% ../nbs/52_run.ipynb #240482bc
+# %% ../nbs/52_run.ipynb #0e1fb9a2
 import json,os,time,zlib
 from contextlib import contextmanager,suppress
 from dataclasses import asdict,replace
@@ -17,19 +17,21 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from fastcore.basics import patch
+from fastcore.basics import patch,patch_to
 from filelock import FileLock,Timeout
+
+# %% ../nbs/52_run.ipynb #8e6b9e2e
 from .checkpoint import has_checkpoint,load_tensors
 from .config import GANConfig,config_from_dict,deviations,get_preset,with_overrides
 from .core import InputError,check_name,describe_machine,read_jsonl,write_atomic
 from .data import load_photos,split_photos
-from .photos import cut_square,open_rgb
 from .devices import explain_memory,make_accelerator,on_main
 from .discriminator import Discriminator
 from .generator import Generator
 from .losses import ADV
 from .masks import compose,make_task
 from .metrics import best_psnr
+from .photos import cut_square,open_rgb
 from .pixels import to_model,to_pixels
 from .show import show_grid,show_images
 from .trainer import TrainState,fetch,fit,make_networks,make_state,paint,restore,score_predictors,train_step
@@ -79,9 +81,9 @@ class GANRun:
         score = f", held-out PSNR {self.metrics[-1]['psnr']:.1f} dB" if self.metrics else ''
         return f"GANRun({str(self.dir)!r}, {self.cfg.preset}, {self.cfg.size} px, width {self.cfg.width}, {self.step} steps{score})"
 
-# %% ../nbs/52_run.ipynb #713de861
-@patch(cls_method=True)
-def load(cls:GANRun,
+# %% ../nbs/52_run.ipynb #9ee4328e
+@patch_to(GANRun, cls_method=True)
+def load(cls,
     run_dir, # a run folder, moved or not
     *,
     device:str='cpu', # where the networks shall live
@@ -138,7 +140,7 @@ def transform(self:GANRun,
     f = torch.cat([self.encoder.features(_cut(self, images[i:i+bs], 1.))[stage] for i in range(0, len(images), bs)])
     return (f.mean((2,3)) if pool else f).float().cpu().numpy()
 
-# %% ../nbs/52_run.ipynb #0dfb01b2
+# %% ../nbs/52_run.ipynb #6daf8c29
 def estimate_cost(
     st:TrainState, # at its start; not changed
 )->tuple: # (seconds for all that is left, bytes of memory for each process)
@@ -159,6 +161,7 @@ def estimate_cost(
     for p in weights: sizes.pop(p.data_ptr(), None)
     return per_image*share*(st.total_steps-st.step), 4*sum(p.nbytes for p in weights) + sum(sizes.values())*share//k
 
+# %% ../nbs/52_run.ipynb #cebf1022
 def duration(
     seconds:float, # how long
 )->str: # such as 45 s, 12 min, 3.5 h
@@ -184,7 +187,7 @@ def _fingerprint(photos, train, valid): # equal for the same photos in the same 
     some = photos.take(np.linspace(0, len(photos)-1, min(64, len(photos))).astype(int))['i_r']
     return zlib.crc32('\n'.join(photos.names).encode() + train.tobytes() + valid.tobytes() + some.tobytes())
 
-# %% ../nbs/52_run.ipynb #b501b03d
+# %% ../nbs/52_run.ipynb #2d3b9819
 _may_change = 'epochs', 'precision', 'compile', 'fused'    # how long, and how the machine computes: not what is computed
 
 def _resumed_config(run_dir, overrides, *, seed, preset):
@@ -197,10 +200,30 @@ def _resumed_config(run_dir, overrides, *, seed, preset):
     if changed: raise InputError(f"a resumed run keeps its config; {', '.join(sorted(changed))} would change. Only {', '.join(_may_change)} may, or start a new run.")
     return new
 
+# %% ../nbs/52_run.ipynb #6f16f551
 def _check_free(run_dir): # a new run must not touch an old one
     if any((run_dir/f).exists() for f in RUN_FILES): raise InputError(f"{run_dir} already holds a run. Choose another run_dir, or pass resume=True to go on with it.")
 
-# %% ../nbs/52_run.ipynb #765ad4ac
+# %% ../nbs/52_run.ipynb #5f5a1597
+def _lock(run_dir, cfg, resume): # the folder's lock, taken
+    path = Path(run_dir or new_run_dir(cfg)).expanduser()
+    lock = FileLock(path/'.lock')
+    try: path.mkdir(parents=True, exist_ok=run_dir is not None); lock.acquire(timeout=0)
+    except Timeout: raise InputError(f"{path} is in use: another process trains in it. Wait for it, or choose another run_dir.") from None
+    except OSError as e:
+        if run_dir is None and isinstance(e, FileExistsError): return _lock(run_dir, cfg, resume)       # another run was quicker to take this number
+        raise InputError(f"the run folder {path} can't be written: {e.strerror}. Choose another run_dir.") from None
+    if not resume: _check_free(path)
+    for left in path.glob('.*.tmp'): left.unlink()             # half-written files of a killed process
+    return lock
+
+def _unlock(lock):
+    path = Path(lock.lock_file)
+    lock.release()
+    with suppress(OSError):                                    # a run that failed before its first file leaves no folder
+        if [*path.parent.iterdir()] == [path]: path.unlink(); path.parent.rmdir()
+
+# %% ../nbs/52_run.ipynb #158b4621
 @contextmanager
 def own_folder(
     acc, # the run's Accelerator: the first process owns the folder for all
@@ -210,27 +233,11 @@ def own_folder(
     resume:bool, # whether the folder may hold a run
 ):
     "The run's folder, locked while it is used. Raises `InputError` if another process uses it, or if it can't be written."
-    lock = []
-    def take():
-        path = Path(run_dir or new_run_dir(cfg)).expanduser()
-        try:
-            path.mkdir(parents=True, exist_ok=run_dir is not None)
-            lock.append(FileLock(path/'.lock')); lock[0].acquire(timeout=0)
-        except Timeout: lock.clear(); raise InputError(f"{path} is in use: another process trains in it. Wait for it, or choose another run_dir.") from None
-        except OSError as e:
-            if run_dir is None and isinstance(e, FileExistsError): return take()       # another run was quicker to take this number
-            raise InputError(f"the run folder {path} can't be written: {e.strerror}. Choose another run_dir.") from None
-        if not resume: _check_free(path)
-        for left in path.glob('.*.tmp'): left.unlink()             # half-written files of a killed process
-        return path
+    locks = []
+    def take(): locks.append(_lock(run_dir, cfg, resume)); return Path(locks[0].lock_file).parent
     try: yield on_main(acc, take)
     finally:
-        for l in lock:
-            l.release()
-            with suppress(OSError): _leave_empty(Path(l.lock_file))
-
-def _leave_empty(lock): # a run that failed before its first file leaves no folder
-    if [*lock.parent.iterdir()] == [lock]: lock.unlink(); lock.parent.rmdir()
+        for lock in locks: _unlock(lock)
 
 # %% ../nbs/52_run.ipynb #7694e59c
 # long: the one call, its checks in the order they are made
@@ -273,7 +280,7 @@ def train_gan(
     acc.print(_summary(run, st))
     return run
 
-# %% ../nbs/52_run.ipynb #0e1b21a8
+# %% ../nbs/52_run.ipynb #07278ba3
 def _known(run_dir): # what the folder says about its run so far
     path = Path(run_dir).expanduser()/'run.json'
     return json.loads(path.read_text()) if path.exists() else {}
@@ -283,6 +290,7 @@ def _info(st, root):
     return dict(photos=st.photos.source, train=len(st.train), held_out=len(st.valid), skipped=len(st.photos.skipped), bs=st.bs, **place,
                 trivial=score_predictors(st), machine=describe_machine(), device=str(st.acc.device), processes=st.acc.num_processes)
 
+# %% ../nbs/52_run.ipynb #05448264
 def _open(st, *, root):
     "Go to the last checkpoint, if there is one; write what is known before the first step."
     known, fingerprint = _known(st.run_dir), _fingerprint(st.photos, st.train, st.valid)
@@ -293,10 +301,12 @@ def _open(st, *, root):
     info = dict(known or _info(st, root), fingerprint=fingerprint, steps=st.total_steps, deviations=deviations(st.cfg))
     st.acc.print(f'resumed at step {st.step}. ' * bool(known) + _announce(st))
     st.acc.wait_for_everyone()              # all have read what lies there; now it may change
-    if st.acc.is_main_process:
-        write_atomic(st.run_dir/'config.json', st.cfg.to_json())         # first: from here on this folder is a run
-        if st.photos.skipped: write_atomic(st.run_dir/'skipped.jsonl', ''.join(json.dumps(r)+'\n' for r in st.photos.skipped))
-        write_atomic(st.run_dir/'run.json', json.dumps(info, indent=1))
+    if st.acc.is_main_process: _write_info(st, info)
+
+def _write_info(st, info):
+    write_atomic(st.run_dir/'config.json', st.cfg.to_json())         # first: from here on this folder is a run
+    if st.photos.skipped: write_atomic(st.run_dir/'skipped.jsonl', ''.join(json.dumps(r)+'\n' for r in st.photos.skipped))
+    write_atomic(st.run_dir/'run.json', json.dumps(info, indent=1))
 
 # %% ../nbs/52_run.ipynb #a100b451
 def _announce(st):

@@ -61,7 +61,7 @@ def _difference(a, b): # largest difference of any weight of two runs
     a, b = (load_tensors(run.dir/'weights.safetensors')[0] for run in (a, b))
     return max((a[k].double()-b[k].double()).abs().max().item() for k in a)
 
-# %% ../nbs/81_selftest.ipynb #191a1401
+# %% ../nbs/81_selftest.ipynb #6a728d44
 def check_run(device, folder):
     "A run from start to end."
     run, losses = _tiny(device, folder, 'plain')
@@ -79,6 +79,7 @@ def check_agreement(device, folder):
     assert gap < 1e-2, f'losses differ by {gap:.2g}: {losses}'
     return f"largest difference of a loss {gap:.2g} (TF32 {'on' if torch.backends.cudnn.allow_tf32 else 'off'} in convolutions)"
 
+# %% ../nbs/81_selftest.ipynb #ff5c7f1f
 def check_resume(device, folder):
     "Two thirds and one third against the whole."
     whole,_ = _tiny(device, folder, 'whole')
@@ -88,7 +89,7 @@ def check_resume(device, folder):
     assert gap < (1e-9 if device == 'cpu' else 1e-2), f'weights differ by {gap:.2g}'
     return f"{parts.step} updates in two parts, largest difference of a weight {gap:.2g}{'' if gap else ' (bit for bit)'}"
 
-# %% ../nbs/81_selftest.ipynb #f3911153
+# %% ../nbs/81_selftest.ipynb #ce055a98
 def _precision(device, folder, precision):
     full,exact = _tiny(device, folder, f'full-{precision}')
     half,losses = _tiny(device, folder, precision, precision=precision)
@@ -103,6 +104,7 @@ def check_fp16(device, folder):
     if device != 'cuda': raise NotHere('fp16 needs CUDA')
     return _precision(device, folder, 'fp16')
 
+# %% ../nbs/81_selftest.ipynb #ba96a8a0
 def check_compile(device, folder):
     "torch.compile against plain PyTorch."
     if device == 'cpu' and not (shutil.which('g++') or shutil.which('clang++') or shutil.which('cl')): raise NotHere('torch.compile needs a C++ compiler on a CPU')
@@ -113,7 +115,7 @@ def check_compile(device, folder):
     assert gap < 1e-2, f'losses differ by {gap:.2g}'
     return f'{run.step} updates in {time.monotonic()-start:.0f} s, compiling included; largest difference of a loss {gap:.2g}'
 
-# %% ../nbs/81_selftest.ipynb #a7621189
+# %% ../nbs/81_selftest.ipynb #4774c5e5
 def check_processes(device, folder):
     "Two processes share a run."
     if device == 'mps': raise NotHere('PyTorch knows no several processes on one Apple GPU')
@@ -125,6 +127,7 @@ def check_processes(device, folder):
     assert done.returncode == 0, f'exit status {done.returncode}: {(done.stderr or done.stdout)[-600:]}'
     return done.stdout.strip().splitlines()[-1]
 
+# %% ../nbs/81_selftest.ipynb #20847998
 def _child(device): # one of the two processes
     cfg, acc = get_preset('quick', width=8, width_d=8, bs=16, epochs=3), _accelerator(device)
     photos,train = _photos(cfg)
@@ -150,7 +153,7 @@ def check_paper(device, folder):
 CHECKS = dict(run=check_run, agreement=check_agreement, resume=check_resume, bf16=check_bf16, fp16=check_fp16, compile=check_compile,
               processes=check_processes, paper=check_paper)
 
-# %% ../nbs/81_selftest.ipynb #e910fef5
+# %% ../nbs/81_selftest.ipynb #43a9533e
 class Finding(NamedTuple):
     "What a check found."
     name: str
@@ -175,6 +178,7 @@ def run_checks(
             except Exception as e: status, says = 'failed', _blame(e)
             yield Finding(name, status, time.monotonic()-start, says)
 
+# %% ../nbs/81_selftest.ipynb #9c258e2d
 def describe_device(
     device:str, # cpu, cuda or mps
 )->str:
