@@ -204,7 +204,7 @@ def _resumed_config(run_dir, overrides, *, seed, preset):
 def _check_free(run_dir): # a new run must not touch an old one
     if any((run_dir/f).exists() for f in RUN_FILES): raise InputError(f"{run_dir} already holds a run. Choose another run_dir, or pass resume=True to go on with it.")
 
-# %% ../nbs/52_run.ipynb #5f5a1597
+# %% ../nbs/52_run.ipynb #3391767b
 def _lock(run_dir, cfg, resume): # the folder's lock, taken
     path = Path(run_dir or new_run_dir(cfg)).expanduser()
     lock = FileLock(path/'.lock')
@@ -214,7 +214,7 @@ def _lock(run_dir, cfg, resume): # the folder's lock, taken
         if run_dir is None and isinstance(e, FileExistsError): return _lock(run_dir, cfg, resume)       # another run was quicker to take this number
         raise InputError(f"the run folder {path} can't be written: {e.strerror}. Choose another run_dir.") from None
     if not resume: _check_free(path)
-    for left in path.glob('.*.tmp'): left.unlink()             # half-written files of a killed process
+    for left in [*path.glob('.*.[0-9]*.tmp'), *path.glob('samples/.*.[0-9]*.tmp')]: left.unlink()     # half-written files of a killed process
     return lock
 
 def _unlock(lock):
@@ -239,7 +239,7 @@ def own_folder(
     finally:
         for lock in locks: _unlock(lock)
 
-# %% ../nbs/52_run.ipynb #7694e59c
+# %% ../nbs/52_run.ipynb #a6e9fc78
 # long: the one call, its checks in the order they are made
 def train_gan(
     data=None, # folder of photos, name of a set, or uint8 array `n h w 3`; the preset's own if not given
@@ -263,6 +263,7 @@ def train_gan(
         cfg = get_preset(preset, seed=seed, **overrides)
         if data is not None: cfg = replace(cfg, data=_where(data))
     if cfg.data == 'array' and data is None: raise InputError("this run was trained on an array: pass the same array as `data`.")
+    if data is None and Path(cfg.data).is_absolute() and not Path(cfg.data).exists(): raise InputError(f"the photos of the run were in {cfg.data}, which is not there: pass the folder where they are now as `data`.")
     check_name(cfg.adv, ADV, 'adversarial loss')
     hooks = (hooks,) if callable(hooks) else tuple(hooks)
     if not all(callable(h) for h in hooks): raise InputError(f"hooks={hooks!r}; each must be a function of the TrainState.")
@@ -290,13 +291,13 @@ def _info(st, root):
     return dict(photos=st.photos.source, train=len(st.train), held_out=len(st.valid), skipped=len(st.photos.skipped), bs=st.bs, **place,
                 trivial=score_predictors(st), machine=describe_machine(), device=str(st.acc.device), processes=st.acc.num_processes)
 
-# %% ../nbs/52_run.ipynb #05448264
+# %% ../nbs/52_run.ipynb #7a3c0eaf
 def _open(st, *, root):
     "Go to the last checkpoint, if there is one; write what is known before the first step."
     known, fingerprint = _known(st.run_dir), _fingerprint(st.photos, st.train, st.valid)
     if known and known['fingerprint'] != fingerprint:
         raise InputError(f"the photos are not those of the run in {st.run_dir} ({known['train']} + {known['held_out']} there, {len(st.train)} + {len(st.valid)} here): a resumed run must see the same ones.")
-    if has_checkpoint(st.run_dir): restore(st)
+    if has_checkpoint(st.run_dir) or (st.run_dir/'history.jsonl').exists(): restore(st)      # steps without a checkpoint are an error, not a new beginning
     if st.step > st.total_steps: raise InputError(f"the run has done {st.step} steps, more than epochs={st.cfg.epochs} has ({st.total_steps}): give more epochs.")
     info = dict(known or _info(st, root), fingerprint=fingerprint, steps=st.total_steps, deviations=deviations(st.cfg))
     st.acc.print(f'resumed at step {st.step}. ' * bool(known) + _announce(st))
