@@ -216,13 +216,13 @@ def download(
         kept = _kept(part)[0]
     raise InputError(_no_mirror(path, urls, why, kept, checksum, advice))
 
-# %% ../nbs/12_download.ipynb #6a90cc1c
+# %% ../nbs/12_download.ipynb #ad72e78f
 def _checked(path, checksum):
     if path.is_file() and _is_file(path, checksum): return path
     raise InputError(f"{path} is not the file that is expected there ({checksum}): it is damaged, or another one. Remove it, then it is fetched anew.")
 
 def _no_mirror(path, urls, why, kept, checksum, advice):
-    tried = '\n'.join(f'  {url}: {w}' for url,w in zip(urls, why))
+    tried = ';\n'.join(f'  {url}: {w}' for url,w in zip(urls, why))+'.'
     so_far = f"{megabytes(kept)} of it are kept; the next call goes on from there.\n" if kept else ''
     return f"{path.name} could not be downloaded. Tried:\n{tried}\n{so_far}What you can do: fetch the file elsewhere and put it at {path} ({checksum}){'; '+advice if advice else ''}."
 

@@ -40,17 +40,18 @@ def _own_folders(name):
     if not home.is_dir(): raise InputError(f"RECON_NB_DATA={given} is no folder; it names the folder that holds your copies of the sets.")
     return [p for p in sorted(home.iterdir()) if _plain(p.name) == _plain(name) and p.is_dir() and any(p.iterdir())] + [home]
 
-# %% ../nbs/13_sets.ipynb #46ef06ce
+# %% ../nbs/13_sets.ipynb #bd9e3dd6
 def _folders(folder): return sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] not in '._')
 def _has_photos(folder): return any(p.suffix.lower() in PHOTO_SUFFIXES for p in islice(folder.iterdir(), 100))
 
 def _class_folders(folder):
     "The folder, here or one level down, whose folders hold photos; None if there is none."
-    return next((p for p in [folder, *_folders(folder)] if sum(map(_has_photos, _folders(p)[:20])) > 1), None)
+    below = sorted(_folders(folder), key=lambda p: (p.name != 'train', p.name))
+    return next((p for p in [folder, *below] if sum(map(_has_photos, _folders(p)[:20])) > 1), None)
 
 def _look(folder, needs, inside, archives):
     "What a folder that is not the set looks like, as a sentence."
-    if not folder.is_dir(): return "It is no folder."
+    if not folder.is_dir(): return "It is no folder." if folder.exists() else "There is no such folder."
     if packed := [a for a in archives if (folder/a).is_file()]: return f"It holds {packed[0]}, still packed: unpack it there."
     some = [(p, [n for n in needs if not (p/n).exists()]) for p in [folder/i for i in inside] + [folder.parent]*(folder.name in {n.split('/')[0] for n in needs})]
     place, lost = min(some, key=lambda x: len(x[1]))
@@ -71,7 +72,7 @@ class Source(NamedTuple):
     @property
     def name(self)->str: return self.urls[0].rsplit('/', 1)[-1] # of the file
 
-# %% ../nbs/13_sets.ipynb #ae0a8875
+# %% ../nbs/13_sets.ipynb #b1c548a1
 def locate_set(
     name:str, # the set's name, and its folder's
     needs, # what it consists of: files and folders, as relative paths
@@ -90,16 +91,16 @@ def locate_set(
     if wrong := own if root is not None else own[:-1]:
         how = '' if root is not None else f" Or give root=, or rename the folder: then {name} is downloaded." if sources() else ' Or give root=.'
         raise InputError(f"no {name} in {wrong[0]}. {_look(wrong[0], needs, inside, [s.name for s in sources() if s.packed])} Expected: {layout}.{how}")
-    if not (files := sources()): raise InputError(f"{name} can't be downloaded: give root=, a folder with {layout}.")
+    if not (files := sources()): raise InputError(f"{name} can't be downloaded: give root=, a folder that holds {layout}.")
     _fetch(name, home, files, layout, progress)
     if at := find_set(home, needs, inside=inside): return at
     raise InputError(f"no {name} in {home}, though it was downloaded. {_look(home, needs, inside, ())} Remove that folder, then it is downloaded anew.")
 
-# %% ../nbs/13_sets.ipynb #8c38d4a4
+# %% ../nbs/13_sets.ipynb #ed792846
 def _fetch(name, home, files, layout, progress):
     "Download the files of a set and make `home` of them; other processes wait."
     place = home.with_name(f'{name}.download')
-    advice = f"or give root=, a folder with {layout}; or put such a folder, named {name}, where RECON_NB_DATA points"
+    advice = f"or give root=, a folder that holds {layout}; or put such a folder, named {name}, where RECON_NB_DATA points"
     with hold(place, progress=progress):
         packed, plain = ([s for s in files if s.packed == p] for p in (True, False))
         if progress and not home.exists(): print(f"{name} is not on this machine: {megabytes(sum(s.size or 0 for s in files))} to download, into {home}")

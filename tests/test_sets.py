@@ -225,7 +225,7 @@ def test_folders_that_are_something_else(tmp_path, offline, name):
         with pytest.raises(InputError, match=text) as e: load(name, root)
         assert 'Expected: ' in str(e.value) and str(root) in str(e.value)
     root = tmp_path/'x'
-    says(root, 'It is no folder')
+    says(root, 'There is no such folder')
     root.mkdir(); says(root, 'It holds nothing')
     (root/'notes.txt').write_text('x'); says(root, 'It holds notes.txt')
     im = Image.fromarray(pixels(0, 1)[0])
@@ -381,7 +381,7 @@ def test_without_network(monkeypatch, name):
     text = str(e.value)
     assert e.value.__cause__ is None and text.count('host not found (Temporary failure') == len(sources[0].urls)
     for url in sources[0].urls: assert f'{url}: ' in text
-    assert f'put it at {cache_dir()}' in text and sources[0].checksum in text and 'or give root=, a folder with' in text and 'RECON_NB_DATA' in text
+    assert f'put it at {cache_dir()}' in text and sources[0].checksum in text and 'or give root=, a folder that holds' in text and 'RECON_NB_DATA' in text
 
 def test_a_file_brought_by_hand(server, offered, tmp_path, monkeypatch):
     "What the error advises works: the archive at the place it names."
@@ -405,7 +405,7 @@ def test_the_tables_are_torchvisions(monkeypatch):
 
 def test_a_set_of_ones_own(tmp_path, monkeypatch):
     (tmp_path/'own/leaves').mkdir(parents=True); Image.fromarray(pixels(0, 1)[0]).save(tmp_path/'own/leaves/1.png')
-    with pytest.raises(InputError, match="leaves can't be downloaded: give root=, a folder with leaves"): locate_set('leaves', ['leaves'], layout='leaves/*.png')
+    with pytest.raises(InputError, match="leaves can't be downloaded: give root=, a folder that holds leaves"): locate_set('leaves', ['leaves'], layout='leaves/*.png')
     with pytest.raises(InputError, match='It holds notes'):
         (tmp_path/'empty').mkdir(); (tmp_path/'empty/notes').touch(); locate_set('leaves', ['leaves'], layout='leaves/*.png', root=tmp_path/'empty')
     assert locate_set('leaves', ['leaves'], layout='leaves/*.png', root=tmp_path/'own') == tmp_path/'own'
