@@ -72,7 +72,7 @@ class Source(NamedTuple):
     @property
     def name(self)->str: return self.urls[0].rsplit('/', 1)[-1] # of the file
 
-# %% ../nbs/13_sets.ipynb #b1c548a1
+# %% ../nbs/13_sets.ipynb #991efaab
 def locate_set(
     name:str, # the set's name, and its folder's
     needs, # what it consists of: files and folders, as relative paths
@@ -91,7 +91,7 @@ def locate_set(
     if wrong := own if root is not None else own[:-1]:
         how = '' if root is not None else f" Or give root=, or rename the folder: then {name} is downloaded." if sources() else ' Or give root=.'
         raise InputError(f"no {name} in {wrong[0]}. {_look(wrong[0], needs, inside, [s.name for s in sources() if s.packed])} Expected: {layout}.{how}")
-    if not (files := sources()): raise InputError(f"{name} can't be downloaded: give root=, a folder that holds {layout}.")
+    if not (files := sources()): raise InputError(f"{name} is not on this machine and can't be downloaded: give root=, a folder that holds {layout}.")
     _fetch(name, home, files, layout, progress)
     if at := find_set(home, needs, inside=inside): return at
     raise InputError(f"no {name} in {home}, though it was downloaded. {_look(home, needs, inside, ())} Remove that folder, then it is downloaded anew.")

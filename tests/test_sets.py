@@ -405,7 +405,7 @@ def test_the_tables_are_torchvisions(monkeypatch):
 
 def test_a_set_of_ones_own(tmp_path, monkeypatch):
     (tmp_path/'own/leaves').mkdir(parents=True); Image.fromarray(pixels(0, 1)[0]).save(tmp_path/'own/leaves/1.png')
-    with pytest.raises(InputError, match="leaves can't be downloaded: give root=, a folder that holds leaves"): locate_set('leaves', ['leaves'], layout='leaves/*.png')
+    with pytest.raises(InputError, match="leaves is not on this machine and can't be downloaded: give root=, a folder that holds leaves"): locate_set('leaves', ['leaves'], layout='leaves/*.png')
     with pytest.raises(InputError, match='It holds notes'):
         (tmp_path/'empty').mkdir(); (tmp_path/'empty/notes').touch(); locate_set('leaves', ['leaves'], layout='leaves/*.png', root=tmp_path/'empty')
     assert locate_set('leaves', ['leaves'], layout='leaves/*.png', root=tmp_path/'own') == tmp_path/'own'
