@@ -123,7 +123,7 @@ def _open_entry(folder, *, size, cuts):
             raise ValueError(f'{k}.npy does not match its checksum')
     return arrays, meta
 
-# %% ../nbs/11_photos.ipynb #dea25da2
+# %% ../nbs/11_photos.ipynb #0e12c4fd
 _entry_name = re.compile(r'[0-9a-f]{32}|\.[0-9a-f]{32}\.\w+\.tmp')
 
 def _temp_name(folder): return folder.with_name(f'.{folder.name}.{os.getpid()}_{os.urandom(4).hex()}.tmp')
@@ -145,6 +145,7 @@ def _is_old(folder):
     "Whether nothing was written in `folder` for a day."
     with suppress(OSError): return time.time()-max(f.stat().st_mtime for f in (folder, *folder.iterdir())) > 86400
 
+# %% ../nbs/11_photos.ipynb #8abe44e8
 def _sweep():
     "Remove what killed processes left half built, once nothing was written in it for a day."
     with suppress(OSError):

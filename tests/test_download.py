@@ -338,7 +338,7 @@ def test_links_inside_become_copies(tmp_path):
     f = zipped(tmp_path/'f.zip', *GOOD, ('a/soft', (0o120777, b'1.txt')))
     assert (unpack(f, tmp_path/'zip', progress=False)/'a/soft').read_bytes() == b'one'
 
-SECRET = [('../up', b'x'), ('a/../../up', b'x'), ('/tmp/up', b'x'), ('//up', b'x'), ('..', b'x'), ('a\\..\\..\\up', b'x'), ('C:/up', b'x'), ('c:up', b'x')]
+SECRET = [('../up', b'x'), ('a/../../up', b'x'), ('/up', b'x'), ('//up', b'x'), ('..', b'x'), ('a\\..\\..\\up', b'x'), ('C:/up', b'x'), ('c:up', b'x')]
 BAD_TAR = [*([e] for e in SECRET),
     [('out', {**LINK, 'linkname': '..'}), ('out/up', b'x')], [('out', {**LINK, 'linkname': '/'})], [('mine', {**LINK, 'linkname': '../secret'})],
     [('mine', {**HARD, 'linkname': '../secret'})], [('mine', {**HARD, 'linkname': '/etc/passwd'})], [('d/mine', {**LINK, 'linkname': '../../secret'})],
