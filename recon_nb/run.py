@@ -309,7 +309,7 @@ def _write_info(st, info):
     if st.photos.skipped: write_atomic(st.run_dir/'skipped.jsonl', ''.join(json.dumps(r)+'\n' for r in st.photos.skipped))
     write_atomic(st.run_dir/'run.json', json.dumps(info, indent=1))
 
-# %% ../nbs/52_run.ipynb #a100b451
+# %% ../nbs/52_run.ipynb #d34926af
 def _announce(st):
     seconds,memory = estimate_cost(st)
     small = f' (the whole set: smaller than a batch of {st.cfg.bs})' if st.bs < st.cfg.bs else ''
@@ -319,9 +319,10 @@ def _announce(st):
             f'{st.cfg.epochs} epochs = {st.total_steps} updates; about {duration(seconds)} and {memory/2**20:,.0f} MiB on {st.acc.device}{dev}')
 
 def _summary(run, st):
-    done = 'done' if st.step >= st.total_steps else f'stopped at step {st.step} of {st.total_steps}; resume=True goes on'
+    took = duration(st.seconds)
+    done = f'done in {took}' if st.step >= st.total_steps else f'stopped at step {st.step} of {st.total_steps} after {took} (resume=True goes on)'
     bar = best_psnr(t) if (t := run.info.get('trivial')) else None
     last = run.metrics[-1] if run.metrics else None
     score = f"held-out PSNR {last['psnr']:.2f} dB" + (f', best trivial predictor {bar[1]:.2f} dB ({bar[0]})' if bar else '') if last else 'not evaluated yet'
     grids = sorted((run.dir/'samples').glob('*.png'))
-    return f"{done} in {duration(st.seconds)}: {score}\n{f'pictures: {grids[-1]}' if grids else 'no pictures yet'}\nrun folder: {run.dir}"
+    return f"{done}: {score}\n{f'pictures: {grids[-1]}' if grids else 'no pictures yet'}\nrun folder: {run.dir}"
