@@ -124,7 +124,7 @@ def is_voc(folder): return any((folder/i/'JPEGImages').is_dir() and (folder/i/'I
 
 def _read_list(voc, part): return [f'JPEGImages/{line.split()[0]}.jpg' for line in (voc/f'ImageSets/Main/{part}.txt').read_text().splitlines() if line.strip()]
 
-# %% ../nbs/13_sets.ipynb #7758653e
+# %% ../nbs/13_sets.ipynb #02614409
 def load_voc(
     *,
     part:str='train', # train (and val, held out), trainval, or all: every JPEG
@@ -134,7 +134,7 @@ def load_voc(
     "VOC2012, without labels: a photo may show several things."
     lists = [f'ImageSets/Main/{p}.txt' for p in _voc_lists[part]]
     voc = locate_set('voc2012', ['JPEGImages', *lists], layout=f"VOCdevkit/VOC2012 with {', '.join(['JPEGImages/*.jpg', *lists])}",
-                     sources=_voc_sources, root=root, inside=_voc_places, progress=how['progress'])
+                     sources=_voc_sources, root=root, inside=_voc_places, progress=how.get('progress', True))
     train, *held = [_read_list(voc, p) for p in _voc_lists[part]] or [sorted(f'JPEGImages/{p.name}' for p in (voc/'JPEGImages').glob('*.jpg'))]
     val = held[0] if held else []
     if both := sorted({*train} & {*val}):
@@ -163,8 +163,8 @@ def _rows(name, at, table, parts, read, classes, how):
         of = [classes[y] if y >= 0 else 'unlabeled' for y in labels]
         yield from zip((f'{part}/{c}/{i}' for i,c in enumerate(of)), cut_images(images, **how))
 
-# %% ../nbs/13_sets.ipynb #657b72b7
-def _load_arrays(name, at, table, parts, read, *, classes, bytes_each, pixels=None, size, cuts, workers, progress):
+# %% ../nbs/13_sets.ipynb #4f81072e
+def _load_arrays(name, at, table, parts, read, *, classes, bytes_each, pixels=None, size, cuts, workers=None, progress=True):
     "A set of a few large files, as `Photos`; the part `test` is held out. An image takes about `bytes_each` of the files `pixels`."
     files = [[f, (s := (at/f).stat()).st_size, s.st_mtime_ns] for f in table]
     rows = _rows(name, at, table, parts, read, classes, dict(size=size, cuts=cuts, workers=workers, progress=progress))
@@ -188,7 +188,7 @@ def _read_cifar(at, part):
     d = _cifar()(at, train=part == 'train')
     return d.data, d.targets
 
-# %% ../nbs/13_sets.ipynb #5bbde6d6
+# %% ../nbs/13_sets.ipynb #d45d84fd
 def load_cifar10(
     *,
     root=None, # your copy: the folder with cifar-10-batches-py
@@ -197,7 +197,7 @@ def load_cifar10(
     "CIFAR-10, the Python version; the test batch is held out."
     table = _cifar_table()
     at = locate_set('cifar10', tuple(table), layout='cifar-10-batches-py/ with data_batch_1 to data_batch_5, test_batch and batches.meta (the Python version)',
-                    sources=_cifar_sources, root=root, progress=how['progress'])
+                    sources=_cifar_sources, root=root, progress=how.get('progress', True))
     return _load_arrays('cifar10', at, table, ('train', 'test'), _read_cifar, classes=_cifar_classes, bytes_each=3073, **how)
 
 # %% ../nbs/13_sets.ipynb #f2378ed8
@@ -214,7 +214,7 @@ def _read_svhn(at, part):
     d = _svhn()(at, split=part)
     return d.data.transpose(0, 2, 3, 1), d.labels
 
-# %% ../nbs/13_sets.ipynb #048c69e0
+# %% ../nbs/13_sets.ipynb #df07fe33
 def load_svhn(
     *,
     extra:bool=False, # with the extra digits?
@@ -224,7 +224,7 @@ def load_svhn(
     "SVHN, cropped digits; the test part is held out."
     parts = ('train', *['extra']*extra, 'test')
     table = {_svhn().split_list[p][1]: _svhn().split_list[p][2] for p in parts}
-    at = locate_set('svhn', tuple(table), layout=f"{', '.join(table)} (format 2, cropped digits)", sources=partial(_svhn_sources, parts), root=root, progress=how['progress'])
+    at = locate_set('svhn', tuple(table), layout=f"{', '.join(table)} (format 2, cropped digits)", sources=partial(_svhn_sources, parts), root=root, progress=how.get('progress', True))
     return _load_arrays('svhn', at, table, parts, _read_svhn, classes=tuple('0123456789'), bytes_each=2485, **how)
 
 # %% ../nbs/13_sets.ipynb #96b6a24e
@@ -241,7 +241,7 @@ def _read_stl(at, part):
     d = _stl()(at, split=part)
     return d.data.transpose(0, 2, 3, 1), d.labels.astype(np.int64)
 
-# %% ../nbs/13_sets.ipynb #cf40da03
+# %% ../nbs/13_sets.ipynb #ed689b37
 def load_stl10(
     *,
     unlabeled:bool=False, # with the pictures that have no label?
@@ -251,7 +251,7 @@ def load_stl10(
     "STL-10; the test part is held out."
     table = _stl_table()
     at = locate_set('stl10', tuple(table), layout='stl10_binary/ with train_X.bin, train_y.bin, test_X.bin, test_y.bin and unlabeled_X.bin',
-                    sources=_stl_sources, root=root, progress=how['progress'])
+                    sources=_stl_sources, root=root, progress=how.get('progress', True))
     parts = ('train', *['unlabeled']*unlabeled, 'test')
     return _load_arrays('stl10', at, table, parts, _read_stl, classes=_stl_classes, bytes_each=96*96*3,
                         pixels=[f'{_stl().base_folder}/{p}_X.bin' for p in parts], **how)
@@ -282,7 +282,7 @@ def _breeds(labels, at):
         raise InputError(f"train_list.mat and test_list.mat in {at} do not give each breed one label, counted from 1: unpack lists.tar again.")
     return [f for _,f in pairs]
 
-# %% ../nbs/13_sets.ipynb #34f06e21
+# %% ../nbs/13_sets.ipynb #0f7d115d
 def load_dogs(
     *,
     root=None, # your copy: the folder with Images, train_list.mat and test_list.mat
@@ -291,7 +291,7 @@ def load_dogs(
     "Stanford Dogs, a breed a class; the official test list is held out."
     needs = 'Images', 'train_list.mat', 'test_list.mat'
     at = locate_set('stanford_dogs', needs, layout='Images/n02085620-Chihuahua/*.jpg and so on, train_list.mat and test_list.mat (from images.tar and lists.tar)',
-                    sources=_dogs_sources, root=root, progress=how['progress'])
+                    sources=_dogs_sources, root=root, progress=how.get('progress', True))
     train, test = (_read_mat(at/f) for f in needs[1:])
     if both := sorted({*train} & {*test}): raise InputError(f"{len(both)} photos are in both lists of {at}, such as {both[0]}: unpack lists.tar again.")
     known = train|test

@@ -182,6 +182,11 @@ def test_the_second_time_the_cache_is_read(tmp_path, monkeypatch):
         assert (got.cuts['i_r'] == p.cuts['i_r']).all() and got.names == p.names and (got.labels is None) == (p.labels is None)
         if got.labels is not None: assert (got.labels == p.labels).all()
 
+def test_loaders_by_themselves(tmp_path, monkeypatch):
+    for name,f in dict(cifar10=sets.load_cifar10, stanford_dogs=sets.load_dogs, voc2012=sets.load_voc).items():
+        MAKE[name](tmp_path/name, monkeypatch)
+        assert len(f(root=tmp_path/name, size=16, cuts=dict(i_r=1.))) == len(load(name, tmp_path/name))
+
 def test_parts_are_entries_of_their_own(tmp_path, monkeypatch):
     make_svhn(tmp_path, monkeypatch)
     assert len(load('svhn', tmp_path)) == 17 and len(load('svhn-extra', tmp_path)) == 24 and len(load('svhn', tmp_path)) == 17
