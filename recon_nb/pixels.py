@@ -19,7 +19,7 @@ Photo8 = UInt8[np.ndarray, 'n h w 3']     # stored photos: bytes, channels last
 Images = Float[Tensor, 'b c h w']         # what a network sees: in [-1, 1], channels first
 Hidden = Bool[Tensor, 'b 1 h w']          # a mask: True where the picture is hidden
 
-# %% ../nbs/03_pixels.ipynb #d349e88b
+# %% ../nbs/03_pixels.ipynb #021e6017
 def to_model(
     photos:Photo8, # bytes, channels last
     device=None, # where the tensor goes; the bytes travel, a quarter of the traffic
@@ -27,6 +27,7 @@ def to_model(
     "Photos as a network sees them."
     if photos.dtype != np.uint8 or photos.ndim != 4:
         raise InputError(f"to_model was given {photos.dtype} of shape {photos.shape}; it takes uint8 photos of shape (n, h, w, 3).")
+    if not photos.flags.writeable: photos = photos.copy()        # PyTorch can't promise to leave it alone
     return torch.from_numpy(photos).to(device).permute(0,3,1,2).float().div_(127.5).sub_(1)
 
 def to_pixels(
