@@ -132,7 +132,7 @@ def _try(net, size):
         raise InputError(f"{given}: features(x) gives maps of shape {[tuple(m.shape) for m in maps]}, channels says {tuple(net.channels)}.")
     if not all(m.isfinite().all() for m in maps): raise InputError(f"{given}: features of a grey picture are not finite. Did its training diverge?")
 
-# %% ../nbs/56_features.ipynb #77fed819
+# %% ../nbs/56_features.ipynb #d4168d82
 def encode(
     net:nn.Module, # the encoder; the same afterwards
     photos:Photo8, # bytes, of the size it is meant for
@@ -152,7 +152,7 @@ def encode(
     _memory.move_to_end(key)
     return _memory[key]
 
-def _batch(photos, device): return to_model(np.ascontiguousarray(photos), device).contiguous(memory_format=torch.channels_last)
+def _batch(photos, device): return to_model(np.array(photos), device).contiguous(memory_format=torch.channels_last)
 def _pool(f, side): return (f if side is None or f.shape[-1] <= side else F.adaptive_avg_pool2d(f, side)).flatten(1)
 
 # %% ../nbs/56_features.ipynb #2d170165
