@@ -20,11 +20,11 @@ from PIL import Image
 from fastcore.basics import patch,patch_to
 from filelock import FileLock,Timeout
 
-# %% ../nbs/52_run.ipynb #8e6b9e2e
+# %% ../nbs/52_run.ipynb #7bd05dbc
 from .checkpoint import has_checkpoint,load_tensors
 from .config import GANConfig,config_from_dict,deviations,get_preset,with_overrides
 from .core import InputError,check_name,describe_machine,read_jsonl,write_atomic
-from .data import load_photos,split_photos
+from .data import SETS,load_photos,split_photos
 from .devices import explain_memory,make_accelerator,on_main
 from .discriminator import Discriminator
 from .generator import Generator
@@ -168,12 +168,13 @@ def duration(
     "A duration as a person says it."
     return f'{seconds:.0f} s' if seconds < 90 else f'{seconds/60:.0f} min' if seconds < 5400 else f'{seconds/3600:.1f} h'
 
-# %% ../nbs/52_run.ipynb #32530ad3
+# %% ../nbs/52_run.ipynb #f6d22c99
 RUN_FILES = 'config.json', 'run.json', 'history.jsonl', 'metrics.jsonl', 'skipped.jsonl', 'checkpoint.safetensors', 'weights.safetensors'
 
 def _where(data): # what the config remembers of it: a name, a folder's full path, or 'array'
     if not isinstance(data, (str, os.PathLike)): return 'array'
     path = Path(data).expanduser()
+    if str(data) in SETS: return str(data)                     # a name is a name, even beside a folder of that name
     return str(path.resolve()) if path.is_dir() else str(data)
 
 def new_run_dir(
