@@ -132,7 +132,7 @@ def _try(net, size):
         raise InputError(f"{given}: features(x) gives maps of shape {[tuple(m.shape) for m in maps]}, channels says {tuple(net.channels)}.")
     if not all(m.isfinite().all() for m in maps): raise InputError(f"{given}: features of a grey picture are not finite. Did its training diverge?")
 
-# %% ../nbs/56_features.ipynb #d4168d82
+# %% ../nbs/56_features.ipynb #e6712b4f
 def encode(
     net:nn.Module, # the encoder; the same afterwards
     photos:Photo8, # bytes, of the size it is meant for
@@ -141,6 +141,7 @@ def encode(
     side:int|None=1, # average each map down to `side` x `side` places at most; None: leave it
     bs:int=256, # photos at a time
     device='cpu', # where to compute
+    remember:bool=True, # keep the answer for the next time
 )->Float[Tensor, 'n d']: # on the CPU; the stages side by side, each `channels x places`
     "What a frozen encoder makes of photos. Remembered: the same weights and photos are not computed twice."
     key = _fingerprint(net, photos), stages, side
@@ -148,7 +149,9 @@ def encode(
         net = net.to(device, memory_format=torch.channels_last)
         with frozen(net):
             parts = [[_pool(f, side) for f in (maps[s] for s in stages)] for i in range(0, len(photos), bs) for maps in [net.features(_batch(photos[i:i+bs], device))]]
-        _remember(key, torch.cat([torch.cat(p, 1).float().cpu() for p in parts]))
+        out = torch.cat([torch.cat(p, 1).float().cpu() for p in parts])
+        if not remember: return out
+        _remember(key, out)
     _memory.move_to_end(key)
     return _memory[key]
 
