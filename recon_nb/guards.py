@@ -160,17 +160,17 @@ def _check_copies(data):
     fault = f"{len(found)} test images are in train, byte for byte, {other} of them under another label. Split first, then copy or augment."
     return Check('copies', share, f'{len(found)} test images in train', 'under 1 % of test', share < .01, '' if share < .01 else fault)
 
-# %% ../nbs/16_guards.ipynb #d2daf1f6
+# %% ../nbs/16_guards.ipynb #5521dd10
 def _renaming(said, y, n):
-    "How the answers must be renamed to fit: half of the images propose, the other half decide. '' if renaming does not help."
-    half = len(y)//2
+    "How the answers must be renamed to fit, or ''. A shift is tried first; else every other image proposes, the rest decide."
+    bar = max(chance_bar(len(y), _chance(y), alpha=1e-4/n), (said == y).mean())
+    hits = [((said+k) % n == y).mean() for k in range(n)]
+    if max(hits) > bar: return f'shifted by {int(np.argmax(hits))}'
     table = np.zeros((max(n, said.max()+1),)*2, int)
-    np.add.at(table, (said[:half], y[:half]), 1)
-    to = linear_sum_assignment(-table)[1]
-    hit = (to[said[half:]] == y[half:]).mean()
-    if hit <= max(chance_bar(len(y)-half, _chance(y[half:])), (said == y).mean()): return ''
-    shift = {int((t-s) % n) for s,t in enumerate(to[:n])}
-    return f'shifted by {min(shift)}' if len(shift) == 1 else 'in another order'
+    np.add.at(table, (said[::2], y[::2]), 1)
+    to, judge = linear_sum_assignment(-table)[1], y[1::2]
+    hit = (to[said[1::2]] == judge).mean()
+    return 'in another order' if hit > max(chance_bar(len(judge), _chance(judge)), (said == y).mean()) else ''
 
 # %% ../nbs/16_guards.ipynb #7bdf5d8d
 def _check_pairs(c):
@@ -271,7 +271,7 @@ def _why_not_32(c, said):
             return f"`predict` knows them if the images are {how}: `fit` and `predict` prepare images differently. Use one function in both."
     return _why_not_trained(c, said)
 
-# %% ../nbs/16_guards.ipynb #049099bd
+# %% ../nbs/16_guards.ipynb #6371a2fc
 def _refit(c, x, y, k=1): # accuracy on these images after a fit on them, repeated to k times the length of the training set
     again = np.resize(np.arange(len(y)), k*len(c.y))
     return _tried(lambda: _accuracy(c, c.fit(x[again], y[again]), x, y)) or 0.
@@ -283,6 +283,7 @@ def _why_not_trained(c, said):
     loss = np.asarray(c.losses(c.small), float) if c.losses else np.zeros(0)
     if len(loss) and not np.isfinite(loss).all(): return "the loss is not a number any more: the learning rate is too high. Try a tenth."
     if len(loss) > 1 and loss[-1] < .1*loss[0]: return f"the loss fell from {loss[0]:.2g} to {loss[-1]:.2g}, so `fit` has learned them: `predict` does something else with the images or the answers."
+    if len(loss) and loss.max() > 3*loss[0]: return f"the loss rose from {loss[0]:.2g} to {loss.max():.2g} on the way: the learning rate is too high. Try a tenth."
     if (acc := _refit(c, x, y, 4)) >= max(.95, (said == y).mean()+.2): return f"with four times the steps it gets {acc:.0%}: too few steps, or a learning rate that is too low."
     same = np.bincount(said.clip(0)).argmax()
     others = [k for k in np.unique(c.y) if k != same][:2]
@@ -355,11 +356,11 @@ def _why_chance(c, train, said):
         return f"the answers on test fit if they are {how}: a label base or a list of classes differs." if how else "it knows train and nothing of test: it learned by heart, or train labels don't belong to their images."
     return "it learns 32 images but not the set: too few steps for so many images, or a learning rate that is too high."
 
-# %% ../nbs/16_guards.ipynb #539c9786
+# %% ../nbs/16_guards.ipynb #3235e70a
 def _check_decoys(c, data, evaluate, decoys):
     each = max(1, min(np.bincount(c.ty, minlength=c.n)[np.unique(c.ty)].min(), 50//len(np.unique(c.ty))))
     test = np.concatenate([np.flatnonzero(c.ty == k)[:each] for k in np.unique(c.ty)])
-    train, got = epoch_order(len(c.y), seed=c.seed, epoch=5)[:128], []
+    train, got = _spread(c.y, max(128, 2*c.n)), []
     for k in range(decoys):
         mix = lambda y, kind: y[epoch_order(len(y), seed=c.seed, epoch=10+2*k+kind)]
         noise = dict(train_x=c.x[train], train_y=mix(c.y[train], 0), test_x=c.tx[test], test_y=mix(c.ty[test], 1))

@@ -19,12 +19,16 @@ def changed(d, **new): return SimpleNamespace(**{**vars(d), **new})
 def rows(d, split, index): return changed(d, **{f'{split}_x': getattr(d, f'{split}_x')[index], f'{split}_y': getattr(d, f'{split}_y')[index]})
 
 
+def by_class(d): return rows(d, 'test', np.argsort(d.test_y, kind='stable'))
+
+
 # what -> (the break, the check that must name it first, a word of its sentence)
 DATA = {
     'base 1 in train': (lambda d: changed(d, train_y=d.train_y+1), 'labels', 'train labels count from 1'),
     'base 1 in test': (lambda d: changed(d, test_y=d.test_y+1), 'labels', 'test labels count from 1'),
     'base 1 in both': (lambda d: changed(d, train_y=d.train_y+1, test_y=d.test_y+1), 'labels', 'subtract 1'),
     'base 1, folded': (lambda d: changed(d, test_y=(d.test_y+1) % 10), 'train to test', 'shifted by 1'),
+    'base 1, folded, in files sorted by class': (lambda d: by_class(changed(d, test_y=(d.test_y+1) % 10)), 'train to test', 'shifted by 1'),
     'classes sorted by name in one split': (lambda d: changed(d, test_y=np.argsort(np.argsort(SHAPES))[d.test_y]), 'train to test', 'in another order'),
     'train labels shuffled': (lambda d: changed(d, train_y=np.random.default_rng(3).permutation(d.train_y)), 'pairs in train', 'in train the labels'),
     'test labels shuffled': (lambda d: changed(d, test_y=np.random.default_rng(3).permutation(d.test_y)), 'pairs in test', 'in test the labels'),
@@ -99,6 +103,7 @@ CODE = {
     'learning rate far too high': (dict(lr=1e3, batch_norm=False), False, 'over-fit 32', 'too high'),
     'learning rate to infinity': (dict(lr=1e38, batch_norm=False, sgd=True), False, 'over-fit 32', 'no number any more'),
     'learning rate to infinity, with losses': (dict(lr=1e38, batch_norm=False, sgd=True), True, 'over-fit 32', 'the loss is not a number'),
+    'learning rate far too high, with losses': (dict(lr=1e3, batch_norm=False), True, 'over-fit 32', 'the loss rose'),
     'learning rate too low': (dict(lr=4e-5), False, 'over-fit 32', 'too low'),
     'learning rate far too low': (dict(lr=1e-8), False, 'over-fit 32', 'far too low'),
     'nothing is updated': (dict(bad_fit='no step'), False, 'over-fit 32', 'optimiser does not get the parameters'),
