@@ -54,7 +54,7 @@ def _row(arm, data, mode, per_class, seed, i, predictions, seconds, images_seen,
                 per_class=(confusion.diagonal()/confusion.sum(1)).round(4).tolist(), confusion=confusion.tolist(), histogram=np.bincount(test, minlength=k).tolist(),
                 seconds=round(seconds, 2), macs=count_macs(arm.net, data.size), images_seen=images_seen, config=config, selected=selected, machine=describe_machine())
 
-# %% ../nbs/60_probe.ipynb #506bbc47
+# %% ../nbs/60_probe.ipynb #ac0a5f88
 def _knn(arm, data, i, seed, device):
     f, test_f = _features(arm, data, i, seed, device, stages=(-1,), side=1)
     y, k = torch.from_numpy(data.train_y[i]), min(20, int(np.bincount(data.train_y[i]).min()))
@@ -80,8 +80,7 @@ def _paper_frozen(arm, data, i, seed, device):
 
 def _features(arm, data, i, seed, device, **how):
     net = arm.build(seed)
-    every = encode(net, data.train_x, device=device, **how)         # of all images, once; the labels pick theirs
-    return every[torch.from_numpy(i)], encode(net, data.test_x, device=device, **how)
+    return encode(net, data.train_x[i], device=device, **how), encode(net, data.test_x, device=device, **how)
 
 # %% ../nbs/60_probe.ipynb #46f1585f
 def _trained(arm, data, i, seed, device, recipe):
