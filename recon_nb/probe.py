@@ -7,19 +7,20 @@ Docs: https://recon-nb.github.io/recon_nb/probe.html.md"""
 # %% auto #0
 __all__ = ['MODES', 'FROZEN', 'ProbeResult', 'search_recipe', 'probe']
 
-# %% ../nbs/60_probe.ipynb #80e370db
+# %% ../nbs/60_probe.ipynb #e25c45e2
 import time
-from dataclasses import asdict,dataclass,field,replace
+from dataclasses import asdict,dataclass
 import numpy as np
 import torch
+from fastcore.basics import patch
 from .core import InputError,check_name,describe_machine,progress_bar
 from .features import as_arm,count_macs,encode
 from .finetune import Recipe,choose_lr,classify,finetune,fit_paper_head,paper_recipe
 from .finetune import search_recipe as search_from
 from .heads import choose_l2,fit_linear,knn_predict
-from .labelled import DEV_SEED,LabelledSet,development_images,label_subset,load_labelled,split_labels
+from .labelled import DEV_SEED,development_images,label_subset,load_labelled,split_labels
 
-# %% ../nbs/60_probe.ipynb #c618d96e
+# %% ../nbs/60_probe.ipynb #e7a702cb
 MODES = 'knn', 'linear', 'paper-frozen', 'paper-finetune', 'finetune'
 FROZEN = MODES[:3]
 
@@ -27,6 +28,7 @@ FROZEN = MODES[:3]
 class ProbeResult:
     "What a probe found: `rows` has a dict for each seed."
     rows: list
+    names: tuple = () # of the classes
 
     @property
     def accuracies(self)->np.ndarray: return np.array([r['test_accuracy'] for r in self.rows])
@@ -43,6 +45,26 @@ class ProbeResult:
         labels = 'all labels' if r['labels_per_class'] is None else f"{r['labels_per_class']} labels a class"
         return f"{r['arm']}, {r['mode']} on {r['data']}, {labels}: test {self.mean:.1%} ± {self.std:.1%} (n={self.n}), train {train:.1%}, chance {r['chance']:.1%}"
 
+# %% ../nbs/60_probe.ipynb #0a8de7eb
+@patch
+def show(self:ProbeResult,
+    axes=None, # two matplotlib axes, if not new ones
+):
+    "Draw the confusion and how often each class is predicted, over all seeds; returns the axes."
+    from matplotlib import pyplot as plt
+    if axes is None: axes = plt.subplots(1, 2, figsize=(7,3), dpi=80, layout='constrained')[1]
+    confusion = np.sum([r['confusion'] for r in self.rows], 0)
+    k, names = len(confusion), [str(n) for n in self.names or range(len(confusion))]
+    im = axes[0].imshow(100*confusion/confusion.sum(1, keepdims=True), vmin=0, vmax=100, cmap='Blues')
+    axes[0].figure.colorbar(im, ax=axes[0], label='% of the class')
+    axes[0].set(xticks=range(k), yticks=range(k), xlabel='predicted', ylabel='true', xticklabels=names, yticklabels=names)
+    axes[0].tick_params(axis='x', rotation=90)
+    axes[1].barh(range(k), 100*confusion.sum(0)/confusion.sum(), color='C0', label='predicted')
+    axes[1].plot(100*confusion.sum(1)/confusion.sum(), range(k), '|', color='k', ms=11, mew=2, label='true')
+    axes[1].set(yticks=range(k), yticklabels=names, xlabel='% of the images', ylim=(k-.5, -.5)); axes[1].legend(fontsize=8)
+    for ax in axes: ax.tick_params(labelsize=8)
+    return axes
+
 # %% ../nbs/60_probe.ipynb #81b69615
 def _row(arm, data, mode, per_class, seed, i, predictions, seconds, images_seen, config, selected):
     "One seed's findings, JSON-ready."
@@ -54,7 +76,7 @@ def _row(arm, data, mode, per_class, seed, i, predictions, seconds, images_seen,
                 per_class=(confusion.diagonal()/confusion.sum(1)).round(4).tolist(), confusion=confusion.tolist(), histogram=np.bincount(test, minlength=k).tolist(),
                 seconds=round(seconds, 2), macs=count_macs(arm.net, data.size), images_seen=images_seen, config=config, selected=selected, machine=describe_machine())
 
-# %% ../nbs/60_probe.ipynb #ac0a5f88
+# %% ../nbs/60_probe.ipynb #5af2d541
 def _knn(arm, data, i, seed, device):
     f, test_f = _features(arm, data, i, seed, device, stages=(-1,), side=1)
     y, k = torch.from_numpy(data.train_y[i]), min(20, int(np.bincount(data.train_y[i]).min()))
@@ -71,12 +93,14 @@ def _linear(arm, data, i, seed, device):
 def _paper_frozen(arm, data, i, seed, device):
     f, test_f = _features(arm, data, i, seed, device, stages=(-1,), side=None)
     y, k = torch.from_numpy(data.train_y[i]), len(data.classes)
-    fit, val = split_labels(data.train_y[i], share=0.2, seed=seed)
-    steps = max(3000, 10*len(i)//32)
-    def score(lr): return float((fit_paper_head(f[fit], y[fit], classes=k, lr=lr, seed=seed, steps=steps)(f[val]).argmax(1) == y[val]).float().mean())
-    scores = choose_lr(score, grid=(1e-4, 3e-4, 1e-3))
-    head = fit_paper_head(f, y, classes=k, lr=(lr := max(scores, key=scores.get)), seed=seed, steps=steps)
-    with torch.no_grad(): return (head(f).argmax(1), head(test_f).argmax(1)), 32*steps, dict(lr=lr, steps=steps, bs=32), dict(what='lr', on='a fifth of the given labels', scores=scores)
+    steps, bs, lr, scores = max(3000, 10*len(i)//32), min(32, len(i)), 3e-4, {}
+    if np.bincount(data.train_y[i]).min() > 1:            # one label a class leaves nothing to choose by
+        fit, val = split_labels(data.train_y[i], share=0.2, seed=seed)
+        def score(lr): return float((fit_paper_head(f[fit], y[fit], classes=k, lr=lr, seed=seed, steps=steps)(f[val]).argmax(1) == y[val]).float().mean())
+        scores = choose_lr(score, grid=(1e-4, 3e-4, 1e-3))
+        lr = max(scores, key=scores.get)
+    head = fit_paper_head(f, y, classes=k, lr=lr, seed=seed, steps=steps)
+    with torch.no_grad(): return (head(f).argmax(1), head(test_f).argmax(1)), bs*steps, dict(lr=lr, steps=steps, bs=bs), dict(what='lr', on='a fifth of the given labels', scores=scores)
 
 def _features(arm, data, i, seed, device, **how):
     net = arm.build(seed)
@@ -113,7 +137,7 @@ def search_recipe(
     start = paper_recipe(**recipe) if mode == 'paper-finetune' else Recipe(**recipe)
     return search_from(arm.build, data.train_x[i], data.train_y[i], (data.train_x[dev], data.train_y[dev]), start, classes=len(data.classes), seed=DEV_SEED, device=device)
 
-# %% ../nbs/60_probe.ipynb #ad58d157
+# %% ../nbs/60_probe.ipynb #7ca75d8a
 # long: the one call, its checks in the order they are made
 def probe(
     encoder, # a `GANRun`, the folder of one, a module, None for scratch, or 'pixels'
@@ -126,7 +150,7 @@ def probe(
     like=None, # for scratch: the run, config or module whose architecture it has
     size:int|None=None, # side of the images in pixels; the run's own if not given
     width:int|None=None, # for scratch without `like`: channels of the first stage
-    recipe:Recipe|None=None, # for the trained modes, from `search_recipe`; unsearched defaults if not given
+    recipe=None, # for the trained modes: a `Recipe`, 'search' to let this arm search its own first; unsearched defaults if not given
     root=None, # where a named set lies
     name:str|None=None, # what records shall call the set
     device='cpu', # where to compute
@@ -139,14 +163,16 @@ def probe(
     arm = as_arm(encoder, part=part, like=like, size=size, width=width)
     if arm.name == 'pixels' and mode not in ('knn', 'linear'): raise InputError(f"raw pixels have nothing to train or to flatten: mode {mode!r} is for encoders; use knn or linear.")
     data = load_labelled(data, size=arm.size, root=root, name=name, progress=progress)
-    if recipe is not None and (mode in FROZEN or recipe.mode != mode): raise InputError(f"the recipe is for {recipe.mode!r}, the mode is {mode!r}.")
-    recipe = recipe or (paper_recipe() if mode == 'paper-finetune' else Recipe())
     dev, rows = development_images(data.train_y), []
     subsets = [label_subset(data.train_y, labels_per_class, seed=s, last=dev, classes=data.classes) for s in seeds]
+    if recipe == 'search' and mode not in FROZEN: recipe = search_recipe(arm, data, mode=mode, labels_per_class=labels_per_class, device=device)
+    elif recipe is not None and (not isinstance(recipe, Recipe) or recipe.mode != mode): raise InputError(f"recipe={recipe!r} does not go with mode {mode!r}: give a Recipe for that mode or 'search'; frozen modes have none.")
+    recipe = recipe or (paper_recipe() if mode == 'paper-finetune' else Recipe())
     for seed,i in zip(progress_bar(seeds, desc=f'{arm.name} {mode}', unit='seed', show=progress), subsets):
         start = time.monotonic()
         how = {'knn': _knn, 'linear': _linear, 'paper-frozen': _paper_frozen}.get(mode)
-        found = how(arm, data, i, seed, device) if how else _trained(arm, data, i, seed, device, recipe)
+        with torch.random.fork_rng(devices=[]):                    # training seeds itself; the caller's random numbers go on as if nothing had been
+            found = how(arm, data, i, seed, device) if how else _trained(arm, data, i, seed, device, recipe)
         predictions, *rest = found
         rows.append(_row(arm, data, mode, labels_per_class, seed, i, [np.asarray(p) for p in predictions], time.monotonic()-start, *rest))
-    return ProbeResult(rows)
+    return ProbeResult(rows, data.classes)
