@@ -1,0 +1,181 @@
+"The probe under checked types: wrong calls end before any training, equal calls give equal numbers, frozen encoders stay as they are."
+import json
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from recon_nb.checkpoint import load_tensors
+from recon_nb.config import get_preset
+from recon_nb.core import InputError, read_jsonl
+from recon_nb.features import Pixels, as_arm, encode, frozen
+from recon_nb.finetune import Recipe, paper_recipe
+from recon_nb.generator import Encoder
+from recon_nb.labelled import DEV_SEED, LabelledSet, development_images, label_subset, load_labelled
+from recon_nb.online import OnlineProbe
+from recon_nb.probe import MODES, probe, search_recipe
+from recon_nb.run import GANRun, train_gan
+from recon_nb.shapes import SHAPES, draw_shapes
+
+QUICK = dict(steps=4, epochs=1, bs=16)
+recipes = {'finetune': Recipe(**QUICK), 'paper-finetune': paper_recipe(**QUICK)}
+
+
+@pytest.fixture(scope='module')
+def data():
+    (x, y), (test_x, test_y) = draw_shapes(200, size=32), draw_shapes(50, size=32, seed=1)
+    return LabelledSet('toy', x, y, test_x, test_y, SHAPES)
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    return train_gan(draw_shapes(40, size=32)[0], 'quick', run_dir=tmp_path_factory.mktemp('run')/'a', width=4, width_d=4, bs=16, epochs=1)
+
+
+def ask(encoder, data, mode, **kwargs):
+    return probe(encoder, data, **{**dict(mode=mode, labels_per_class=4, seeds=2, recipe=recipes.get(mode), progress=False), **kwargs})
+
+
+def untimed(result): return [{k: v for k,v in r.items() if k != 'seconds'} for r in result.records()]
+
+
+def tree(root, classes=('a', 'b'), parts=('train', 'test'), n=4):
+    "A set as class folders."
+    from PIL import Image
+    for part in parts:
+        for k,c in enumerate(classes):
+            (root/part/c).mkdir(parents=True)
+            for i in range(n): Image.fromarray(np.full((32, 32, 3), 60*k + i, np.uint8)).save(root/part/c/f'{i}.png')
+    return root
+
+
+@pytest.mark.parametrize('mode', [m for m in MODES if m != 'paper-frozen'])
+def test_equal_calls_give_equal_numbers(data, mode):
+    before = torch.get_rng_state()
+    a, b = (ask(None, data, mode, width=4, size=32) for _ in range(2))
+    assert untimed(a) == untimed(b) and a.n == 2 and json.loads(json.dumps(a.records()))
+    assert torch.equal(before, torch.get_rng_state())
+    assert [r['histogram'] for r in ask(None, data, mode, width=4, size=32, seeds=[1]).rows] == [a.rows[1]['histogram']]
+    for r in a.rows:
+        assert r['n_train'] == 40 and np.sum(r['confusion']) == sum(r['histogram']) == r['n_test'] == 50
+        assert r['test_accuracy'] == pytest.approx(np.trace(r['confusion'])/50) and len(r['per_class']) == 10
+
+
+@pytest.mark.parametrize('part', ['encoder', 'disc'])
+def test_both_players_can_be_probed_and_stay_as_they_are(run, data, part):
+    before = {k: v.clone() for net in (run.generator, run.disc) for k,v in net.state_dict().items()}
+    for mode in ('knn', 'linear', 'finetune'):
+        r = ask(run, data, mode, part=part).rows[0]
+        assert r['arm'] == part and r['source'] == dict(run='a', preset='quick', data='array', width=4, seed=0, step=run.step)
+    after = {k: v for net in (run.generator, run.disc) for k,v in net.state_dict().items()}
+    assert all(torch.equal(before[k], after[k]) for k in before) and all(p.requires_grad for p in run.encoder.parameters())
+    scratch = as_arm(None, like=run, part=part).build(0)
+    assert [p.shape for p in scratch.parameters()] == [p.shape for p in as_arm(run, part=part).net.parameters()]
+    assert not torch.equal(next(scratch.parameters()), next(as_arm(run, part=part).net.parameters()))
+
+
+def test_a_folder_of_a_run_is_the_run(run, data):
+    assert untimed(ask(run.dir, data, 'knn')) == untimed(ask(GANRun.load(run.dir), data, 'knn'))
+
+
+def test_drift_is_found():
+    class Sly(nn.Module):
+        channels = 3,
+        def __init__(self): super().__init__(); self.register_buffer('calls', torch.zeros(1))
+        def features(self, x): self.calls += 1; return [x]
+    with pytest.raises(RuntimeError, match='calls'): encode(Sly(), draw_shapes(4, size=16)[0])
+    enc = Encoder(4).train()
+    with pytest.raises(RuntimeError, match='running_mean'):
+        with frozen(enc): enc.train(); enc.features(torch.rand(4, 3, 32, 32))
+
+
+def test_every_arm_of_a_seed_gets_the_same_labels(run, data, monkeypatch):
+    import recon_nb.probe as p
+    seen, original = [], p.label_subset
+    monkeypatch.setattr(p, 'label_subset', lambda *a, **k: seen.append(out := original(*a, **k)) or out)
+    for arm,how in ((run, {}), (None, dict(like=run)), ('pixels', dict(size=32))): ask(arm, data, 'knn', **how)
+    assert len(seen) == 6 and all(np.array_equal(seen[i], seen[i % 2]) for i in range(6)) and not np.array_equal(seen[0], seen[1])
+    dev = development_images(data.train_y)
+    assert not np.isin(seen[0], dev).any() and not np.isin(label_subset(data.train_y, 4, seed=DEV_SEED, last=dev), dev).any()
+
+
+def test_a_search_never_sees_a_test_image(data):
+    blind = LabelledSet('toy', data.train_x, data.train_y, data.test_x*0, data.test_y, SHAPES)
+    how = dict(mode='finetune', labels_per_class=4, width=4, size=32, **QUICK)
+    assert (a := search_recipe(None, data, **how)) == search_recipe(None, blind, **how)
+    assert a.selected['n'] == len(development_images(data.train_y)) and len(a.selected['scores']) >= 6
+    assert ask(None, data, 'finetune', width=4, size=32, recipe=a).rows[0]['selected'] == a.selected
+
+
+def test_one_label_a_class(data):
+    for mode in ('knn', 'linear', 'finetune'): assert 0 <= ask(None, data, mode, width=4, size=32, labels_per_class=1, seeds=1).mean <= 1
+
+
+@pytest.mark.parametrize('says,call', {
+    'no such mode': ("Did you mean 'linear'", lambda d, r, tmp: ask(r, d, 'lineal')),
+    'more labels than there are': ('stripes has 20', lambda d, r, tmp: ask(r, d, 'knn', labels_per_class=21)),
+    'no labels': ('1 or more', lambda d, r, tmp: ask(r, d, 'knn', labels_per_class=0)),
+    'no seeds': ('seeds', lambda d, r, tmp: ask(r, d, 'knn', seeds=[])),
+    'scratch of what': ('like=', lambda d, r, tmp: ask(None, d, 'knn')),
+    'a module without a size': ('size=', lambda d, r, tmp: ask(Encoder(4), d, 'knn')),
+    'another size': ('48 px', lambda d, r, tmp: ask(Encoder(4), d, 'knn', size=48)),
+    'too small for it': ('Encoder at 8 px', lambda d, r, tmp: ask(Encoder(4), d, 'knn', size=8)),
+    'no encoder': ('features', lambda d, r, tmp: ask(nn.Linear(2, 2), d, 'knn', size=32)),
+    'no such folder': ('nowhere', lambda d, r, tmp: ask(tmp/'nowhere', d, 'knn')),
+    'a run without weights': ('weights.safetensors', lambda d, r, tmp: ask(tmp, d, 'knn')),
+    'no such part': ("'encoder'", lambda d, r, tmp: ask(r, d, 'knn', part='encode')),
+    'pixels trained': ('raw pixels', lambda d, r, tmp: ask('pixels', d, 'finetune', size=32)),
+    'a recipe for another mode': ('recipe', lambda d, r, tmp: ask(r, d, 'finetune', recipe=paper_recipe())),
+    'a frozen mode with a recipe': ('recipe', lambda d, r, tmp: ask(r, d, 'knn', recipe='search')),
+    'no such set': ('cifar10', lambda d, r, tmp: ask(r, 'cifar11', 'knn')),
+    'no set at all': ('LabelledSet', lambda d, r, tmp: ask(r, d.train_x, 'knn')),
+    'an empty folder': ('no folders', lambda d, r, tmp: ask(r, tmp, 'knn')),
+    'no test part': ('test/<class>', lambda d, r, tmp: ask(r, tree(tmp/'x', parts=('train',)), 'knn')),
+    'labels missing': ('labels are missing', lambda d, r, tmp: ask(r, flat(tree(tmp/'x')), 'knn')),
+    'a class absent': ('has no folder b', lambda d, r, tmp: ask(r, without(tree(tmp/'x'), 'test/b'), 'knn')),
+    'an empty class': ('holds no photo', lambda d, r, tmp: ask(r, emptied(tree(tmp/'x'), 'test/b'), 'knn')),
+    'one class': ('2 or more', lambda d, r, tmp: ask(r, tree(tmp/'x', classes=('a',)), 'knn')),
+}.values(), ids=lambda v: v.replace(' ', '-') if isinstance(v, str) else '')
+def test_wrong_calls_end_before_any_training(data, run, tmp_path, says, call, monkeypatch):
+    import recon_nb.probe as p
+    for name in ('finetune', 'encode', 'search_from'): monkeypatch.setattr(p, name, lambda *a, **k: pytest.fail('it was computed'))
+    with pytest.raises(InputError) as e: call(data, run, tmp_path)
+    assert says in str(e.value)
+
+
+def flat(root): (root/'train/a/0.png').rename(root/'train/0.png'); return root
+def without(root, folder): emptied(root, folder); (root/folder).rmdir(); return root
+def emptied(root, folder):
+    for f in (root/folder).iterdir(): f.unlink()
+    return root
+
+
+def test_folders_may_say_val(tmp_path):
+    s = load_labelled(tree(tmp_path/'x', parts=('train', 'val')), size=16, progress=False)
+    assert (s.name, s.classes, len(s.train_y), len(s.test_y)) == ('x', ('a', 'b'), 8, 8)
+
+
+def test_arms_that_have_no_run():
+    assert as_arm(None, like=get_preset('quick')).size == 32 and as_arm(None, like=get_preset('quick'), part='disc').net.channels[0] == 8
+    assert as_arm('pixels', size=64).net.features(torch.zeros(1, 3, 64, 64))[0].shape[-1] == 32 and not [*Pixels().parameters()]
+
+
+def test_the_online_probe_changes_nothing_and_resumes(tmp_path, data):
+    x = draw_shapes(48, size=32)[0]
+    how = dict(width=4, width_d=4, bs=16, epochs=3)
+    hook = OnlineProbe(data, judged=20)
+    plain, watched = (train_gan(x, 'quick', run_dir=tmp_path/str(i), hooks=h, **how) for i,h in enumerate(((), hook)))
+    def stop(st): st.stop = st.step == 5
+    train_gan(x, 'quick', run_dir=tmp_path/'c', hooks=[OnlineProbe(data, judged=20), stop], **how)
+    broken = train_gan(x, run_dir=tmp_path/'c', resume=True, hooks=OnlineProbe(data, judged=20))
+    a, b, c = (load_tensors(r.dir/'weights.safetensors')[0] for r in (plain, watched, broken))
+    assert all(torch.equal(a[k], b[k]) and torch.equal(a[k], c[k]) for k in a)
+    rows, again = ([{k: v for k,v in r.items() if k != 'seconds'} for r in read_jsonl(run.dir/'probe.jsonl')] for run in (watched, broken))
+    assert rows == again and [r['epoch'] for r in rows] == [0, 1, 2, 3] and hook.rows[-1]['epoch'] == 3
+
+
+def test_the_online_probe_refuses_before_the_first_step(tmp_path, data):
+    with pytest.raises(InputError, match='every'): OnlineProbe(data, every=-1)
+    x = draw_shapes(20, size=48)[0]
+    with pytest.raises(InputError, match='48 px'): train_gan(x, 'quick', run_dir=tmp_path/'a', size=48, width=4, bs=8, epochs=1, hooks=OnlineProbe(data))
+    assert not (tmp_path/'a/history.jsonl').exists()
