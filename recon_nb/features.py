@@ -7,12 +7,13 @@ Docs: https://recon-nb.github.io/recon_nb/features.html.md"""
 # %% auto #0
 __all__ = ['frozen', 'Arm', 'Pixels', 'as_arm', 'encode', 'count_macs']
 
-# %% ../nbs/56_features.ipynb #4e3ef6c0
+# %% ../nbs/56_features.ipynb #822284d8
 import hashlib,os
 from collections import OrderedDict
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass,field
+from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .config import GANConfig
 from .core import InputError,check_name
 from .discriminator import Discriminator
+from .export import Pretrained,load_pretrained
 from .generator import Encoder
 from .layers import init_weights
 from .pixels import Images,Photo8,to_model
@@ -42,7 +44,7 @@ def frozen(
     changed = [k for k,v in net.state_dict().items() if not torch.equal(v, before[k])]
     if changed: raise RuntimeError(f"a frozen encoder changed: {', '.join(changed[:3])}{', ...' if len(changed) > 3 else ''}")
 
-# %% ../nbs/56_features.ipynb #22fe0bed
+# %% ../nbs/56_features.ipynb #f7df003a
 @dataclass(frozen=True)
 class Arm:
     "One side of a comparison. Made by `as_arm`."
@@ -61,6 +63,7 @@ class Arm:
         net = deepcopy(self.net)
         return _fresh(net, seed) if self.name == 'scratch' else net
 
+# %% ../nbs/56_features.ipynb #cb316d4c
 def _fresh(net, seed):
     "Start anew: every layer's own start, then DCGAN's for convolutions and batch norms, as `train_gan` does."
     with torch.random.fork_rng(devices=[]):
@@ -79,9 +82,9 @@ class Pixels(nn.Module):
         "The picture as the only stage."
         return [F.adaptive_avg_pool2d(x, min(32, x.shape[-1]))]
 
-# %% ../nbs/56_features.ipynb #007e5eb9
+# %% ../nbs/56_features.ipynb #05d46064
 def as_arm(
-    encoder, # a `GANRun`, the folder of one, a module, None for scratch, or 'pixels'
+    encoder, # a `GANRun`, the folder of one, an exported encoder, a module, None for scratch, or 'pixels'
     *,
     part:str='encoder', # of a run: encoder or disc
     like=None, # for scratch: the run, folder, config or module whose architecture it has
@@ -100,7 +103,7 @@ def as_arm(
     _try(net, size)
     return Arm(name, net, size, source)
 
-# %% ../nbs/56_features.ipynb #5aa6742e
+# %% ../nbs/56_features.ipynb #bf689267
 def _open(given, part):
     "A network to copy, its size if it has one, and where it comes from."
     if isinstance(given, nn.Module):
@@ -111,11 +114,15 @@ def _open(given, part):
         with torch.random.fork_rng(devices=[]):
             net = Encoder(given.width, dropout=given.dropout) if part == 'encoder' else Discriminator(given.width_d or given.width, size=given.size)
         return _headless(net), given.size, {}
-    if isinstance(given, (str, os.PathLike)): given = GANRun.load(given)
-    if not isinstance(given, GANRun): raise InputError(f"{type(given).__name__} can't be probed; give a GANRun, the folder of a run, a module, None for scratch, or 'pixels'.")
+    if isinstance(given, (str, os.PathLike)): given = load_pretrained(given) if Path(given).expanduser().is_file() else GANRun.load(given)
+    if isinstance(given, Pretrained):
+        if part == 'disc': raise InputError("an exported encoder comes without its discriminator; give the folder of the run.")
+        return deepcopy(given.encoder).requires_grad_(True), given.preprocess.size, given.config['training']
+    if not isinstance(given, GANRun): raise InputError(f"{type(given).__name__} can't be probed; give a GANRun, the folder of one, an exported encoder, a module, None for scratch, or 'pixels'.")
     cfg, net = given.cfg, deepcopy(given.encoder if part == 'encoder' else given.disc).requires_grad_(True)
     return _headless(net).cpu(), cfg.size, dict(run=given.dir.name, preset=cfg.preset, data=os.path.basename(cfg.data), width=cfg.width, seed=cfg.seed, step=given.step)
 
+# %% ../nbs/56_features.ipynb #8ab958fd
 def _headless(net):
     "D without its last layer: its opinion is no feature."
     if isinstance(net, Discriminator): net.head = nn.Identity()

@@ -8,10 +8,10 @@ Docs: https://recon-nb.github.io/recon_nb/finetune.html.md"""
 __all__ = ['Recipe', 'paper_recipe', 'augment', 'rate', 'paper_head', 'fit_paper_head', 'choose_lr', 'Classifier', 'stages_of',
            'param_groups', 'finetune', 'classify', 'search_recipe']
 
-# %% ../nbs/58_finetune.ipynb #c0275b1e
+# %% ../nbs/58_finetune.ipynb #fe891c74
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass,field,replace
-from typing import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -70,7 +70,7 @@ def rate(
     "Warm-up over a twentieth, then a cosine to 0."
     return min(done/0.05, 1.) if done < 0.05 else (1+np.cos(np.pi*(done-0.05)/0.95))/2
 
-# %% ../nbs/58_finetune.ipynb #ea0677c8
+# %% ../nbs/58_finetune.ipynb #3265cfe0
 def paper_head(
     features:int, # numbers in the flattened map
     classes:int, # how many
@@ -80,6 +80,7 @@ def paper_head(
     "Two fully connected layers (§3.1)."
     return nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, classes))
 
+# %% ../nbs/58_finetune.ipynb #906f7198
 def fit_paper_head(
     x:Float[Tensor, 'n d'], # flattened maps of the labelled photos, from a frozen encoder
     y:Int64[Tensor, ' n'], # their classes

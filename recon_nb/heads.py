@@ -35,7 +35,7 @@ def knn_predict(
         out.append((votes*n_classes - torch.arange(n_classes, device=votes.device)).argmax(1))     # of equals, the first
     return torch.cat(out)
 
-# %% ../nbs/57_heads.ipynb #1b4efd7b
+# %% ../nbs/57_heads.ipynb #c076fd1b
 @dataclass(frozen=True)
 class Linear:
     "A linear classifier of features. Made by `fit_linear`."
@@ -48,6 +48,7 @@ class Linear:
         return torch.addmm(self.w[:,-1], (f-self.mean)*self.scale, self.w[:,:-1].T)
     def predict(self, f:Float[Tensor, 'm d'])->Int64[Tensor, ' m']: return self.logits(f).argmax(1)
 
+# %% ../nbs/57_heads.ipynb #80179aa5
 def fit_linear(
     f:Float[Tensor, 'n d'], # features
     y:Int64[Tensor, ' n'], # their classes

@@ -71,7 +71,7 @@ def load_labelled(
     parts = _load_parts(folder, how) if data not in SETS and root is None and folder.is_dir() else _load_named(data, root, how)
     return LabelledSet(name or folder.resolve().name, *parts)
 
-# %% ../nbs/15_labelled.ipynb #435f1014
+# %% ../nbs/15_labelled.ipynb #29531c1b
 def _load_parts(folder, how):
     "A folder of two parts with the same classes."
     dirs = lambda p: sorted(d.name for d in p.iterdir() if d.is_dir() and d.name[0] not in '._') if p.is_dir() else []
@@ -88,6 +88,7 @@ def _load_parts(folder, how):
         if lost := [c for c in classes[0] if c not in p.classes]: raise InputError(f"{folder/part}/{lost[0]} holds no photo. Every class must be in both parts.")
     return [a for p in photos for a in (p.cuts['i_r'], p.labels)] + [photos[0].classes]
 
+# %% ../nbs/15_labelled.ipynb #76cfd61b
 def _load_named(data, root, how):
     "A named set: its labelled photos, and of these the official test part."
     p = load_photos(data, root=root, **how)

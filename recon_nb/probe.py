@@ -7,9 +7,10 @@ Docs: https://recon-nb.github.io/recon_nb/probe.html.md"""
 # %% auto #0
 __all__ = ['MODES', 'FROZEN', 'ProbeResult', 'search_recipe', 'probe']
 
-# %% ../nbs/60_probe.ipynb #e25c45e2
-import time
+# %% ../nbs/60_probe.ipynb #3c71795b
+import sys,time
 from dataclasses import asdict,dataclass
+from types import ModuleType
 import numpy as np
 import torch
 from fastcore.basics import patch
@@ -76,7 +77,7 @@ def _row(arm, data, mode, per_class, seed, i, predictions, seconds, images_seen,
                 per_class=(confusion.diagonal()/confusion.sum(1)).round(4).tolist(), confusion=confusion.tolist(), histogram=np.bincount(test, minlength=k).tolist(),
                 seconds=round(seconds, 2), macs=count_macs(arm.net, data.size), images_seen=images_seen, config=config, selected=selected, machine=describe_machine())
 
-# %% ../nbs/60_probe.ipynb #5af2d541
+# %% ../nbs/60_probe.ipynb #c1009097
 def _knn(arm, data, i, seed, device):
     f, test_f = _features(arm, data, i, seed, device, stages=(-1,), side=1)
     y, k = torch.from_numpy(data.train_y[i]), min(20, int(np.bincount(data.train_y[i]).min()))
@@ -90,6 +91,7 @@ def _linear(arm, data, i, seed, device):
     head = fit_linear(f, y, l2=l2, n_classes=k)
     return (head.predict(f), head.predict(test_f)), 0, dict(l2=l2), dict(what='l2', on='the given labels, left out in turn', scores=scores)
 
+# %% ../nbs/60_probe.ipynb #de6d61e9
 def _paper_frozen(arm, data, i, seed, device):
     f, test_f = _features(arm, data, i, seed, device, stages=(-1,), side=None)
     y, k = torch.from_numpy(data.train_y[i]), len(data.classes)
@@ -137,10 +139,10 @@ def search_recipe(
     start = paper_recipe(**recipe) if mode == 'paper-finetune' else Recipe(**recipe)
     return search_from(arm.build, data.train_x[i], data.train_y[i], (data.train_x[dev], data.train_y[dev]), start, classes=len(data.classes), seed=DEV_SEED, device=device)
 
-# %% ../nbs/60_probe.ipynb #7ca75d8a
+# %% ../nbs/60_probe.ipynb #1a412cdf
 # long: the one call, its checks in the order they are made
 def probe(
-    encoder, # a `GANRun`, the folder of one, a module, None for scratch, or 'pixels'
+    encoder, # a `GANRun`, the folder of one, an exported encoder, a module, None for scratch, or 'pixels'
     data, # a `LabelledSet`, a named set, or a folder with train/<class>/ and test/<class>/
     *,
     mode:str='finetune', # one of `MODES`
@@ -176,3 +178,10 @@ def probe(
         predictions, *rest = found
         rows.append(_row(arm, data, mode, labels_per_class, seed, i, [np.asarray(p) for p in predictions], time.monotonic()-start, *rest))
     return ProbeResult(rows, data.classes)
+
+# %% ../nbs/60_probe.ipynb #d46e1930
+class _Module(ModuleType):
+    "`recon_nb.probe` names this module and the function in it. So that either may be called, the module is called as the function."
+    __call__ = staticmethod(probe)
+
+if __name__ == 'recon_nb.probe': sys.modules[__name__].__class__ = _Module

@@ -179,3 +179,16 @@ def test_the_online_probe_refuses_before_the_first_step(tmp_path, data):
     x = draw_shapes(20, size=48)[0]
     with pytest.raises(InputError, match='48 px'): train_gan(x, 'quick', run_dir=tmp_path/'a', size=48, width=4, bs=8, epochs=1, hooks=OnlineProbe(data))
     assert not (tmp_path/'a/history.jsonl').exists()
+
+
+def test_an_exported_encoder_is_the_runs(run, data, tmp_path):
+    from recon_nb import export_encoder
+    path = export_encoder(run, tmp_path/'enc.safetensors')
+    a, b = (ask(e, data, 'knn').rows[0] for e in (path, run))
+    assert a['histogram'] == b['histogram'] and a['source']['preset'] == 'quick'
+    with pytest.raises(InputError, match='discriminator'): ask(path, data, 'knn', part='disc')
+
+
+def test_probe_can_be_called_by_its_short_name(data):
+    from recon_nb import probe as short          # the module of that name is loaded by now
+    assert short(None, data, mode='knn', labels_per_class=2, seeds=1, width=4, size=32, progress=False).n == 1
