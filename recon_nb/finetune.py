@@ -142,8 +142,11 @@ class Classifier(nn.Module):
         f = self.enc.features(x)[-1]
         return self.head(f.mean((2,3)) if self.mode == 'finetune' else f.flatten(1))
 
-# %% ../nbs/58_finetune.ipynb #c8b39c1c
-def stages_of(enc): # the encoder's blocks, first to last
+# %% ../nbs/58_finetune.ipynb #6a8afae2
+def stages_of(
+    enc:nn.Module, # an encoder
+)->list: # its blocks, first to last
+    "The parts of an encoder that have weights."
     blocks = [m for m in enc.children() if any(True for _ in m.parameters())]
     return blocks or [enc]
 

@@ -7,7 +7,7 @@ Docs: https://recon-nb.github.io/recon_nb/probe.html.md"""
 # %% auto #0
 __all__ = ['MODES', 'FROZEN', 'ProbeResult', 'search_recipe', 'probe']
 
-# %% ../nbs/60_probe.ipynb #3c71795b
+# %% ../nbs/60_probe.ipynb #3e23d9e6
 import sys,time
 from dataclasses import asdict,dataclass
 from types import ModuleType
@@ -20,6 +20,7 @@ from .finetune import Recipe,choose_lr,classify,finetune,fit_paper_head,paper_re
 from .finetune import search_recipe as search_from
 from .heads import choose_l2,fit_linear,knn_predict
 from .labelled import DEV_SEED,development_images,label_subset,load_labelled,split_labels
+from .trainer import TrainingDiverged
 
 # %% ../nbs/60_probe.ipynb #e7a702cb
 MODES = 'knn', 'linear', 'paper-frozen', 'paper-finetune', 'finetune'
@@ -108,10 +109,11 @@ def _features(arm, data, i, seed, device, **how):
     net = arm.build(seed)
     return encode(net, data.train_x[i], device=device, **how), encode(net, data.test_x, device=device, **how)
 
-# %% ../nbs/60_probe.ipynb #46f1585f
+# %% ../nbs/60_probe.ipynb #e35d5261
 def _trained(arm, data, i, seed, device, recipe):
     if not any(True for _ in arm.net.parameters()): raise InputError(f"{arm.name} has no weights to train; modes for it: knn, linear.")
     model = finetune(arm.build(seed), data.train_x[i], data.train_y[i], recipe, classes=len(data.classes), seed=seed, device=device)
+    if not all(p.isfinite().all() for p in model.parameters()): raise TrainingDiverged(f"weights are not finite after training {arm.name} with lr={recipe.lr:g}. Give a recipe with a lower lr, or recipe='search'.")
     return (classify(model, data.train_x[i], device=device), classify(model, data.test_x, device=device)), recipe.updates(len(i))*min(recipe.bs, len(i)), {k: v for k,v in asdict(recipe).items() if k != 'selected'}, recipe.selected
 
 # %% ../nbs/60_probe.ipynb #02163c44

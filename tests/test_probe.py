@@ -192,3 +192,8 @@ def test_an_exported_encoder_is_the_runs(run, data, tmp_path):
 def test_probe_can_be_called_by_its_short_name(data):
     from recon_nb import probe as short          # the module of that name is loaded by now
     assert short(None, data, mode='knn', labels_per_class=2, seeds=1, width=4, size=32, progress=False).n == 1
+
+
+def test_a_training_that_diverges_is_no_result(data):
+    from recon_nb.trainer import TrainingDiverged
+    with pytest.raises(TrainingDiverged, match='lower lr'): ask(None, data, 'paper-finetune', width=4, size=32, recipe=paper_recipe(steps=30, epochs=1, lr=1e30))
