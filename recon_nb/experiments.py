@@ -209,14 +209,14 @@ def _line(i, jobs, j, r, left):
     found = f"development {r['score']:.1%}" if j.kind == 'recipe' else f"test {r['test_accuracy']:.1%}, train {r['train_accuracy']:.1%}"
     return f"{i} of {len(jobs)}: {j}: {found}; {duration(r['seconds'])}" + (f', about {duration(left)} left' if i < len(jobs) else '')
 
-# %% ../nbs/62_experiments.ipynb #4cfa38a3
+# %% ../nbs/62_experiments.ipynb #fa9ebfa6
 def count_work(
     job:Job, # from `list_jobs`
 )->float: # multiply-adds, roughly
     "What a job costs: its encoder's passes, and the head where that is dear."
     d, net = job.images, job.net
     n, k = len(d.train_y) if job.labels is None else job.labels*len(d.classes), len(d.classes)
-    macs, channels = max(count_macs(net.net, d.size), 1), net.net.channels
+    macs, channels = float(max(count_macs(net.net, d.size), 1)), net.net.channels
     if job.mode not in FROZEN:
         r = (paper_recipe if job.mode == 'paper-finetune' else Recipe)(**{f: v for f,v in job.settings if f != 'search'})
         return macs*(3*r.updates(n)*min(r.bs, n) + n + len(d.test_y)) * (7 if job.kind == 'recipe' else 1)

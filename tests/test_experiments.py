@@ -1,0 +1,307 @@
+"Experiments under fire: killed anywhere, cut at any byte, asked wrongly; and the interval's mathematics against other people's."
+import json, os, random, signal, time
+from dataclasses import asdict, replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+from recon_nb import experiments
+from recon_nb.core import InputError, read_jsonl
+from recon_nb.experiments import Job, compare, estimate, fingerprint, in_order, list_jobs, plan, run_jobs
+from recon_nb.features import as_arm
+from recon_nb.finetune import Recipe, paper_recipe
+from recon_nb.generator import Encoder
+from recon_nb.labelled import LabelledSet, development_images
+from recon_nb.protocols import best_arm
+from recon_nb.shapes import SHAPES, draw_shapes
+from recon_nb.tables import crossed_interval, interval, label_curve, summarize, table, tidy, to_markdown
+
+
+class Few(nn.Module):
+    "The smallest thing that is an encoder."
+    channels = 2,
+    def __init__(self, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.conv = nn.Conv2d(3, 2, 4, 4)
+    def features(self, x): return [self.conv(x)]
+
+
+def make_set(name, n=200, size=32):
+    (x, y), (tx, ty) = draw_shapes(n, size=size), draw_shapes(50, size=size, seed=1)
+    return LabelledSet(name, x, y, tx, ty, SHAPES)
+
+
+@pytest.fixture(scope='module')
+def toy(): return make_set('toy')
+
+
+@pytest.fixture
+def arms(): return {'scratch': None, 'pixels': 'pixels', 'ours': [Few(1), Few(2)]}
+
+
+HOW = dict(modes=('linear', 'finetune', 'paper-finetune'), labels=(3, 5), seeds=2, size=32)
+
+
+# A probe that takes a moment and notes when it begins and ends.
+
+def fake(trace, pause):
+    def note(*words):
+        with open(trace, 'a') as f: f.write(' '.join(map(str, words))+'\n')
+
+    def slow_probe(arm, data, *, mode, labels_per_class, seeds, recipe, device, progress):
+        what = json.dumps([data.name, mode, labels_per_class, fingerprint(arm), seeds])
+        note('begin', what); time.sleep(pause); note('end', what)
+        seed, = seeds
+        acc = random.Random(what).random()
+        row = dict(schema=1, arm=arm.name, source=arm.source, mode=mode, data=data.name, size=data.size, classes=10, labels_per_class=labels_per_class, n_train=10*(labels_per_class or 20), n_test=50,
+                   seed=seed, test_accuracy=acc, train_accuracy=acc, chance=.1, per_class=[acc]*10, confusion=[], histogram=[], seconds=pause, macs=10, images_seen=5,
+                   config=asdict(recipe) if recipe else {}, selected={}, machine={})
+        return SimpleNamespace(records=lambda: [row])
+
+    def slow_search(arm, data, *, mode, labels_per_class, device, **fields):
+        what = json.dumps([data.name, mode, labels_per_class, fingerprint(arm), 'search'])
+        note('begin', what); time.sleep(pause); note('end', what)
+        r = paper_recipe(**fields) if mode == 'paper-finetune' else Recipe(**fields)
+        return replace(r, lr=random.Random(what).random(), selected=dict(on='development images', scores={'a': .5}))
+    return slow_probe, slow_search
+
+
+def use_fake(monkeypatch, trace, pause=0.):
+    for name, f in zip(('probe', 'search_recipe'), fake(trace, pause)): monkeypatch.setattr(experiments, name, f)
+
+
+def found(records): return [{k: v for k, v in r.items() if k not in ('seconds', 'machine')} for r in records]
+
+
+@pytest.mark.filterwarnings('ignore::DeprecationWarning')       # fork in a process with threads: the child only counts
+def test_killed_at_random_moments(monkeypatch, tmp_path, toy, arms):
+    "SIGKILL, again and again: nothing is lost but the run in progress, nothing is run twice."
+    use_fake(monkeypatch, tmp_path/'straight.txt')
+    jobs = list_jobs(arms, [toy, replace(toy, name='other')], **HOW)
+    straight = run_jobs(jobs, out=tmp_path/'straight.jsonl', progress=False)
+    assert len({j.key for j in jobs}) == len(jobs) == len(straight) > 50
+
+    rng, out, sessions, kills = random.Random(0), tmp_path/'killed.jsonl', [], 0
+    while True:
+        trace = tmp_path/f'{len(sessions)}.txt'
+        use_fake(monkeypatch, trace, .01)
+        sessions.append(trace)
+        before = read_jsonl(out)
+        if pid := os.fork():
+            time.sleep(rng.uniform(.02, .5))
+            os.kill(pid, signal.SIGKILL)
+            status = os.waitpid(pid, 0)[1]
+        else:
+            try: run_jobs(jobs, out=out, progress=False)
+            finally: os._exit(0)
+        after = read_jsonl(out)
+        assert after[:len(before)] == before                                    # what was there stays, in its place
+        ended = trace.read_text().count('end ') if trace.exists() else 0
+        assert len(after)-len(before) in (ended, ended-1)                       # killed between the end and the line, at worst
+        if os.WIFEXITED(status): break
+        kills += 1
+    assert kills >= 3
+    assert found(read_jsonl(out)) == found(straight)
+    begun = [[line.split(' ', 1)[1] for line in t.read_text().splitlines() if line.startswith('begin')] if t.exists() else [] for t in sessions]
+    for i, session in enumerate(begun):
+        later = [w for other in begun[i+1:] for w in other]
+        assert not set(session[:-1]) & set(later)                               # only the last one of a session may begin again
+        assert len(set(session)) == len(session)
+
+
+def test_a_file_cut_at_any_byte(monkeypatch, tmp_path, toy, arms):
+    use_fake(monkeypatch, tmp_path/'t.txt')
+    jobs = list_jobs(arms, toy, **{**HOW, 'modes': 'linear'})
+    out = tmp_path/'a.jsonl'
+    whole = run_jobs(jobs, out=out, progress=False)
+    data = out.read_bytes()
+    last = data[:-1].rfind(b'\n')+1
+    for cut in [*range(last, len(data), 97), len(data)-1, len(data)]:
+        out.write_bytes(data[:cut])
+        (tmp_path/'t.txt').unlink(missing_ok=True)
+        assert found(run_jobs(jobs, out=out, progress=False)) == found(whole)
+        assert found(read_jsonl(out)) == found(whole)
+        assert ((tmp_path/'t.txt').read_text().count('begin') if (tmp_path/'t.txt').exists() else 0) == (cut < len(data))
+
+
+def test_a_second_process_is_told(monkeypatch, tmp_path, toy, arms):
+    use_fake(monkeypatch, tmp_path/'t.txt')
+    with experiments._alone(tmp_path/'a.jsonl'):
+        with pytest.raises(InputError, match='in use'): compare(arms, toy, **HOW, out=tmp_path/'a.jsonl')
+    compare(arms, toy, **HOW, out=tmp_path/'a.jsonl', progress=False)
+    (tmp_path/'file').write_text('')
+    with pytest.raises(InputError, match="can't be written"): compare(arms, toy, **HOW, out=tmp_path/'file/a.jsonl')
+
+
+def test_what_is_the_same_run(monkeypatch, tmp_path, toy):
+    "A moved folder is the same encoder; other weights, settings, images or labels are another run."
+    use_fake(monkeypatch, tmp_path/'t.txt')
+    keys = lambda encoder, data=toy, **how: {j.key for j in list_jobs({'ours': encoder}, data, **{**dict(modes=('linear', 'finetune'), labels=3, seeds=1, size=32), **how})}
+    base = keys(Few(1))
+    assert base == keys(Few(1)) and len(base) == 3
+    assert not base & keys(Few(2)) and not base & keys(Few(1), size=48, data=make_set('toy', size=48)) and not base & keys(Few(1), labels=5)
+    other = keys(Few(1), recipes={'toy': dict(steps=5)})
+    assert len(base & other) == 1                                               # the linear one has no recipe
+    assert keys(Few(1), recipes={'*': dict(steps=5)}) == other
+    assert len(base & keys(Few(1), search=None)) == 1
+    scratch = lambda seed, width: {j.key for j in list_jobs({'scratch': None}, toy, 'linear', 3, 1, size=32, like=Few(seed) if not width else Encoder(width))}
+    assert scratch(1, 0) == scratch(2, 0) != scratch(1, 4)
+
+
+def test_recipes_reach_the_runs_that_need_them(monkeypatch, tmp_path, toy, arms):
+    use_fake(monkeypatch, tmp_path/'t.txt')
+    records = compare(arms, toy, **HOW, recipes={'toy': dict(flip=False)}, search=5, out=tmp_path/'a.jsonl', progress=False)
+    recipes = {(r['job']['mode'], r['job']['arm']): r for r in records if r['kind'] == 'recipe'}
+    assert len(recipes) == 4 and {r['job']['labels'] for r in recipes.values()} == {5}
+    assert recipes['finetune', 'ours']['job']['weights'] == fingerprint(as_arm(Few(1), size=32))    # of the first encoder
+    for r in records:
+        if r['kind'] == 'probe' and r['mode'] != 'linear':
+            assert r['config']['lr'] == recipes[r['mode'], r['job']['arm']]['recipe']['lr'] and r['config']['flip'] is False
+            assert r['config']['bs'] == (32 if r['mode'] == 'paper-finetune' else 128)
+
+
+def test_the_search_never_trains_on_the_images_that_judge(toy):
+    most = int(np.bincount(toy.train_y).min())
+    free = int(np.bincount(np.delete(toy.train_y, development_images(toy.train_y))).min())
+    for labels, at in [(free, free), (free+1, None), (most, None), (None, None)]:
+        assert [j.labels for j in list_jobs({'ours': Few(1)}, toy, 'finetune', labels, 1, size=32) if j.kind == 'recipe'] == [at]
+
+
+def test_matched_seeds(toy, arms):
+    pairs = [(j.arm, j.weights, j.seed) for j in list_jobs(arms, toy, 'finetune', 3, 2, size=32, matched=True) if j.kind == 'probe']
+    assert [(a, s) for a,_,s in pairs] == [('scratch', 0), ('ours', 0), ('scratch', 1), ('ours', 1)] and len({w for _,w,_ in pairs}) == 3
+
+
+def test_order(toy, arms):
+    jobs = list_jobs(arms, [toy, replace(toy, name='other')], modes=('finetune', 'paper-frozen', 'knn'), labels=(None, 3), seeds=2, size=32)
+    assert {j.key for j in jobs} == {j.key for j in in_order(random.Random(0).sample(jobs, len(jobs)))}
+    modes = [j.mode for j in jobs]
+    assert modes == sorted(modes, key=['knn', 'paper-frozen', 'finetune'].index)
+    trained = [j for j in jobs if j.mode == 'finetune' and j.kind == 'probe']
+    assert [j.labels for j in trained] == [3]*12 + [None]*12 and [j.seed for j in trained[:12]] == [0]*6 + [1]*6
+    assert in_order(jobs+jobs) == jobs
+
+
+def test_time_left(monkeypatch, tmp_path, toy, arms):
+    jobs = list_jobs(arms, toy, modes=('knn', 'linear'), labels=3, seeds=2, size=32)
+    assert np.isnan(estimate(jobs, jobs, {})).all()
+    done = {j.key: dict(seconds=7.) for j in jobs if j.mode == 'knn'}
+    left = estimate([j for j in jobs if j.mode == 'linear'], jobs, done)
+    assert len(left) == 8 and min(left) > 0
+    done |= {jobs[-1].key: dict(seconds=3.)}
+    assert estimate(jobs[-3:-1], jobs, done) == [3., 3.]
+    p = plan(arms, toy, ('knn', 'finetune'), 3, 1, size=32, out=tmp_path/'none.jsonl')
+    assert not p.done.any() and (p.hours > 0).all() and not (tmp_path/'none.jsonl').exists()
+
+
+@pytest.mark.parametrize('wrong, says', [
+    (dict(modes='knnn'), "Did you mean 'knn'"), (dict(labels=0), 'labels per class'), (dict(labels=999), 'Ask for at most'), (dict(labels=()), 'labels='), (dict(labels=(3, 3)), 'different numbers'),
+    (dict(seeds=0), 'seeds='), (dict(seeds=(1, 1)), 'seeds='), (dict(seeds=(-1,)), 'seeds='), (dict(search='never'), 'search='), (dict(search=-1), 'search='),
+    (dict(recipes={'toyy': {}}), "Did you mean 'toy'"), (dict(encoders={}), 'a dict'), (dict(encoders={'ours': []}), 'no encoder'),
+    (dict(encoders={'scratch': None}), 'architecture'), (dict(encoders={'ours': [Few(1), Few(1)]}), 'same encoder twice'), (dict(encoders={'ours': Few(1)}, size=None), 'how large'),
+    (dict(encoders={'ours': '/nowhere'}), 'nowhere'), (dict(datasets=[]), 'empty'), (dict(datasets='nowhere'), 'nowhere'), (dict(size=48), '48 px')])
+def test_wrong_calls_end_before_any_run(wrong, says, toy, arms, tmp_path):
+    with pytest.raises(InputError, match=says): compare(**{**dict(encoders=arms, datasets=toy, modes='finetune', labels=3, seeds=1, size=32, out=tmp_path/'a.jsonl'), **wrong})
+    assert not (tmp_path/'a.jsonl').exists()
+
+
+def test_two_sets_of_one_name(toy, arms):
+    with pytest.raises(InputError, match='same name'): list_jobs(arms, [toy, toy], size=32)
+    assert {j.data for j in list_jobs(arms, dict(a=toy, b=toy), 'knn', 3, 1, size=32)} == {'a', 'b'}
+
+
+# Tables
+
+def record(arm, acc, *, seed=0, run='', mode='finetune', data='toy', labels=25, **more):
+    return dict(arm=arm if arm in ('scratch', 'pixels') else 'encoder', source={}, mode=mode, data=data, size=32, classes=10, labels_per_class=labels, n_train=10*(labels or 500),
+                n_test=1000, seed=seed, test_accuracy=acc/100, chance=.1, job=dict(arm=arm, weights=f'{arm}{run}', settings=[]), **more)
+
+
+def cell(records, arm='ours', **where):
+    s = summarize(records)
+    return s[(s.arm == arm) & np.all([s[k] == v for k, v in where.items()], axis=0)].iloc[0]
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_intervals_are_scipys(seed):
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(2, 8))
+    x, y = rng.normal(50, 2, (2, n))
+    want = stats.ttest_rel(x, y).confidence_interval(.95)
+    c = cell([record('scratch', a, seed=s) for s, a in enumerate(y)] + [record('ours', a, seed=s) for s, a in enumerate(x)])
+    assert np.allclose((c.low, c.high), want) and np.allclose((c.low_both, c.high_both), want) and c.n_diff == n and c.over == 'probe seeds'
+    d = rng.normal(1, 2, (3, n))
+    many = [record('scratch', a, seed=s) for s, a in enumerate(y)] + [record('ours', y[s]+d[p, s], seed=s, run=p) for p in range(3) for s in range(n)]
+    c = cell(many)
+    assert np.allclose((c.low, c.high), stats.ttest_1samp(d.mean(1), 0).confidence_interval(.95)) and c.over == 'pretrainings' and c.n == f'3x{n}'
+    assert np.allclose((c.low_both, c.high_both), crossed_interval(d)[1:]) and c['std'] == pytest.approx((y+d).mean(1).std(ddof=1))
+
+
+def test_crossed_interval_is_symmetric_and_holds_its_limits():
+    d = np.random.default_rng(0).normal(size=(4, 3))
+    assert np.allclose(crossed_interval(d), crossed_interval(d.T)) and np.allclose(np.array(crossed_interval(d+5))-5, crossed_interval(d))
+    rows = np.repeat([[1.], [2.], [4.]], 5, axis=1)                              # no luck in the seeds: as over the rows alone
+    assert np.allclose(crossed_interval(rows), interval(rows[:, 0]))
+    assert crossed_interval(np.ones((2, 2))) == (1., 1., 1.)
+
+
+def test_incomplete_cells():
+    "A table in the middle of a night."
+    base = [record('scratch', 50+s, seed=s) for s in range(5)]
+    some = [record('ours', 53+s, seed=s, run=0) for s in range(5)] + [record('ours', 55+s, seed=s, run=1) for s in range(2)]
+    c = cell(base+some)
+    assert c.n == '2x2-5' and c['diff'] == pytest.approx(4) and c.n_diff == 2
+    alone = cell([record('ours', 53)])
+    assert np.isnan(alone['diff']) and np.isnan(alone['std'])
+    assert table([record('ours', 53)]).loc['ours - scratch'].tolist() == ['-']
+    one = cell([record('scratch', 50), record('ours', 53)])
+    assert one['diff'] == pytest.approx(3) and np.isnan(one.low)
+    other = cell([record('scratch', 50, seed=0), record('ours', 53, seed=1)])     # no seed in common: nothing to pair
+    assert np.isnan(other['diff'])
+    shared = cell(base[:1] + [record('ours', 53+p, run=p) for p in range(3)])     # one scratch run for all: its luck is unknown
+    assert shared.low < 4 < shared.high and np.isnan(shared.low_both)
+    matched = cell(base[:3] + [record('ours', 53+p, seed=p, run=p) for p in range(3)])
+    assert matched['diff'] == pytest.approx(3) and np.allclose((matched.low_both, matched.high_both), (matched.low, matched.high)) and matched.n == '3x1'
+
+
+def test_frozen_scratch_is_random_and_controls_are_always_there():
+    records = [record('scratch', 30, mode='linear'), record('pixels', 25, mode='linear'), record('ours', 35, mode='linear'), record('scratch', 38), record('ours', 40), record('ours', 28, mode='knn')]
+    for mode, rows in [('linear', ['chance', 'raw pixels (linear)', 'random', 'scratch (finetune)', 'ours', 'ours - random']), ('finetune', ['chance', 'raw pixels (linear)', 'random (linear)', 'scratch', 'ours', 'ours - scratch'])]:
+        assert table(records, mode).index.tolist() == rows
+    t = table(records, 'knn', labels=(25, None), sets=['toy', 'never'], arms=['ours', 'theirs'])
+    assert t['toy', 25].tolist() == ['10.0', '25.0 (1)', '-', '38.0 (1)', '28.0 (1)', '-', '-', '-'] and (t['never'] == '-').all(axis=None) and (t['toy', 'all'][1:] == '-').all()
+    assert to_markdown(t).count('\n') == len(t)+1
+
+
+def test_order_of_records_does_not_matter():
+    rng = np.random.default_rng(0)
+    records = [record(a, rng.uniform(20, 60), seed=s, run=p, labels=l) for a in ('scratch', 'ours', 'theirs') for s in range(3) for p in range(1 if a == 'scratch' else 2) for l in (25, None)]
+    mixed = [records[i] for i in rng.permutation(len(records))]
+    assert table(mixed, arms=['ours', 'theirs']).equals(table(records, arms=['ours', 'theirs']))
+    assert table(records + records[:5]).equals(table(records))
+
+
+@pytest.mark.parametrize('more, says', [
+    ([record('ours', 1)], 'disagree'), ([dict(record('ours', 53, seed=1), size=48)], 'size 32 and 48'), ([dict(record('ours', 53, seed=1), n_test=9)], 'n_test'),
+    ([dict(record('ours', 53, seed=1), job=dict(arm='ours', weights='ours', settings=[['steps', 3]]))], 'different ways')])
+def test_what_does_not_belong_together(more, says):
+    with pytest.raises(InputError, match=says): tidy([record('ours', 53), *more])
+
+
+def test_tables_of_nothing():
+    for f in (tidy, summarize, table, label_curve):
+        with pytest.raises(InputError, match='no record'): f([])
+        with pytest.raises(InputError, match='no record'): f([dict(kind='recipe')])
+    with pytest.raises(InputError, match='Accepted: finetune'): table([record('ours', 53)], 'fine-tune')
+    with pytest.raises(InputError, match='Accepted: toy'): label_curve([record('ours', 53)], data='tow')
+
+
+def test_the_best_arm_is_chosen_on_development_images():
+    r = lambda arm, score, labels, mode='finetune', data='toy': dict(kind='recipe', source=dict(seed=0) if arm != 'scratch' else {}, score=score, job=dict(arm=arm, labels=labels, mode=mode, data=data))
+    records = [r('a', .9, 25), r('a', .5, 500), r('b', .6, 500), r('scratch', .99, 500), r('c', .9, 500, data='other'), r('d', .9, 500, mode='paper-finetune'), dict(kind='probe')]
+    assert best_arm(records, 'toy') == 'b' and best_arm([*records, r('a', .4, None)], 'toy') == 'a'
