@@ -6,17 +6,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy import stats
 from torch import nn
 
-from recon_nb import experiments
+from recon_nb import cli, experiments, protocols
 from recon_nb.core import InputError, read_jsonl
-from recon_nb.experiments import Job, compare, estimate, fingerprint, in_order, list_jobs, plan, run_jobs
+from recon_nb.experiments import compare, estimate, fingerprint, in_order, list_jobs, plan, run_jobs
 from recon_nb.features import as_arm
 from recon_nb.finetune import Recipe, paper_recipe
 from recon_nb.generator import Encoder
 from recon_nb.labelled import LabelledSet, development_images
-from recon_nb.protocols import best_arm
+from recon_nb.protocols import Block, Protocol, best_arm
 from recon_nb.shapes import SHAPES, draw_shapes
 from recon_nb.tables import crossed_interval, interval, label_curve, summarize, table, tidy, to_markdown
 
@@ -89,7 +90,7 @@ def test_killed_at_random_moments(monkeypatch, tmp_path, toy, arms):
     rng, out, sessions, kills = random.Random(0), tmp_path/'killed.jsonl', [], 0
     while True:
         trace = tmp_path/f'{len(sessions)}.txt'
-        use_fake(monkeypatch, trace, .01)
+        use_fake(monkeypatch, trace, .02)
         sessions.append(trace)
         before = read_jsonl(out)
         if pid := os.fork():
@@ -305,3 +306,69 @@ def test_the_best_arm_is_chosen_on_development_images():
     r = lambda arm, score, labels, mode='finetune', data='toy': dict(kind='recipe', source=dict(seed=0) if arm != 'scratch' else {}, score=score, job=dict(arm=arm, labels=labels, mode=mode, data=data))
     records = [r('a', .9, 25), r('a', .5, 500), r('b', .6, 500), r('scratch', .99, 500), r('c', .9, 500, data='other'), r('d', .9, 500, mode='paper-finetune'), dict(kind='probe')]
     assert best_arm(records, 'toy') == 'b' and best_arm([*records, r('a', .4, None)], 'toy') == 'a'
+
+
+# Protocols
+
+TINY = Protocol('tiny', width=4, sizes=dict(toy=32), bs=8, updates=8, recipes={'*': dict(steps=4, epochs=1, bs=16)}, blocks=(
+    Block(('knn',), (4, None), 1), Block(('finetune',), (4,), 1), Block(('finetune',), (None,), 1, arms='best', search=4)))
+
+
+@pytest.fixture(scope='module')
+def home(tmp_path_factory):
+    "Photos to pretrain on, and a labelled set."
+    home = tmp_path_factory.mktemp('home')
+    for folder, n, seed in (('photos', 24, 2), ('toy/train', 100, 0), ('toy/test', 50, 1)):
+        for i, (x, y) in enumerate(zip(*draw_shapes(n, size=40, seed=seed))):
+            (home/folder/str(y)).mkdir(parents=True, exist_ok=True); Image.fromarray(x).save(home/folder/str(y)/f'{i}.png')
+    return home
+
+
+def test_the_shell_makes_a_whole_table(monkeypatch, home, tmp_path, capsys):
+    "From photos to a table; a pretraining that was stopped is resumed, and a second call runs nothing."
+    monkeypatch.setitem(protocols.PROTOCOLS, 'tiny', replace(TINY, photos=str(home/'photos')))
+    monkeypatch.setitem(protocols.COUNTS, str(home/'photos'), (24,)); monkeypatch.setitem(protocols.COUNTS, 'toy', (100, 50))
+    argv = ['--scale', 'tiny', '--runs', str(tmp_path/'runs'), '--out', str(tmp_path/'a.jsonl'), '--root', str(home), '--device', 'cpu']
+    assert cli.table(argv) == 0
+    said = capsys.readouterr().out
+    assert 'Nothing was run' in said and 'pretraining at 32 px' in said and not any(tmp_path.iterdir())
+
+    half = protocols.run_folder(TINY, tmp_path/'runs', 'paper-l1', size=32, seed=0)
+    assert protocols.train_gan(home/'photos', 'paper-l1', run_dir=half, seed=0, size=32, width=4, bs=8, epochs=4, max_minutes=1e-9).step == 1
+    assert cli.table([*argv, '--yes']) == 0
+    said = capsys.readouterr().out
+    assert 'resumed at step 1' in said and '## knn' in said and '## finetune' in said and '| + s&b - scratch' in said
+    assert {protocols.GANRun.load(f).step for f in (tmp_path/'runs').iterdir()} == {8}
+    records = (tmp_path/'a.jsonl').read_bytes()
+
+    def never(*args, **kwargs): raise AssertionError('everything was done')
+    for name in ('probe', 'search_recipe'): monkeypatch.setattr(experiments, name, never)
+    monkeypatch.setattr(protocols, 'train_gan', never)
+    assert cli.table([*argv, '--yes']) == 0 and (tmp_path/'a.jsonl').read_bytes() == records
+    again = capsys.readouterr().out
+    assert again[again.index('##'):] == said[said.index('##'):]
+    assert cli.table(['--records', str(tmp_path/'a.jsonl')]) == 0 and capsys.readouterr().out == said[said.index('##'):]
+    assert cli.table([*argv, '--yes', '--modes', 'linear']) == 2 and "'tiny' has no linear" in capsys.readouterr().err
+    monkeypatch.setitem(protocols.PROTOCOLS, 'tiny', replace(TINY, width=8))
+    assert cli.table([*argv, '--yes']) == 2 and 'width 4, not 8' in capsys.readouterr().err
+
+
+def test_a_stopped_pretraining_stops_the_table(monkeypatch, home, tmp_path):
+    monkeypatch.setattr(protocols, 'train_gan', lambda *args, **kwargs: SimpleNamespace(stopped='signal'))
+    with pytest.raises(KeyboardInterrupt): protocols.pretrain(replace(TINY, photos=str(home/'photos')), tmp_path)
+
+
+def test_the_shells_probe(home, tmp_path, capsys):
+    out = str(tmp_path/'p.jsonl')
+    for encoder in ('scratch', 'pixels'): assert cli.probe([encoder, str(home/'toy'), '--mode', 'knn', '--labels', '4', '--seeds', '2', '--size', '32', '--width', '4', '--device', 'cpu', '--out', out]) == 0
+    assert [(r['arm'], r['seed'], r['data']) for r in read_jsonl(out)] == [('scratch', 0, 'toy'), ('scratch', 1, 'toy'), ('pixels', 0, 'toy'), ('pixels', 1, 'toy')]
+    assert capsys.readouterr().out.count('knn on toy, 4 labels a class') == 2
+    assert cli.probe(['pixels', str(home/'toy'), '--mode', 'knn', '--search', '--size', '32']) == 2
+    assert cli.probe(['pixels', str(home/'toy'), '--size', '32', '--labels', 'all', '--device', 'cpu']) == 2       # nothing to train
+
+
+def test_true_names(toy, home, tmp_path):
+    (tmp_path/'train'/'a').mkdir(parents=True); (tmp_path/'train'/'a'/'1.JPEG').touch()
+    many = lambda n, m: SimpleNamespace(train_y=range(n), test_y=range(m))
+    assert protocols.true_name('cifar10', many(50_000, 10_000), tmp_path) == 'cifar10 (jpeg)' and protocols.true_name('cifar10', many(50_000, 10_000)) == 'cifar10'
+    assert protocols.true_name('svhn', many(8001, 1999)) == 'svhn (10k split)' and protocols.true_name('imagenette', many(5, 3), tmp_path) == 'imagenette'
