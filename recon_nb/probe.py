@@ -22,7 +22,7 @@ from .heads import choose_l2,fit_linear,knn_predict
 from .labelled import DEV_SEED,development_images,label_subset,load_labelled,split_labels
 from .trainer import TrainingDiverged
 
-# %% ../nbs/60_probe.ipynb #e7a702cb
+# %% ../nbs/60_probe.ipynb #8fa64927
 MODES = 'knn', 'linear', 'paper-frozen', 'paper-finetune', 'finetune'
 FROZEN = MODES[:3]
 
@@ -45,7 +45,7 @@ class ProbeResult:
     def __repr__(self):
         r, train = self.rows[0], np.mean([r['train_accuracy'] for r in self.rows])
         labels = 'all labels' if r['labels_per_class'] is None else f"{r['labels_per_class']} labels a class"
-        return f"{r['arm']}, {r['mode']} on {r['data']}, {labels}: test {self.mean:.1%} ± {self.std:.1%} (n={self.n}), train {train:.1%}, chance {r['chance']:.1%}"
+        return f"{r['arm']}, {r['mode']} on {r['data']}, {labels}: test {self.mean:.1%}{f' ± {self.std:.1%}' if self.n > 1 else ''} (n={self.n}), train {train:.1%}, chance {r['chance']:.1%}"
 
 # %% ../nbs/60_probe.ipynb #0a8de7eb
 @patch

@@ -36,7 +36,7 @@ from .pixels import to_model,to_pixels
 from .show import show_grid,show_images
 from .trainer import TrainState,fetch,fit,make_networks,make_state,paint,restore,score_predictors,train_step
 
-# %% ../nbs/52_run.ipynb #3aee9c8e
+# %% ../nbs/52_run.ipynb #81065f2b
 class Reconstruction(NamedTuple):
     "Photos and what became of them, as bytes `n h w 3`."
     i_in: np.ndarray # what the generator saw
@@ -53,12 +53,18 @@ def as_images(
     if not len(images): raise InputError("no photos were given.")
     return [_as_image(im) for im in images]
 
+# %% ../nbs/52_run.ipynb #d21ecb10
 def _as_image(im):
     if isinstance(im, np.ndarray):
         if im.dtype != np.uint8 or im.ndim != 3 or im.shape[2] != 3: raise InputError(f"array of {im.dtype}, shape {im.shape}: a photo is uint8, (h, w, 3).")
         return Image.fromarray(im)
-    try: return open_rgb(Path(im).expanduser() if isinstance(im, (str, os.PathLike)) else im)
-    except (OSError, TypeError, AttributeError) as e: raise InputError(f"{im!r} is not a photo: {e}") from None
+    if not isinstance(im, (str, os.PathLike, Image.Image)) and not hasattr(im, 'read'):
+        raise InputError(f"a {type(im).__name__} is not a photo: give a path, a PIL image, or uint8 arrays (h, w, 3).")
+    path = Path(im).expanduser() if isinstance(im, (str, os.PathLike)) else None
+    if path and path.is_dir(): raise InputError(f"{im} is a folder: give its photos, such as {im}/*.jpg.")
+    if path and not path.exists(): raise InputError(f"{im} is not a photo: there is no such file.")
+    try: return open_rgb(path or im)
+    except OSError as e: raise InputError(f"{im} is not a photo that can be read: {e}") from None
 
 # %% ../nbs/52_run.ipynb #51dbec11
 class GANRun:
@@ -81,7 +87,7 @@ class GANRun:
         score = f", held-out PSNR {self.metrics[-1]['psnr']:.1f} dB" if self.metrics else ''
         return f"GANRun({str(self.dir)!r}, {self.cfg.preset}, {self.cfg.size} px, width {self.cfg.width}, {self.step} steps{score})"
 
-# %% ../nbs/52_run.ipynb #9ee4328e
+# %% ../nbs/52_run.ipynb #a3279ded
 @patch_to(GANRun, cls_method=True)
 def load(cls,
     run_dir, # a run folder, moved or not
@@ -91,6 +97,7 @@ def load(cls,
     "Open a run folder. Needs `weights.safetensors` only. Raises `InputError` if that is missing or damaged."
     run_dir = Path(run_dir).expanduser()
     path = run_dir/'weights.safetensors'
+    if not run_dir.is_dir(): raise InputError(f"there is no folder {run_dir}; give the folder of a run.")
     if not path.exists(): raise InputError(f"{run_dir} holds no weights.safetensors: it is not the folder of a run, or the run was stopped before its first checkpoint.")
     tensors,state = load_tensors(path)
     cfg = config_from_dict(state['config'])
@@ -125,7 +132,7 @@ def show(self:GANRun,
     if not grids: raise InputError(f"{self.dir} has no samples: call `run.show(images)` with photos of your own.")
     return show_grid(np.asarray(Image.open(grids[-1])), titles=titles, size=self.cfg.size)
 
-# %% ../nbs/52_run.ipynb #74530f5b
+# %% ../nbs/52_run.ipynb #033a6741
 @patch
 @torch.no_grad()
 def transform(self:GANRun,
@@ -137,6 +144,7 @@ def transform(self:GANRun,
 )->np.ndarray: # float32, (n, channels), or (n, channels, h, w) without pooling
     "The encoder's features of whole photos, cut square and resized to the run's size."
     images = as_images(images)
+    if not -4 <= stage < 4: raise InputError(f"stage={stage}; the encoder has four: 0 to 3, or -4 to -1 from the end.")
     f = torch.cat([self.encoder.features(_cut(self, images[i:i+bs], 1.))[stage] for i in range(0, len(images), bs)])
     return (f.mean((2,3)) if pool else f).float().cpu().numpy()
 
@@ -188,11 +196,12 @@ def _fingerprint(photos, train, valid): # equal for the same photos in the same 
     some = photos.take(np.linspace(0, len(photos)-1, min(64, len(photos))).astype(int))['i_r']
     return zlib.crc32('\n'.join(photos.names).encode() + train.tobytes() + valid.tobytes() + some.tobytes())
 
-# %% ../nbs/52_run.ipynb #2d3b9819
+# %% ../nbs/52_run.ipynb #13100a48
 _may_change = 'epochs', 'precision', 'compile', 'fused'    # how long, and how the machine computes: not what is computed
 
 def _resumed_config(run_dir, overrides, *, seed, preset):
     path = Path(run_dir).expanduser()/'config.json'
+    if not path.parent.is_dir(): raise InputError(f"there is no folder {run_dir}: nothing to resume.")
     if not path.exists(): raise InputError(f"{run_dir} holds no config.json: there is nothing to resume.")
     cfg = config_from_dict(json.loads(path.read_text()))
     new = with_overrides(cfg, **overrides)
@@ -201,9 +210,12 @@ def _resumed_config(run_dir, overrides, *, seed, preset):
     if changed: raise InputError(f"a resumed run keeps its config; {', '.join(sorted(changed))} would change. Only {', '.join(_may_change)} may, or start a new run.")
     return new
 
-# %% ../nbs/52_run.ipynb #6f16f551
+# %% ../nbs/52_run.ipynb #d82a8351
 def _check_free(run_dir): # a new run must not touch an old one
-    if any((run_dir/f).exists() for f in RUN_FILES): raise InputError(f"{run_dir} already holds a run. Choose another run_dir, or pass resume=True to go on with it.")
+    if not any((run_dir/f).exists() for f in RUN_FILES): return
+    try: FileLock(run_dir/'.lock').acquire(timeout=0).lock.release()
+    except (Timeout, OSError): raise InputError(f"{run_dir} is in use: another process trains in it. Choose another run_dir.") from None
+    raise InputError(f"{run_dir} already holds a run. Choose another run_dir, or pass resume=True to go on with it.")
 
 # %% ../nbs/52_run.ipynb #3391767b
 def _lock(run_dir, cfg, resume): # the folder's lock, taken
@@ -224,6 +236,13 @@ def _unlock(lock):
     with suppress(OSError):                                    # a run that failed before its first file leaves no folder
         if [*path.parent.iterdir()] == [path]: path.unlink(); path.parent.rmdir()
 
+# %% ../nbs/52_run.ipynb #08a3685f
+def _check_place(run_dir, cfg, resume): # before the photos are read
+    path = Path(run_dir or new_run_dir(cfg)).expanduser()
+    if not resume: _check_free(path)
+    if Path(cfg.data).is_absolute() and path.resolve().is_relative_to(cfg.data):
+        raise InputError(f"the run folder {path} would lie among the photos of {cfg.data}, and its pictures with them. Choose a run_dir elsewhere.")
+
 # %% ../nbs/52_run.ipynb #158b4621
 @contextmanager
 def own_folder(
@@ -240,7 +259,7 @@ def own_folder(
     finally:
         for lock in locks: _unlock(lock)
 
-# %% ../nbs/52_run.ipynb #a6e9fc78
+# %% ../nbs/52_run.ipynb #3e89d4ac
 # long: the one call, its checks in the order they are made
 def train_gan(
     data=None, # folder of photos, name of a set, or uint8 array `n h w 3`; the preset's own if not given
@@ -262,7 +281,7 @@ def train_gan(
         root = root or _known(run_dir).get('root')
     else:
         cfg = get_preset(preset, seed=seed, **overrides)
-        if data is not None: cfg = replace(cfg, data=_where(data))
+    if data is not None: cfg = replace(cfg, data=_where(data))            # a moved folder is remembered at its new place
     if cfg.data == 'array' and data is None: raise InputError("this run was trained on an array: pass the same array as `data`.")
     if data is None and Path(cfg.data).is_absolute() and not Path(cfg.data).exists(): raise InputError(f"the photos of the run were in {cfg.data}, which is not there: pass the folder where they are now as `data`.")
     check_name(cfg.adv, ADV, 'adversarial loss')
@@ -270,7 +289,7 @@ def train_gan(
     if not all(callable(h) for h in hooks): raise InputError(f"hooks={hooks!r}; each must be a function of the TrainState.")
     if max_minutes is not None and not max_minutes > 0: raise InputError(f"max_minutes={max_minutes!r}; it must be above 0.")
     acc = accelerator or make_accelerator(cfg.precision)
-    if run_dir and not resume: on_main(acc, lambda: _check_free(Path(run_dir).expanduser()))
+    on_main(acc, lambda: _check_place(run_dir, cfg, resume))
     with acc.main_process_first(): photos = load_photos(cfg.data if data is None else data, root=root, size=cfg.size, cuts=make_task(cfg).cuts)
     train,valid = split_photos(photos, valid=cfg.valid, seed=cfg.seed)
     with own_folder(acc, run_dir, cfg, resume=resume) as run_dir:
