@@ -2,7 +2,7 @@
 
 For test_stop_anywhere.py, on Linux. Reads a job a line as JSON, `{"job": name, ...}`, and answers with the child's process id; `{"wait": pid}` answers with
 its exit status (negative: the signal that ended it). The parent computes nothing and has no threads: a fork would not survive either."""
-import builtins, errno, functools, gc, io, itertools, json, os, random, re, signal, sys, time, warnings
+import builtins, errno, functools, gc, io, itertools, json, os, random, re, signal, sys, time
 from pathlib import Path
 from types import SimpleNamespace
 
