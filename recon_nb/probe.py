@@ -7,7 +7,7 @@ Docs: https://recon-nb.github.io/recon_nb/probe.html.md"""
 # %% auto #0
 __all__ = ['MODES', 'FROZEN', 'ProbeResult', 'search_recipe', 'probe']
 
-# %% ../nbs/60_probe.ipynb #3e23d9e6
+# %% ../nbs/60_probe.ipynb #a851fd17
 import sys,time
 from dataclasses import asdict,dataclass
 from types import ModuleType
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from .core import InputError,check_name,describe_machine,progress_bar
+from .devices import check_device
 from .features import as_arm,count_macs,encode
 from .finetune import Recipe,choose_lr,classify,finetune,fit_paper_head,paper_recipe
 from .finetune import search_recipe as search_from
@@ -141,7 +142,7 @@ def search_recipe(
     start = paper_recipe(**recipe) if mode == 'paper-finetune' else Recipe(**recipe)
     return search_from(arm.build, data.train_x[i], data.train_y[i], (data.train_x[dev], data.train_y[dev]), start, classes=len(data.classes), seed=DEV_SEED, device=device)
 
-# %% ../nbs/60_probe.ipynb #1a412cdf
+# %% ../nbs/60_probe.ipynb #4d6798f1
 # long: the one call, its checks in the order they are made
 def probe(
     encoder, # a `GANRun`, the folder of one, an exported encoder, a module, None for scratch, or 'pixels'
@@ -162,6 +163,7 @@ def probe(
 )->ProbeResult:
     "How much of a labelled set an encoder helps to classify. Raises `InputError` before any training."
     check_name(mode, MODES, 'mode')
+    device = check_device(device)
     seeds = [*range(seeds)] if isinstance(seeds, int) else [int(s) for s in seeds]
     if not seeds: raise InputError("seeds is empty; give a number, or a list of numbers.")
     arm = as_arm(encoder, part=part, like=like, size=size, width=width)

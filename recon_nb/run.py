@@ -20,12 +20,12 @@ from PIL import Image
 from fastcore.basics import patch,patch_to
 from filelock import FileLock,Timeout
 
-# %% ../nbs/52_run.ipynb #7bd05dbc
+# %% ../nbs/52_run.ipynb #2191d853
 from .checkpoint import has_checkpoint,load_tensors
 from .config import GANConfig,config_from_dict,deviations,get_preset,with_overrides
 from .core import InputError,check_name,describe_machine,read_jsonl,write_atomic
 from .data import SETS,load_photos,split_photos
-from .devices import explain_memory,make_accelerator,on_main
+from .devices import check_device,explain_memory,make_accelerator,on_main
 from .discriminator import Discriminator
 from .generator import Generator
 from .losses import ADV
@@ -87,7 +87,7 @@ class GANRun:
         score = f", held-out PSNR {self.metrics[-1]['psnr']:.1f} dB" if self.metrics else ''
         return f"GANRun({str(self.dir)!r}, {self.cfg.preset}, {self.cfg.size} px, width {self.cfg.width}, {self.step} steps{score})"
 
-# %% ../nbs/52_run.ipynb #a3279ded
+# %% ../nbs/52_run.ipynb #8df7c853
 @patch_to(GANRun, cls_method=True)
 def load(cls,
     run_dir, # a run folder, moved or not
@@ -95,7 +95,7 @@ def load(cls,
     device:str='cpu', # where the networks shall live
 )->GANRun:
     "Open a run folder. Needs `weights.safetensors` only. Raises `InputError` if that is missing or damaged."
-    run_dir = Path(run_dir).expanduser()
+    run_dir, device = Path(run_dir).expanduser(), check_device(device)
     path = run_dir/'weights.safetensors'
     if not run_dir.is_dir(): raise InputError(f"there is no folder {run_dir}; give the folder of a run.")
     if not path.exists(): raise InputError(f"{run_dir} holds no weights.safetensors: it is not the folder of a run, or the run was stopped before its first checkpoint.")
