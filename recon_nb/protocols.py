@@ -26,8 +26,8 @@ from .probe import FROZEN,MODES
 from .run import GANRun,estimate_cost,train_gan
 from .trainer import make_state
 
-# %% ../nbs/65_protocols.ipynb #b2d01a26
-ARMS = {'baseline': 'paper-baseline', '+ L1': 'paper-l1', '+ s&b': 'paper-sb'}      # Table 2: the row -> its preset
+# %% ../nbs/65_protocols.ipynb #a73f7662
+ARMS = {'baseline': 'paper-baseline', 'baseline + L1': 'paper-l1', 'baseline + s&b': 'paper-sb'}      # Table 2: the row -> its preset
 
 # long: a field a line
 @dataclass(frozen=True)

@@ -177,7 +177,7 @@ def _spread(y, *, gap):
             if (lack := gap-(out[i+1]-out[i])) > 1e-9: out[i] -= lack/2; out[i+1] += lack/2
     return out[np.argsort(order, kind='stable')]
 
-# %% ../nbs/63_tables.ipynb #6f01291a
+# %% ../nbs/63_tables.ipynb #98f076df
 def label_curve(
     records, # as for `tidy`
     mode:str='finetune', # which way of probing
@@ -191,6 +191,7 @@ def label_curve(
     data = check_name(data or (s.data.iloc[0] if s.data.nunique() == 1 else data), s.data.unique(), 'set of these records')
     s = s[(s.data == data) & ((s['mode'] == mode) | (s['mode'] == 'linear') & (s.arm == 'raw pixels'))].sort_values('per_class', kind='stable')
     s = s[(s.arm != 'raw pixels') | (s['mode'] == ('linear' if 'linear' in s['mode'].values else mode))].drop_duplicates(['arm','per_class'])
+    if mode != 'linear': s.loc[(s.arm == 'raw pixels') & (s['mode'] == 'linear'), 'arm'] = 'raw pixels (linear)'
     if ax is None:
         from matplotlib import pyplot as plt
         _,ax = plt.subplots(figsize=(6,3.6), dpi=90, layout='constrained')
@@ -200,10 +201,10 @@ def label_curve(
     _name_lines(ax, ends, chance)
     return ax
 
-# %% ../nbs/63_tables.ipynb #2aeb0f02
+# %% ../nbs/63_tables.ipynb #c9e7ca4a
 def _line(ax, arm, g, i):
     "One arm's line and band; returns its name, its height at the end, its colour."
-    look = {'color': _colors[i % len(_colors)], 'ls': _dashes[i % len(_dashes)], **_plain.get(arm, {})}
+    look = {'color': _colors[i % len(_colors)], 'ls': _dashes[i % len(_dashes)], **_plain.get(arm.removesuffix(' (linear)'), {})}
     ax.plot(g.per_class, g['mean'], marker='o', ms=3.5, lw=1.6, **look)
     ax.fill_between(g.per_class, g['mean']-g['std'].fillna(0), g['mean']+g['std'].fillna(0), color=look['color'], alpha=.18, lw=0)
     return arm, g.per_class.iloc[-1], g['mean'].iloc[-1], look['color']

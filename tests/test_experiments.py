@@ -337,7 +337,7 @@ def test_the_shell_makes_a_whole_table(monkeypatch, home, tmp_path, capsys):
     assert protocols.train_gan(home/'photos', 'paper-l1', run_dir=half, seed=0, size=32, width=4, bs=8, epochs=4, max_minutes=1e-9).step == 1
     assert cli.table([*argv, '--yes']) == 0
     said = capsys.readouterr().out
-    assert 'resumed at step 1' in said and '## knn' in said and '## finetune' in said and '| + s&b - scratch' in said
+    assert 'resumed at step 1' in said and '## knn' in said and '## finetune' in said and '| baseline + s&b - scratch' in said
     assert {protocols.GANRun.load(f).step for f in (tmp_path/'runs').iterdir()} == {8}
     records = (tmp_path/'a.jsonl').read_bytes()
 
