@@ -14,9 +14,9 @@ from pathlib import Path
 from .config import PRESETS,field_docs
 from .core import InputError,write_atomic
 
-# %% ../nbs/80_cli.ipynb #68633690
+# %% ../nbs/80_cli.ipynb #2ba3648f
 _words = {r'\bpass resume=True\b': 'add --resume', r'\bresume=True\b': '--resume', r'\brun_dir=': '--run-dir ', r'\brun_dir\b': '--run-dir', r'\broot=': '--root ',
-          r'\bmax_minutes=': '--max-minutes ', r'\bclear_cache\(\) frees them': 'RECON_NB_CACHE says where', ' as `data`': ''}
+          r'\bmax_minutes=': '--max-minutes ', r'\bclear_cache\(\) frees them': 'RECON_NB_CACHE says where', ' as `data`': ' as DATA'}
 
 def _in_shell_words(text): # the library speaks Python
     for python,shell in _words.items(): text = re.sub(python, shell, text)

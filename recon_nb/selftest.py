@@ -61,13 +61,19 @@ def _difference(a, b): # largest difference of any weight of two runs
     a, b = (load_tensors(run.dir/'weights.safetensors')[0] for run in (a, b))
     return max((a[k].double()-b[k].double()).abs().max().item() for k in a)
 
-# %% ../nbs/81_selftest.ipynb #6a728d44
-def check_run(device, folder):
+# %% ../nbs/81_selftest.ipynb #1dbc79af
+def check_run(
+    device:str, # cpu, cuda or mps
+    folder:Path, # where it may write
+)->str: # what was seen, with numbers
     "A run from start to end."
     run, losses = _tiny(device, folder, 'plain')
     return f"{run.step} updates on {run.device}, generator's loss {losses[0]:.4f} -> {losses[-1]:.4f}, {run.history[-1]['seconds']/run.step*1000:.0f} ms an update"
 
-def check_agreement(device, folder):
+def check_agreement(
+    device:str, # cpu, cuda or mps
+    folder:Path, # where it may write
+)->str: # what was seen, with numbers
     "The first update on the device against the CPU's, from equal weights and photos."
     if device == 'cpu': raise NotHere('the CPU is what others are compared with')
     cfg, losses = get_preset('quick', width=8, width_d=8, dropout=0., bs=16), {}
@@ -79,8 +85,11 @@ def check_agreement(device, folder):
     assert gap < 1e-2, f'losses differ by {gap:.2g}: {losses}'
     return f"largest difference of a loss {gap:.2g} (TF32 {'on' if torch.backends.cudnn.allow_tf32 else 'off'} in convolutions)"
 
-# %% ../nbs/81_selftest.ipynb #ff5c7f1f
-def check_resume(device, folder):
+# %% ../nbs/81_selftest.ipynb #d17bef64
+def check_resume(
+    device:str, # cpu, cuda or mps
+    folder:Path, # where it may write
+)->str: # what was seen, with numbers
     "Two thirds and one third against the whole."
     whole,_ = _tiny(device, folder, 'whole')
     _tiny(device, folder, 'parts', epochs=2)
@@ -89,23 +98,32 @@ def check_resume(device, folder):
     assert gap < (1e-9 if device == 'cpu' else 1e-2), f'weights differ by {gap:.2g}'
     return f"{parts.step} updates in two parts, largest difference of a weight {gap:.2g}{'' if gap else ' (bit for bit)'}"
 
-# %% ../nbs/81_selftest.ipynb #ce055a98
+# %% ../nbs/81_selftest.ipynb #a93767fc
 def _precision(device, folder, precision):
     full,exact = _tiny(device, folder, f'full-{precision}')
     half,losses = _tiny(device, folder, precision, precision=precision)
     return f'loss {losses[-1]:.4f} against {exact[-1]:.4f} in 32 bits; {half.history[-1]["seconds"]/full.history[-1]["seconds"]:.2f} of its time (tiny run: a hint, not a benchmark)'
 
-def check_bf16(device, folder):
+def check_bf16(
+    device:str, # cpu, cuda or mps
+    folder:Path, # where it may write
+)->str: # what was seen, with numbers
     "A run in bf16."
     return _precision(device, folder, 'bf16')
 
-def check_fp16(device, folder):
+def check_fp16(
+    device:str, # cpu, cuda or mps
+    folder:Path, # where it may write
+)->str: # what was seen, with numbers
     "A run in fp16, with scaled gradients."
     if device != 'cuda': raise NotHere('fp16 needs CUDA')
     return _precision(device, folder, 'fp16')
 
-# %% ../nbs/81_selftest.ipynb #ba96a8a0
-def check_compile(device, folder):
+# %% ../nbs/81_selftest.ipynb #1fdff0d0
+def check_compile(
+    device:str, # cpu, cuda or mps
+    folder:Path, # where it may write
+)->str: # what was seen, with numbers
     "torch.compile against plain PyTorch."
     if device == 'cpu' and not (shutil.which('g++') or shutil.which('clang++') or shutil.which('cl')): raise NotHere('torch.compile needs a C++ compiler on a CPU')
     plain,exact = _tiny(device, folder, 'eager', epochs=1, dropout=0.)
@@ -115,8 +133,11 @@ def check_compile(device, folder):
     assert gap < 1e-2, f'losses differ by {gap:.2g}'
     return f'{run.step} updates in {time.monotonic()-start:.0f} s, compiling included; largest difference of a loss {gap:.2g}'
 
-# %% ../nbs/81_selftest.ipynb #4774c5e5
-def check_processes(device, folder):
+# %% ../nbs/81_selftest.ipynb #4947b8eb
+def check_processes(
+    device:str, # cpu, cuda or mps
+    folder:Path, # where it may write
+)->str: # what was seen, with numbers
     "Two processes share a run."
     if device == 'mps': raise NotHere('PyTorch knows no several processes on one Apple GPU')
     if device == 'cuda' and torch.cuda.device_count() < 2: raise NotHere(f'{torch.cuda.device_count()} GPU')
@@ -138,8 +159,11 @@ def _child(device): # one of the two processes
     acc.wait_for_everyone()
     return 0 if acc.num_processes == 2 and torch.equal(both[0], both[1]) else 1
 
-# %% ../nbs/81_selftest.ipynb #8ce2f6cd
-def check_paper(device, folder):
+# %% ../nbs/81_selftest.ipynb #ef0988e4
+def check_paper(
+    device:str, # cpu, cuda or mps
+    folder:Path, # where it may write
+)->str: # what was seen, with numbers
     "What the paper's setting (§2.4: 80 px, batch 512, 1,000 epochs of VOC's 5,717 photos) would take here."
     says = []
     for precision in ('no', 'bf16'):

@@ -330,7 +330,7 @@ def test_a_run_moves_without_its_photos(forks, straight, tmp_path):
     shutil.move(photos, tmp_path/'moved'); shutil.rmtree(forks.tmp/'cache', ignore_errors=True)
     assert forks('reconstruct', run_dir=there) == painted
     said = forks('command', status=2, argv=['--resume', '--run-dir', str(there)])
-    assert f'recon-train: the photos of the run were in {photos}' in said and 'data' in said and len(said.splitlines()) == 1, said
+    assert f'recon-train: the photos of the run were in {photos}' in said and 'DATA' in said and len(said.splitlines()) == 1, said
     said = forks('command', status=2, argv=[str(there/'samples'), '--resume', '--run-dir', str(there)])
     assert 'the photos are not those of the run' in said and 'Traceback' not in said, said
     forks.train(there, data=tmp_path/'moved', **TICKS, **WATCHED)
@@ -343,7 +343,7 @@ def test_the_second_run_in_a_folder_is_refused(forks, tmp_path):
     begin = [str(photos), '--run-dir', str(run_dir), '--size', '32', '--width', '4', '--bs', '8', '--epochs', '5000']
     p = forks.start('command', argv=begin)
     while not (run_dir/'history.jsonl').exists(): time.sleep(.05)
-    for argv,why in ((['--resume', '--run-dir', str(run_dir)], 'is in use: another process trains in it'), (begin, 'already holds a run')):
+    for argv,why in ((['--resume', '--run-dir', str(run_dir)], 'is in use: another process trains in it'), (begin, 'is in use: another process trains in it')):
         said = forks('command', status=2, argv=argv)
         assert why in said and 'resumed at' not in said and len(said.splitlines()) == 1, said
     steps = len(read_jsonl(run_dir/'history.jsonl'))
