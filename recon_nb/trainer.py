@@ -10,15 +10,18 @@ __all__ = ['TrainState', 'make_networks', 'make_state', 'fetch', 'batch_index', 
            'evaluation_epochs', 'evaluate', 'score_predictors', 'save_weights', 'save', 'restore', 'stop_on_signal',
            'call_hooks', 'fit']
 
-# %% ../nbs/51_trainer.ipynb #8840e863
+# %% ../nbs/51_trainer.ipynb #e01620d9
 import io,json,math,signal,threading,time
 from contextlib import contextmanager
 from dataclasses import dataclass,field
 from functools import lru_cache
 from pathlib import Path
 import numpy as np,torch
+from PIL import Image
 from accelerate import Accelerator
 from torch import nn
+
+# %% ../nbs/51_trainer.ipynb #98acc868
 from .checkpoint import load_checkpoint,pack_optimizer,save_checkpoint,save_tensors,unpack_optimizer
 from .config import GANConfig
 from .core import append_jsonl,check_name,epoch_order,progress_bar,read_jsonl,sample_uniform,write_atomic
@@ -244,7 +247,7 @@ def evaluation_epochs(
     "After which epochs to look: often in the beginning, when much changes, and at the end."
     return sorted({round(e) for e in np.geomspace(1, epochs, k)})
 
-# %% ../nbs/51_trainer.ipynb #d3a294dc
+# %% ../nbs/51_trainer.ipynb #f9dfa5f3
 def evaluate(
     st:TrainState, # the networks are not changed
     *,
@@ -264,8 +267,17 @@ def _write_samples(st, s, shown):
     out = paint(st.nets[0], s.i_in)
     rows = [to_pixels(x) for x in (s.i_in, out, compose(out, s.i_r, s.hidden), s.i_r)]
     save_png(image_grid([r[:shown] for r in rows]), st.run_dir/'samples'/f'epoch-{st.epoch:04d}.png')
-    np.save(raw := io.BytesIO(), rows[1], allow_pickle=False)
-    write_atomic(st.run_dir/'samples'/f'epoch-{st.epoch:04d}.npy', raw.getvalue())
+    _write_snapshot(st.run_dir/'samples', st.epoch, rows[1], (rows[0], rows[3], to_pixels(s.hidden.expand(len(out),3,-1,-1)*2.-1)))
+
+# %% ../nbs/51_trainer.ipynb #827dd299
+def _write_snapshot(folder, epoch, painted, truth): # small enough to keep: under 2 MB a run at 80 px
+    if epoch <= 1 or not (folder/'held-out.webp').exists(): write_atomic(folder/'held-out.webp', _webp(truth))
+    write_atomic(folder/f'epoch-{epoch:04d}.webp', _webp([painted], lossless=painted.shape[1] <= 48))
+
+def _webp(rows, lossless=True):
+    buf = io.BytesIO()
+    Image.fromarray(image_grid(rows, pad=0)).save(buf, 'WEBP', lossless=lossless, quality=90, exact=True)
+    return buf.getvalue()
 
 # %% ../nbs/51_trainer.ipynb #4484db00
 def score_predictors(

@@ -190,6 +190,7 @@ NAMED = [                                  # one after the other, each in the se
     ('open .weights.safetensors.tmp', 1),                      # weights older than the checkpoint
     ('half metrics.jsonl', 1),
     ('half samples/.epoch-0003.png.tmp', 1),
+    ('half samples/.epoch-0003.webp.tmp', 1),                  # a picture, without its snapshot
     ('half .history.jsonl.tmp', 1),                            # while the records are cut back
     ('rename metrics.jsonl', 1),
     ('renamed weights.safetensors', 3),
