@@ -12,7 +12,7 @@ import json
 from dataclasses import asdict,dataclass,field,fields,replace
 from .core import InputError,check_name
 
-# %% ../nbs/02_config.ipynb #9b8f2dec
+# %% ../nbs/02_config.ipynb #3f5dd5ae
 def _opt(default, doc): return field(default=default, metadata=dict(doc=doc))
 
 # long: one field a line is the point of a config
@@ -32,6 +32,10 @@ class GANConfig:
     dropout:    float = _opt(0.5, 'dropout rate in conv4 (§2.4)')
     std_last:   float = _opt(0.02, "standard deviation of the initial weights of the generator's last block (not given; DCGAN's)")
     adv:        str   = _opt('bce', 'adversarial loss pair: a name in `losses.ADV` (§2.3, eq. 2-3)')
+    norm_d:     str   = _opt('batch', "what stands between the discriminator's layers: a name in `discriminator.D_NORMS` (batch: DCGAN's)")
+    lambda_gp:  float = _opt(0., "weight of the gradient penalty in D's loss (WGAN-GP: 10)")
+    clip_d:     float = _opt(0., "D's weights are clipped to [-clip_d, clip_d] after each of its moves (WGAN: 0.01); 0: not at all")
+    n_critic:   int   = _opt(1, "D's moves for each move of G (WGAN, WGAN-GP: 5)")
     lambda_adv: float = _opt(1., 'weight of L_G; 0 trains without a discriminator')
     lambda_idt: float = _opt(0., 'weight of L_idt (§2.3, eq. 6: 0 or 1)')
     idt_norm:   str   = _opt('l1', 'norm of L_idt: l1 (eq. 5) or l2')
@@ -56,15 +60,15 @@ class GANConfig:
     @classmethod
     def from_json(cls, s:str): return config_from_dict(json.loads(s))
 
-# %% ../nbs/02_config.ipynb #22971145
+# %% ../nbs/02_config.ipynb #9dec0fba
 _choices = dict(schedule=('constant','cosine'), idt_norm=('l1','l2'), idt_region=('all','hidden'), precision=('no','bf16','fp16'))
 _ranges = dict(visible=('in (0, 1)', lambda v: 0 < v < 1), valid=('in (0, 1)', lambda v: 0 < v < 1),
     dropout=('in [0, 1)', lambda v: 0 <= v < 1), size=('a multiple of 16, 32 or more', lambda v: v >= 32 and v % 16 == 0),
     beta1=('in [0, 1)', lambda v: 0 <= v < 1), beta2=('in [0, 1)', lambda v: 0 <= v < 1), seed=('0 or more', lambda v: v >= 0),
-    **{k: ('1 or more', lambda v: v >= 1) for k in ('width','bs','epochs')},
-    **{k: ('0 or more', lambda v: 0 <= v < float('inf')) for k in ('width_d','std_last','lambda_adv','lambda_idt','lr_g','lr_d','wd')})
+    **{k: ('1 or more', lambda v: v >= 1) for k in ('width','bs','epochs','n_critic')},
+    **{k: ('0 or more', lambda v: 0 <= v < float('inf')) for k in ('width_d','std_last','lambda_adv','lambda_idt','lambda_gp','clip_d','lr_g','lr_d','wd')})
 
-# %% ../nbs/02_config.ipynb #f640b2a4
+# %% ../nbs/02_config.ipynb #33e7b964
 def _check(cfg):
     for f in fields(cfg):
         v, kind = getattr(cfg, f.name), f.type
@@ -73,14 +77,18 @@ def _check(cfg):
         if f.name in _choices: check_name(v, _choices[f.name], f.name)
         if f.name in _ranges and not _ranges[f.name][1](v): raise InputError(f"{f.name}={v!r}; it must be {_ranges[f.name][0]}.")
     if cfg.lambda_adv == 0 and cfg.lambda_idt == 0: raise InputError("lambda_adv and lambda_idt are both 0: nothing is left to learn.")
+    if cfg.lambda_gp and cfg.norm_d == 'batch': raise InputError("lambda_gp asks for each picture's own slope, and batch norm mixes pictures: choose norm_d='layer' or 'none'.")
+    if cfg.lambda_gp and cfg.compile: raise InputError("lambda_gp differentiates twice, which torch.compile can't: choose compile=False.")
 
-# %% ../nbs/02_config.ipynb #7722b863
+# %% ../nbs/02_config.ipynb #52510e2e
 PRESETS = {c.preset: c for c in [
     GANConfig(preset='quick', data='shapes', size=32, width=16, width_d=8, dropout=0., std_last=0.1, lambda_adv=0.001, lambda_idt=1., idt_region='hidden',
               lr_g=7e-4, schedule='cosine', bs=64, epochs=7),
     GANConfig(preset='paper-baseline', scale_bias=False, lambda_idt=0.),
     GANConfig(preset='paper-l1',       scale_bias=False, lambda_idt=1.),
     GANConfig(preset='paper-sb',       scale_bias=True,  lambda_idt=0.),
+    GANConfig(preset='wgan',    adv='wgan', norm_d='layer', clip_d=0.01,  n_critic=5, lr_g=5e-5, lr_d=5e-5, beta1=0., beta2=0.99),
+    GANConfig(preset='wgan-gp', adv='wgan', norm_d='layer', lambda_gp=10., n_critic=5, lr_g=1e-4, lr_d=1e-4, beta1=0., beta2=0.9),
 ]}
 
 # %% ../nbs/02_config.ipynb #f280525c

@@ -20,13 +20,13 @@ from PIL import Image
 from fastcore.basics import patch,patch_to
 from filelock import FileLock,Timeout
 
-# %% ../nbs/52_run.ipynb #2191d853
+# %% ../nbs/52_run.ipynb #47c9bcca
 from .checkpoint import has_checkpoint,load_tensors
 from .config import GANConfig,config_from_dict,deviations,get_preset,with_overrides
 from .core import InputError,check_name,describe_machine,read_jsonl,write_atomic
 from .data import SETS,load_photos,split_photos
 from .devices import check_device,explain_memory,make_accelerator,on_main
-from .discriminator import Discriminator
+from .discriminator import D_NORMS,Discriminator
 from .generator import Generator
 from .losses import ADV
 from .masks import compose,make_task
@@ -287,11 +287,11 @@ def own_folder(
     finally:
         for lock in locks: _unlock(lock)
 
-# %% ../nbs/52_run.ipynb #3e89d4ac
+# %% ../nbs/52_run.ipynb #a479511d
 # long: the one call, its checks in the order they are made
 def train_gan(
     data=None, # folder of photos, name of a set, or uint8 array `n h w 3`; the preset's own if not given
-    preset:str='quick', # quick, paper-baseline, paper-l1 or paper-sb
+    preset:str='quick', # a name in `config.PRESETS`, such as quick or paper-sb
     *,
     root=None, # where a named set's original copy lies
     run_dir=None, # the run's folder; `runs/<preset>-<number>` if not given
@@ -312,7 +312,7 @@ def train_gan(
     if data is not None: cfg = replace(cfg, data=_where(data))            # a moved folder is remembered at its new place
     if cfg.data == 'array' and data is None: raise InputError("this run was trained on an array: pass the same array as `data`.")
     if data is None and Path(cfg.data).is_absolute() and not Path(cfg.data).exists(): raise InputError(f"the photos of the run were in {cfg.data}, which is not there: pass the folder where they are now as `data`.")
-    check_name(cfg.adv, ADV, 'adversarial loss')
+    check_name(cfg.adv, ADV, 'adversarial loss'); check_name(cfg.norm_d, D_NORMS, "discriminator's norm")
     hooks = (hooks,) if callable(hooks) else tuple(hooks)
     if not all(callable(h) for h in hooks): raise InputError(f"hooks={hooks!r}; each must be a function of the TrainState.")
     if max_minutes is not None and not max_minutes > 0: raise InputError(f"max_minutes={max_minutes!r}; it must be above 0.")

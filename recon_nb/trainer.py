@@ -21,7 +21,7 @@ from PIL import Image
 from accelerate import Accelerator
 from torch import nn
 
-# %% ../nbs/51_trainer.ipynb #98acc868
+# %% ../nbs/51_trainer.ipynb #874505d8
 from .checkpoint import load_checkpoint,pack_optimizer,save_checkpoint,save_tensors,unpack_optimizer
 from .config import GANConfig
 from .core import append_jsonl,check_name,epoch_order,progress_bar,read_jsonl,sample_uniform,write_atomic
@@ -29,7 +29,7 @@ from .photos import Photos
 from .devices import agree,check_accelerator,check_share,explain_memory,make_accelerator,mean_over,prepare
 from .discriminator import Discriminator
 from .generator import Generator
-from .losses import ADV,AdvLoss,identity_loss
+from .losses import ADV,AdvLoss,gradient_penalty,identity_loss
 from .masks import Sample,Task,compose,make_task,window_slice
 from .metrics import TrivialPredictors,score,score_trivial
 from .pixels import to_model,to_pixels
@@ -72,7 +72,7 @@ class TrainState:
     @property
     def nets(self): return [self.acc.unwrap_model(net) for net in (self.gen, self.disc)] # without what several processes wrap around them
 
-# %% ../nbs/51_trainer.ipynb #48155fb8
+# %% ../nbs/51_trainer.ipynb #fdb365d4
 def make_networks(
     cfg:GANConfig, # widths, size, dropout
     *,
@@ -80,7 +80,7 @@ def make_networks(
 )->tuple: # generator, discriminator
     "Both players of a config, with random weights."
     gen = Generator(cfg.width, nf=channels, dropout=cfg.dropout, std_last=cfg.std_last)
-    return gen, Discriminator(cfg.width_d or cfg.width, size=cfg.size, ni=channels)
+    return gen, Discriminator(cfg.width_d or cfg.width, size=cfg.size, ni=channels, norm=cfg.norm_d)
 
 # %% ../nbs/51_trainer.ipynb #1266c0c5
 def make_state(
@@ -128,7 +128,7 @@ def batch_index(
     batch = st.train[order[i*st.bs:(i+1)*st.bs]]
     return batch[st.acc.process_index::st.acc.num_processes]
 
-# %% ../nbs/51_trainer.ipynb #f26a2abb
+# %% ../nbs/51_trainer.ipynb #429057f9
 def disc_step(
     st:TrainState, # D and its optimiser are changed, G is not
     real, # what D shall call real, `b c h w`
@@ -138,8 +138,10 @@ def disc_step(
     st.opt_d.zero_grad()
     on_real, on_fake = st.disc(real), st.disc(fake.detach())
     loss = st.adv.disc(on_real, on_fake)
+    if st.cfg.lambda_gp: loss = loss + st.cfg.lambda_gp*gradient_penalty(st.disc, real, fake.detach(), torch.rand(len(real), device=real.device))
     st.acc.backward(loss)
     st.opt_d.step()
+    if (c := st.cfg.clip_d): [p.data.clamp_(-c, c) for p in st.disc.parameters()]
     return dict(loss_d=loss.detach(), d_real=on_real.detach().sigmoid().mean(), d_fake=on_fake.detach().sigmoid().mean())
 
 # %% ../nbs/51_trainer.ipynb #334a00e3
@@ -170,16 +172,17 @@ def seed_step(
     u = sample_uniform(st.cfg.seed, st.epoch, st.step, stream=f'step.{st.acc.process_index}')
     torch.manual_seed(int(u[0]*2**53))
 
-# %% ../nbs/51_trainer.ipynb #75999c56
+# %% ../nbs/51_trainer.ipynb #d5db514b
 def train_step(
     st:TrainState, # both players are changed
     s:Sample, # the batch
 )->dict: # name -> loss, as tensors on the device
-    "One move of each player: D first, then G, from one forward pass of G."
+    "One move of each player: D first, then G, from one forward pass of G. With `n_critic` G moves at every n-th step only."
     seed_step(st)
     out = st.gen(s.i_in)
     i_f = compose(out, s.target, s.hidden) if st.cfg.scale_bias else out
     d = disc_step(st, s.target, i_f) if st.cfg.lambda_adv else {}
+    if d and st.step % st.cfg.n_critic: return d
     return {**d, **gen_step(st, s, out, i_f)}
 
 # %% ../nbs/51_trainer.ipynb #18c1a2da
@@ -198,7 +201,7 @@ def set_lr(
     for opt,lr in ((st.opt_g, st.cfg.lr_g), (st.opt_d, st.cfg.lr_d)):
         for group in opt.param_groups: group['lr'] = lr*f
 
-# %% ../nbs/51_trainer.ipynb #cc019373
+# %% ../nbs/51_trainer.ipynb #589b9cb4
 class TrainingDiverged(RuntimeError):
     "A loss is not a number any more. The last checkpoint is from before."
 
@@ -207,13 +210,13 @@ def read_losses(
 )->None:
     "Read the pending losses from the device, check them, append them to the history."
     if not st.pending: return
-    rows, table = [], torch.stack([torch.stack([v.float() for v in losses.values()]) for _,losses in st.pending])
-    for (step,losses),numbers in zip(st.pending, mean_over(st.acc, table).tolist()):
-        row = dict(zip(losses, numbers))
+    rows, numbers = [], iter(mean_over(st.acc, torch.stack([v.float() for _,losses in st.pending for v in losses.values()])).tolist())
+    for step,losses in st.pending:
+        row = {k: next(numbers) for k in losses}
         bad = [k for k,v in row.items() if not np.isfinite(v)]
         if bad: raise TrainingDiverged(f"{bad[0]} is {row[bad[0]]} at step {step}. The last good checkpoint is kept. Start a new run with a lower lr_g or lr_d.")
         rows.append(dict(step=step, epoch=(step-1)//st.steps_per_epoch, seconds=round(st.seconds, 2), **{k: round(v, 6) for k,v in row.items()}))
-        st.losses = row
+        st.losses = {**st.losses, **row}                        # G's last ones, where it sat out
     st.pending.clear()
     if st.run_dir and st.acc.is_main_process: append_jsonl(st.run_dir/'history.jsonl', *rows)
 
