@@ -1,0 +1,353 @@
+"""The documentation site without Quarto: `python .ci/docs.py [OUT]` writes it to `_docs`, to be opened from there, offline.
+
+nbdev processes the pages as it does for Quarto, smalldocs lays them out. Mended on the way: pages are named as nbdev links them, formulas become
+MathML, no font or script comes from another host, search works from a folder too, each public name gets a table, each figure an alternative text.
+`python .ci/docs.py --sidebar` writes `nbs/sidebar.yml`, which this build and Quarto share. `--check` looks for faults in a built site."""
+import argparse, ast, hashlib, html, inspect, json, os, re, shutil, subprocess, sys, tempfile
+from functools import cached_property
+from html.parser import HTMLParser
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
+
+ROOT = Path(__file__).resolve().parents[1]
+ORDER = {   # pages that are not named here follow theirs, in the order of their names
+    'Start': ['index', 'tutorials/first_run'],
+    'Tutorials': ['tutorials/paper_walkthrough', 'tutorials/paper_pictures', 'tutorials/why_the_baseline_copies', 'tutorials/does_it_help',
+                  'tutorials/table_3', 'tutorials/your_photos'],
+    'How-to': ['how_to/own_photos', 'how_to/resume', 'how_to/several_gpus', 'how_to/encoder_elsewhere', 'how_to/log_elsewhere'],
+    'Explanations': ['explanations/where_the_paper_is_silent', 'explanations/adversarial_losses', 'explanations/stl10_mystery',
+                     'explanations/where_the_field_went', 'explanations/glossary', 'explanations/bibliography'],
+    'The library': ['api']}
+FOLDERS = dict(tutorials='Tutorials', how_to='How-to', explanations='Explanations')
+LAST = ['contributing']
+BANDS = {0: 'Shared by all', 10: 'Images', 20: 'Masks, networks, losses', 49: 'Training', 56: 'Does it help?', 70: 'Figures and widgets',
+         80: 'The shell'}
+LIMITS = dict(page_bytes=3_000_000)
+
+# ---- the sidebar
+
+def sources(nbs):
+    "The pages' names: no suffix, relative to `nbs`; folders and files that begin with _ or . are none."
+    rel = [p.relative_to(nbs) for p in nbs.rglob('*.ipynb')]
+    return sorted(p.with_suffix('').as_posix() for p in rel if not any(x[0] in '._' for x in p.parts))
+
+def groups(names):
+    "Group -> pages, and for the library band -> pages: every page once."
+    placed, out = set(LAST), {}
+    for group,first in ORDER.items():
+        rest = [n for n in names if FOLDERS.get(n.split('/')[0] if '/' in n else '', 'The library') == group and not re.match(r'\d\d_', n)]
+        out[group] = [n for n in dict.fromkeys(first + rest) if n in names and n not in placed]
+        placed |= set(out[group])
+    bands = {b: [n for n in names if re.match(r'\d\d_', n) and max(x for x in BANDS if x <= int(n[:2])) == b] for b in BANDS}
+    return out, {BANDS[b]: ns for b,ns in bands.items() if ns}, [n for n in LAST if n in names]
+
+def sidebar(nbs):
+    "The sidebar as Quarto and smalldocs read it."
+    groups_, bands, last = groups(sources(nbs))
+    def pages(names): return [f'{n}.ipynb' for n in names]
+    contents = [dict(section=g, contents=pages(ns)) for g,ns in groups_.items() if ns or g == 'The library']
+    contents[-1]['contents'] += [dict(section=b, contents=pages(ns)) for b,ns in bands.items()]
+    return dict(website=dict(sidebar=dict(contents=contents + pages(last))))
+
+def sidebar_text(nbs):
+    import yaml
+    return '# Written by `python .ci/docs.py --sidebar`.\n' + yaml.safe_dump(sidebar(nbs), sort_keys=False)
+
+# ---- nbdev's half: from notebooks to notebooks with outputs for the docs
+
+try: from fastcore.docments import DocmentText, MarkdownRenderer
+except ImportError: MarkdownRenderer = object                     # nothing but the rendering of tables needs it
+
+def plain(x):
+    "An annotation or a default as a reader would write it."
+    s = x if isinstance(x, str) else inspect.formatannotation(x) if isinstance(x, type) or hasattr(x, '__origin__') else repr(x)
+    s = re.sub(r"<(?:function|class) '?([\w.]+).*?>", r'\1', s)
+    return re.sub(r'\b(?:[a-z_]\w*\.)+(?=[A-Za-z_])', '', s) if not s.startswith(("'", '"')) else s
+
+class ApiTable(MarkdownRenderer):
+    "nbdev's `show_doc`, as a table: name, type with its shape, default, meaning."
+    def _rows(self):
+        dm = self.dm.dm if isinstance(self.dm, DocmentText) else {}
+        for k,d in dm.items():
+            anno, default, doc = (d.get(x) for x in ('anno', 'default', 'docment'))
+            if k in ('self', 'cls'): continue
+            anno, default = ('' if x in (None, inspect._empty) else f'`{plain(x)}`'.replace('|', '\\|') for x in (anno, 'None' if default is None else default))
+            yield ('*returns*' if k == 'return' else f'`{k}`'), anno, default, '' if doc in (None, inspect._empty) else doc.replace('|', '\\|').replace('\n', ' ')
+
+    def _call(self):
+        "How it is called: names, the star after which they must be written, `=` where there is a default."
+        if self.sig is None: return '(...)'
+        out, ps = [], [p for k,p in self.sig.parameters.items() if k not in ('self', 'cls')]
+        for i,p in enumerate(ps):
+            if p.kind is p.KEYWORD_ONLY and not any(q.kind in (p.KEYWORD_ONLY, p.VAR_POSITIONAL) for q in ps[:i]): out.append('*')
+            stars = {p.VAR_POSITIONAL: '*', p.VAR_KEYWORD: '**'}.get(p.kind, '')
+            out.append(stars + p.name + ('=...' if p.default is not p.empty else ''))
+        return f"({', '.join(out)})"
+
+    def _members(self):
+        "A class's documented methods and properties that stand in its body; those patched in later have entries of their own."
+        if not inspect.isclass(self.sym): return
+        for k,v in vars(self.sym).items():
+            f = v.fget if isinstance(v, property) else getattr(v, '__func__', v)
+            if k.startswith('_') or not inspect.isfunction(f) or not f.__doc__ or '.' not in f.__code__.co_qualname: continue
+            yield type(self)(f, name=f'{self.nm}.{k}', title_level=self.title_level+1), isinstance(v, property)
+
+    def _repr_markdown_(self, prop=False):
+        from nbdev.doclinks import NbdevLookup
+        src, rows = NbdevLookup().code(self.fn), [r for r in self._rows() if r[0] != '*returns*' or r[1] or r[3]]
+        link = f'[source]({src}){{.api-source}}\n\n' if src else ''
+        text = f"{'#'*self.title_level} {self.nm}\n\n{link}```python\n{self.nm}{'' if prop else self._call()}\n```\n\n{self.docs or ''}\n\n"
+        if rows: text += '\n'.join(['| | type | default | meaning |', '|---|---|---|---|', *(f"| {' | '.join(r)} |" for r in rows)])
+        return f'::: {{.api}}\n\n{text}\n\n:::\n\n' + ''.join(m._repr_markdown_(p) for m,p in self._members())
+
+def edit(path, f):
+    "Change a notebook in place."
+    nb = json.loads(path.read_text(encoding='utf-8'))
+    f(nb)
+    path.write_text(json.dumps(nb), encoding='utf-8')
+
+def show_patched(nb):
+    "nbdev passes over patched methods that carry a second decorator: ask for them by name."
+    cells = []
+    for c in nb['cells']:
+        src = ''.join(c['source'])
+        cells.append(c)
+        if c['cell_type'] != 'code' or not re.search(r'^#\|\s*export\b', src, re.M): continue
+        for f in ast.parse(src).body:
+            if not isinstance(f, ast.FunctionDef) or len(f.decorator_list) < 2 or f.name.startswith('_') or not f.args.args: continue
+            if any(getattr(d, 'id', '') == 'patch' for d in f.decorator_list):
+                cells.append(dict(cell_type='code', id=f'show-{f.name}', metadata={}, outputs=[], execution_count=None, source=f'show_doc({f.args.args[0].annotation.id}.{f.name})'))
+    nb['cells'] = cells
+
+def process(root, work):
+    "Let nbdev process the pages in a copy, so that the checkout stays as it is. Returns the folder of processed pages."
+    skip = shutil.ignore_patterns('.*', '_*.ipynb', '__pycache__', 'runs')
+    for d in ('nbs', 'recon_nb'): shutil.copytree(root/d, work/d, ignore=skip)
+    for f in ('settings.ini', 'setup.py'): shutil.copy(root/f, work/f)
+    text = (root/'pyproject.toml').read_text(encoding='utf-8').replace('[tool.nbdev]', '[tool.nbdev]\nrenderer = "docs.ApiTable"')
+    (work/'pyproject.toml').write_text(text, encoding='utf-8')
+    for p in (work/'nbs').glob('[0-9]*.ipynb'): edit(p, show_patched)
+    code = 'from nbdev.serve import proc_nbs; proc_nbs(n_workers=0, force=True)'    # one process imports torch once
+    path = os.pathsep.join([str(work), str(root/'.ci')])
+    r = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], cwd=work, env={**os.environ, 'PYTHONPATH': path}, text=True,
+                       stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    lost = sorted(set(sources(work/'nbs')) - set(sources(work/'_proc')))
+    if r.returncode or lost: raise ValueError(f"nbdev could not process {', '.join(lost) or 'the pages'}:\n{r.stdout[-3000:]}")
+    return work/'_proc'
+
+def first_sentence(md):
+    "The first sentence of a markdown cell, without headings, quotes and markup."
+    lines = [l for l in md.splitlines() if l.strip() and not re.match(r'\s*(#|>|\||:::|```|---|<!--|[-*] |\d+\. )', l)]
+    text = re.sub(r'!?\[([^\]]*)\]\([^)]*\)|[*_`$\\]', lambda m: m[1] or '', ' '.join(lines)).strip()
+    return re.split(r'(?<=[.!?:])\s', text)[0]
+
+def describe(nb):
+    "Give each picture that a code cell left an alternative text: the cell's `#| fig-alt`, else the first sentence of the text before it."
+    before = ''
+    for c in nb['cells']:
+        src = ''.join(c['source'])
+        if c['cell_type'] == 'markdown': before = first_sentence(src) or before
+        if c['cell_type'] != 'code': continue
+        m = re.search(r'^#\|\s*fig-alt:\s*(.*)$', src, re.M)
+        given = m and m[1].strip()
+        if given and given[0] in '"\'' and given[-1] == given[0]: given = given[1:-1].replace('\\"', '"')
+        line = f'#| fig-alt: {json.dumps(given or before, ensure_ascii=False)}'
+        c['source'] = src.replace(m[0], line) if m else f'{line}\n{src}' if before and any(k.startswith('image/') for o in c.get('outputs', []) for k in o.get('data', {})) else src
+
+# ---- the renderer's half: from those to a folder of pages
+
+FAULT = "smalldocs has changed: {} is not where it was; look at .ci/docs.py"
+
+def swap(text, old, new):
+    if old not in text: raise ValueError(FAULT.format(repr(old[:60])))
+    return text.replace(old, new)
+
+def make_site(proc, out):
+    "smalldocs' site, with the names that nbdev gives its pages."
+    from smalldocs import config, site
+    class Site(site.Site):
+        def read(self, src):
+            page = super().read(src)
+            page.out = page.src.with_name(page.front.pop('output-file', page.out.name))
+            return page
+        @cached_property
+        def by_out(self): return {p.out: p for p in self.pages.values()}
+        def find_page(self, target): return super().find_page(target) or self.by_out.get(target)
+        def resolve(self, href, page, record=True):
+            if not href.startswith(base): return super().resolve(href, page, record)
+            href = '/' + (href[len(base):].lstrip('/') or 'index.html')
+            return super().resolve(href, page, record) + ('~nbdev' if '#' in href else '')
+    project = config.load(proc)
+    base = project.website['site-url']
+    project.project['output-dir'] = str(out)
+    return Site(project, quiet=True)
+
+def to_mathml(text):
+    "Formulas as MathML, which browsers draw without a script."
+    from latex2mathml.converter import convert
+    def one(m):
+        tex = html.unescape(m[3])
+        try: mml = convert(tex, display='block' if m[1] == 'display' else 'inline')
+        except Exception as e: raise ValueError(f'latex2mathml does not understand {tex!r}: {type(e).__name__} {e}') from e
+        note = f'<annotation encoding="application/x-tex">{html.escape(tex)}</annotation>'
+        mml = re.sub(r'^(<math[^>]*>)(.*)(</math>)$', rf'\1<semantics>\2\0</semantics>\3'.replace('\0', note.replace('\\', r'\\')), mml, flags=re.S)
+        return f'<span class="math {m[1]}">{mml}</span>'
+    return re.sub(r'<span class="math (inline|display)">\\([(\[])(.*?)\\[)\]]</span>', one, text, flags=re.S)
+
+def finish_links(pages):
+    "nbdev links any name that it knows: where the page has no anchor for it, lead to what holds it, or to the page."
+    ids = {p.resolve(): set(re.findall(r' id="([^"]+)"', p.read_text(encoding='utf-8'))) for p in pages}
+    for page in pages:
+        def mend(m):
+            there = ids.get((page.parent/m[1]).resolve() if m[1] else page.resolve(), set())
+            anchor = next((a for a in (m[2], m[2].rpartition('.')[0]) if a in there), None)
+            return f'href="{m[1]}{"#" + anchor if anchor else ""}"'
+        page.write_text(re.sub(r'href="([^"#]*)#([^"]*)~nbdev"', mend, page.read_text(encoding='utf-8')), encoding='utf-8')
+
+SKIP = '<a class="skip-link" href="#quarto-document-content">Skip to the text</a>'
+
+def finish(page):
+    "What smalldocs leaves to mend in a page."
+    text = page.read_text(encoding='utf-8')
+    text = re.sub(r'<(?:link|script)[^>]*cdn\.jsdelivr\.net/npm/katex[^>]*>(?:</script>)?', '', to_mathml(text))
+    text = re.sub(r'(<body[^>]*>)', rf'\1{SKIP}', text, count=1)
+    text = swap(text, '<main ', '<main tabindex="-1" ')
+    text = re.sub(r'(<i\b[^>]*?) role="img"', r'\1 aria-hidden="true"', text)
+    text = text.replace(' role="navigation" aria-expanded', ' role="button" aria-expanded')
+    page.write_text(text, encoding='utf-8')
+
+def finish_assets(out):
+    "Search without `fetch`, which browsers refuse to a page opened from a folder; no fonts from another host."
+    libs = out/'site_libs'
+    index = (out/'search.json').read_text(encoding='utf-8')
+    (libs/'search.js').write_text(f'window.searchIndex = {re.sub("</", "<" + chr(92) + "/", index)};', encoding='utf-8')
+    js = (libs/'smalldocs.js').read_text(encoding='utf-8')
+    js = swap(js, 'const r = await fetch(offset + "search.json");', 'await new Promise((ok, no) => { const s = document.createElement("script"); '
+              's.src = offset + "site_libs/search.js"; s.onload = ok; s.onerror = no; document.head.append(s); });')
+    (libs/'smalldocs.js').write_text(swap(js, 'index = await r.json();', 'index = window.searchIndex;'), encoding='utf-8')
+    for css in libs.rglob('*.css'):
+        text = css.read_text(encoding='utf-8')
+        css.write_text(re.sub(r'@import\s+url\((["\']?)https?:.*?\1\)\s*;', '', text), encoding='utf-8')
+
+def render(proc, out):
+    "Lay out the processed pages into `out`."
+    for p in proc.rglob('*.ipynb'): edit(p, describe)
+    (proc/'sidebar.yml').write_text(sidebar_text(proc), encoding='utf-8')
+    site = make_site(proc, out)
+    site.build()
+    pages = list(out.rglob('*.html'))
+    for page in pages: finish(page)
+    finish_links(pages)
+    finish_assets(out)
+    (out/'.nojekyll').touch()
+    return [w for w in site.warnings if not re.search('output-file|keep-md|commonmark|execute|html-math-method|format-links', w)]
+
+# ---- build, once for the same pages
+
+def fingerprint(root):
+    "Changes with whatever the site is made of."
+    import smalldocs
+    h = hashlib.sha256(smalldocs.__version__.encode())
+    for p in sorted([*(root/'nbs').rglob('*'), *(root/'recon_nb').glob('*.py'), root/'pyproject.toml', root/'settings.ini', Path(__file__)]):
+        if p.is_file() and not any(x.startswith('.ipynb') or x == 'runs' for x in p.parts): h.update(str(p.relative_to(root)).encode() + b'\0' + p.read_bytes())
+    return h.hexdigest()
+
+def build(root=ROOT, out=None, force=False):
+    "Build the site, unless it is there and nothing has changed. Returns the renderer's warnings."
+    out, mark = Path(out or root/'_docs').resolve(), fingerprint(root)
+    stamp = out/'.built'
+    if not force and stamp.exists() and (old := json.loads(stamp.read_text()))['of'] == mark: return old['warnings']
+    if out.exists() and any(out.iterdir()) and not (out/'site_libs').exists(): raise ValueError(f'{out} is not empty and holds no site: name another folder')
+    with tempfile.TemporaryDirectory() as d:
+        warnings = render(process(root, Path(d)), out)
+    stamp.write_text(json.dumps(dict(of=mark, warnings=warnings)), encoding='utf-8')
+    return warnings
+
+# ---- the checks
+
+class Page(HTMLParser):
+    "What a page holds: anchors, links, what it fetches to be read, pictures without words."
+    fetched = dict(script='src', img='src', iframe='src', source='src', video='src', audio='src', embed='src', object='data', input='src')
+    def __init__(self, text):
+        super().__init__()
+        self.ids, self.links, self.needs, self.mute, self.title, self.menu, self._in = set(), [], [], [], '', [], []
+        self.feed(text)
+    def handle_starttag(self, tag, attrs):
+        a = dict(attrs)
+        self.ids |= {a[k] for k in ('id', 'name') if a.get(k) and (k == 'id' or tag == 'a')}
+        if tag == 'a' and a.get('href'):
+            self.links.append(a['href'])
+            if 'sidebar-link' in (a.get('class') or ''): self.menu.append(a['href'])
+        if tag == 'link' and a.get('href') and 'canonical' not in (a.get('rel') or ''): self.needs.append(a['href'])
+        if a.get(self.fetched.get(tag, '')): self.needs.append(a[self.fetched[tag]])
+        if a.get('srcset'): self.needs += [x.split()[0] for x in a['srcset'].split(',')]
+        if tag == 'img' and not (a.get('alt') or '').strip(): self.mute.append((a.get('src') or '')[:60])
+        if a.get('style'): self.needs += css_urls(a['style'])
+        if tag in ('title', 'style', 'script'): self._in.append(tag)
+    def handle_endtag(self, tag):
+        if self._in and self._in[-1] == tag: self._in.pop()
+    def handle_data(self, data):
+        if not self._in: return
+        if self._in[-1] == 'title': self.title += data
+        elif self._in[-1] == 'style': self.needs += css_urls(data)
+        else: self.needs += re.findall(r'(?:fetch|import|importScripts|\.src\s*=)\s*\(?\s*["\'](https?://[^"\']+)', data)
+
+def css_urls(css): return [m[2] for m in re.finditer(r'(?:url\(|@import\s+)\s*(["\']?)([^"\')\s;]+)\1', css) if m[2]]
+def elsewhere(url): return bool(re.match(r'(?:https?:)?//', url))
+
+def documented(root, pages):
+    "Public names that have no entry of their own on their module's page, or none in the API index."
+    index, faults = pages.get('api.html'), []
+    if index is None: return ['there is no api.html']
+    for f in sorted((root/'recon_nb').glob('*.py')):
+        if f.stem.startswith('_'): continue
+        top, page = ast.parse(f.read_text(encoding='utf-8')).body, pages.get(f'{f.stem}.html')
+        names = [x for n in top if isinstance(n, ast.Assign) and getattr(n.targets[0], 'id', '') == '__all__' for x in ast.literal_eval(n.value)]
+        code = {n.name for n in top if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+        faults += [f'{f.stem}.{n} is missing from the API index' for n in names if f'{f.stem}.{n}' not in index.ids]
+        faults += [f'{f.stem}.html says nothing about {n}' for n in names if n in code and (page is None or n.lower() not in page.ids)]
+    return faults
+
+def check(out, root=ROOT):
+    "The faults of a built site, as sentences."
+    files = {p.relative_to(out).as_posix(): p for p in sorted(out.rglob('*')) if p.is_file()}
+    pages, faults = {n: Page(p.read_text(encoding='utf-8')) for n,p in files.items() if n.endswith('.html')}, []
+    for name,page in pages.items():
+        size = files[name].stat().st_size
+        if size > LIMITS['page_bytes']: faults.append(f'{name} has {size/1e6:.1f} MB; allowed 3')
+        if not page.title.strip(): faults.append(f'{name} has no title')
+        faults += [f'{name}: a picture without alternative text: {s}' for s in page.mute]
+        faults += [f'{name} needs another host: {u}' for u in page.needs if elsewhere(u)]
+        for url in [*page.links, *page.needs]:
+            u = urlsplit(url)
+            if u.scheme or u.netloc: continue
+            target = os.path.normpath(PurePosixPath(name).parent/unquote(u.path)) if u.path else name
+            if (out/target).is_dir(): target = f'{target}/index.html'.removeprefix('./')
+            if target not in files: faults.append(f'{name}: nothing is at {url}')
+            elif u.fragment and target in pages and unquote(u.fragment) not in pages[target].ids: faults.append(f'{name}: no anchor at {url}')
+    for name,p in files.items():
+        if name.endswith('.css'): faults += [f'{name} needs another host: {u}' for u in css_urls(p.read_text(encoding='utf-8')) if elsewhere(u)]
+    menu = {os.path.normpath(u) for u in pages['index.html'].menu} if 'index.html' in pages else set()
+    faults += [f'{n} is not in the sidebar' for n in pages if n not in menu and n != '404.html']
+    return list(dict.fromkeys(faults + documented(root, pages)))
+
+def stale_sidebar(root=ROOT):
+    f = root/'nbs/sidebar.yml'
+    return [] if f.exists() and f.read_text(encoding='utf-8') == sidebar_text(root/'nbs') else ['nbs/sidebar.yml is out of date: run python .ci/docs.py --sidebar']
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('out', nargs='?', type=Path, default=ROOT/'_docs', help='the folder to write; default _docs')
+    p.add_argument('--sidebar', action='store_true', help='write nbs/sidebar.yml and nothing else')
+    p.add_argument('--check', action='store_true', help='then look for faults; exit status 1 if there are any')
+    p.add_argument('--force', action='store_true', help='build also if nothing has changed')
+    a = p.parse_args()
+    if a.sidebar: return print(ROOT.joinpath('nbs/sidebar.yml').write_text(sidebar_text(ROOT/'nbs'), encoding='utf-8') and 'nbs/sidebar.yml')
+    try: warnings = build(ROOT, a.out, a.force)
+    except (ValueError, OSError) as e: print(e, file=sys.stderr); return 1
+    print(*(f'warning: {w}' for w in warnings), sep='\n', end='\n' if warnings else '')
+    faults = check(a.out) if a.check else []
+    print(*faults, f'{a.out}/index.html', sep='\n')
+    return bool(faults)
+
+if __name__ == '__main__': sys.exit(main())
