@@ -31,7 +31,7 @@ def _open_run(run):
 def _unique(names): # the second run of a name gets its number
     return [n if names.index(n) == i else f'{n} ({i+1})' for i,n in enumerate(names)]
 
-# %% ../nbs/54_compare.ipynb #6e823480
+# %% ../nbs/54_compare.ipynb #f996da1a
 class RunComparison:
     "Runs side by side; shows itself in a notebook. Made by `compare_runs`."
     def __init__(self,
@@ -47,7 +47,7 @@ class RunComparison:
 
     def rows(self)->list: # of lists of text
         "The table: a heading, the fields that differ, the steps done, the last score on held-out photos."
-        score = [f"{r.metrics[-1]['psnr']:.2f} dB" if r.metrics else '-' for r in self.runs]
+        score = [f"{r.metrics[-1]['psnr']:.2f} dB" if r.metrics and 'psnr' in r.metrics[-1] else '-' for r in self.runs]
         rows = [['', *self.names], *([f, *map(str, v)] for f,v in self.config.items())]
         return [*rows, ['steps done', *(str(r.history[-1]['step']) for r in self.runs)], ['held-out PSNR', *score]]
 

@@ -12,7 +12,7 @@ import json
 from dataclasses import asdict,dataclass,field,fields,replace
 from .core import InputError,check_name
 
-# %% ../nbs/02_config.ipynb #3f5dd5ae
+# %% ../nbs/02_config.ipynb #d43e42ff
 def _opt(default, doc): return field(default=default, metadata=dict(doc=doc))
 
 # long: one field a line is the point of a config
@@ -22,13 +22,15 @@ class GANConfig:
     preset:     str   = _opt('paper-sb', 'the preset this config started from')
     data:       str   = _opt('voc2012', 'name of a set, or folder of photos, that the preset trains on')
     size:       int   = _opt(80, 'side of the pictures in pixels; a multiple of 16 (§2: 80)')
-    visible:    float = _opt(1/3, 'visible share of the side, in (0, 1) (§2: one third)')
+    visible:    float = _opt(1/3, 'visible share of the side (of the patches, for mask patches), in (0, 1) (§2: one third)')
     view:       str   = _opt('zoom', 'what the generator is shown: a name in `masks.VIEWS`')
     mask:       str   = _opt('centre', 'what is hidden: a name in `masks.MASKS`')
-    target:     str   = _opt('pixels', 'what is predicted: a name in `masks.TARGETS`')
+    target:     str   = _opt('pixels', 'what is predicted: a name in `targets.TARGETS`')
     scale_bias: bool  = _opt(True, 'show D alpha*G(i_in) + beta instead of G(i_in) (§2.1, eq. 1)')
     width:      int   = _opt(64, 'channels of the first stage; each later one doubles (our reading)')
     width_d:    int   = _opt(0, "channels of the discriminator's first stage; 0: as many as `width`")
+    between:    bool  = _opt(False, "batch norm and activation between the two convolutions of an encoder's stage (the paper's presets: none)")
+    width_dec:  int   = _opt(0, "channels of every block of a light decoder; 0: as many as the encoder's stages have")
     dropout:    float = _opt(0.5, 'dropout rate in conv4 (§2.4)')
     std_last:   float = _opt(0.02, "standard deviation of the initial weights of the generator's last block (not given; DCGAN's)")
     adv:        str   = _opt('bce', 'adversarial loss pair: a name in `losses.ADV` (§2.3, eq. 2-3)')
@@ -43,9 +45,12 @@ class GANConfig:
     lr_g:       float = _opt(5e-4, 'learning rate of the generator (§2.4)')
     lr_d:       float = _opt(1e-4, 'learning rate of the discriminator (§2.4)')
     schedule:   str   = _opt('constant', 'learning rates over the run: constant (the paper says nothing else) or cosine, down to 0')
+    warmup:     float = _opt(0., 'share of the run in which the learning rates rise from 0')
+    optimizer:  str   = _opt('adam', 'adam (§2.4), or adamw: weight decay apart from the gradient')
     beta1:      float = _opt(0.5, "Adam's first beta (not given; DCGAN's)")
     beta2:      float = _opt(0.999, "Adam's second beta (not given; DCGAN's)")
-    wd:         float = _opt(1e-5, 'weight decay, as L2 inside the gradient (§2.4)')
+    wd:         float = _opt(1e-5, 'weight decay, as L2 inside the gradient (§2.4); for adamw apart from it')
+    flip:       bool  = _opt(False, 'mirror half of the training photos, others each epoch')
     bs:         int   = _opt(512, 'images in a batch, over all processes (§2.4)')
     epochs:     int   = _opt(1000, 'passes over the training photos (§2.4)')
     valid:      float = _opt(0.1, 'share held out, where the set has no official part')
@@ -60,13 +65,13 @@ class GANConfig:
     @classmethod
     def from_json(cls, s:str): return config_from_dict(json.loads(s))
 
-# %% ../nbs/02_config.ipynb #9dec0fba
-_choices = dict(schedule=('constant','cosine'), idt_norm=('l1','l2'), idt_region=('all','hidden'), precision=('no','bf16','fp16'))
+# %% ../nbs/02_config.ipynb #9d2a3334
+_choices = dict(schedule=('constant','cosine'), idt_norm=('l1','l2'), idt_region=('all','hidden'), optimizer=('adam','adamw'), precision=('no','bf16','fp16'))
 _ranges = dict(visible=('in (0, 1)', lambda v: 0 < v < 1), valid=('in (0, 1)', lambda v: 0 < v < 1),
-    dropout=('in [0, 1)', lambda v: 0 <= v < 1), size=('a multiple of 16, 32 or more', lambda v: v >= 32 and v % 16 == 0),
+    **{k: ('in [0, 1)', lambda v: 0 <= v < 1) for k in ('dropout','warmup')}, size=('a multiple of 16, 32 or more', lambda v: v >= 32 and v % 16 == 0),
     beta1=('in [0, 1)', lambda v: 0 <= v < 1), beta2=('in [0, 1)', lambda v: 0 <= v < 1), seed=('0 or more', lambda v: v >= 0),
     **{k: ('1 or more', lambda v: v >= 1) for k in ('width','bs','epochs','n_critic')},
-    **{k: ('0 or more', lambda v: 0 <= v < float('inf')) for k in ('width_d','std_last','lambda_adv','lambda_idt','lambda_gp','clip_d','lr_g','lr_d','wd')})
+    **{k: ('0 or more', lambda v: 0 <= v < float('inf')) for k in ('width_d','width_dec','std_last','lambda_adv','lambda_idt','lambda_gp','clip_d','lr_g','lr_d','wd')})
 
 # %% ../nbs/02_config.ipynb #33e7b964
 def _check(cfg):
@@ -80,7 +85,7 @@ def _check(cfg):
     if cfg.lambda_gp and cfg.norm_d == 'batch': raise InputError("lambda_gp asks for each picture's own slope, and batch norm mixes pictures: choose norm_d='layer' or 'none'.")
     if cfg.lambda_gp and cfg.compile: raise InputError("lambda_gp differentiates twice, which torch.compile can't: choose compile=False.")
 
-# %% ../nbs/02_config.ipynb #52510e2e
+# %% ../nbs/02_config.ipynb #fa20a764
 PRESETS = {c.preset: c for c in [
     GANConfig(preset='quick', data='shapes', size=32, width=16, width_d=8, dropout=0., std_last=0.1, lambda_adv=0.001, lambda_idt=1., idt_region='hidden',
               lr_g=7e-4, schedule='cosine', bs=64, epochs=7),
@@ -89,6 +94,8 @@ PRESETS = {c.preset: c for c in [
     GANConfig(preset='paper-sb',       scale_bias=True,  lambda_idt=0.),
     GANConfig(preset='wgan',    adv='wgan', norm_d='layer', clip_d=0.01,  n_critic=5, lr_g=5e-5, lr_d=5e-5, beta1=0., beta2=0.99),
     GANConfig(preset='wgan-gp', adv='wgan', norm_d='layer', lambda_gp=10., n_critic=5, lr_g=1e-4, lr_d=1e-4, beta1=0., beta2=0.9),
+    GANConfig(preset='improved', view='canvas', mask='patches', visible=0.4, target='gradients', scale_bias=False, between=True, width_dec=64, dropout=0., lambda_adv=0., lambda_idt=1.,
+              idt_norm='l2', idt_region='hidden', lr_g=2e-3, schedule='cosine', warmup=0.1, optimizer='adamw', beta1=0.9, beta2=0.95, wd=0.05, flip=True, bs=128, epochs=60),
 ]}
 
 # %% ../nbs/02_config.ipynb #f280525c

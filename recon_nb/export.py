@@ -7,7 +7,7 @@ Docs: https://recon-nb.github.io/recon_nb/export.html.md"""
 # %% auto #0
 __all__ = ['describe_encoder', 'Preprocess', 'Pretrained', 'load_pretrained', 'export_encoder']
 
-# %% ../nbs/53_export.ipynb #e7ddfb90
+# %% ../nbs/53_export.ipynb #d8c1cfdd
 import json
 from copy import deepcopy
 from dataclasses import dataclass
@@ -22,11 +22,12 @@ from .checkpoint import load_tensors,save_tensors
 from .config import GANConfig,config_from_dict,deviations
 from .core import InputError,write_atomic
 from .photos import cut_square
-from .generator import Encoder,Generator
+from .generator import Encoder
 from .pixels import Images,to_model
 from .run import GANRun,as_images
+from .trainer import make_networks
 
-# %% ../nbs/53_export.ipynb #5e4097b5
+# %% ../nbs/53_export.ipynb #734f072b
 def describe_encoder(
     enc:Encoder, # the encoder
     cfg:GANConfig, # the config of its run
@@ -37,7 +38,7 @@ def describe_encoder(
     "All that others must know to use an encoder: architecture, preprocessing, training. Names no path."
     source = photos or ('folder' if set(cfg.data) & set('/\\') else cfg.data)
     return dict(
-        architecture=dict(name='recon_nb.generator.Encoder', width=cfg.width, ni=enc.conv1[0].in_channels, dropout=cfg.dropout),
+        architecture=dict(name='recon_nb.generator.Encoder', width=cfg.width, ni=enc.conv1[0].in_channels, dropout=cfg.dropout, between=cfg.between),
         channels=list(enc.channels), reductions=[f['reduction'] for f in enc.feature_info],
         preprocessing=dict(size=cfg.size, crop='centre square', resize='bicubic, antialiased', channels='RGB', range=[-1,1], mean=[.5]*3, std=[.5]*3),
         training=dict(preset=cfg.preset, deviations={k: list(v) for k,v in deviations(cfg).items()}, photos=source, step=step,
@@ -57,7 +58,7 @@ class Preprocess:
         if not 0 < share <= 1: raise InputError(f"share={share}; it must be in (0, 1].")
         return to_model(np.stack([np.asarray(cut_square(im, share=share, size=self.size)) for im in as_images(images)]))
 
-# %% ../nbs/53_export.ipynb #43262966
+# %% ../nbs/53_export.ipynb #b36b7160
 class Pretrained(NamedTuple):
     "An encoder in evaluation mode, with all that belongs to it. Made by `load_pretrained`."
     encoder: Encoder
@@ -71,13 +72,13 @@ def _of_run(run): return _of_nets(run.encoder, run.generator.dec, describe_encod
 
 def _of_weights(tensors, state): # the three networks of a run, in one file
     cfg = config_from_dict(state['config'])
-    gen = Generator(cfg.width, nf=len(tensors['dec.up4.1.weight']), dropout=cfg.dropout)
+    gen,_ = make_networks(cfg)
     gen.load_state_dict({k: v for k,v in tensors.items() if not k.startswith('disc.')})
     return _of_nets(gen.enc, gen.dec, describe_encoder(gen.enc, cfg, step=state['step']))
 
 def _of_export(tensors, card):
     a = card['architecture']
-    enc = Encoder(a['width'], ni=a['ni'], dropout=a['dropout'])
+    enc = Encoder(a['width'], ni=a['ni'], dropout=a['dropout'], between=a.get('between', False))
     enc.load_state_dict(tensors)
     return _of_nets(enc, None, card)
 

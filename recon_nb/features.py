@@ -103,7 +103,7 @@ def as_arm(
     _try(net, size)
     return Arm(name, net, size, source)
 
-# %% ../nbs/56_features.ipynb #bf689267
+# %% ../nbs/56_features.ipynb #c6107553
 def _open(given, part):
     "A network to copy, its size if it has one, and where it comes from."
     if isinstance(given, nn.Module):
@@ -112,7 +112,7 @@ def _open(given, part):
         return _headless(deepcopy(given)).requires_grad_(True), None, dict(module=type(given).__name__)
     if isinstance(given, GANConfig):
         with torch.random.fork_rng(devices=[]):
-            net = Encoder(given.width, dropout=given.dropout) if part == 'encoder' else Discriminator(given.width_d or given.width, size=given.size)
+            net = Encoder(given.width, dropout=given.dropout, between=given.between) if part == 'encoder' else Discriminator(given.width_d or given.width, size=given.size)
         return _headless(net), given.size, {}
     if isinstance(given, (str, os.PathLike)): given = load_pretrained(given) if Path(given).expanduser().is_file() else GANRun.load(given)
     if isinstance(given, Pretrained):

@@ -14,7 +14,7 @@ from torch import Tensor,nn
 from .layers import down_block,init_weights,up_block
 from .pixels import Images
 
-# %% ../nbs/31_generator.ipynb #c58512c3
+# %% ../nbs/31_generator.ipynb #65398602
 class Encoder(nn.Module):
     "conv1-conv4 (§2.4): each halves the side and, from the second on, doubles the channels."
     def __init__(self,
@@ -22,11 +22,12 @@ class Encoder(nn.Module):
         *,
         ni:int=3, # channels of the picture
         dropout:float=0.5, # dropout rate in conv4
+        between:bool=False, # batch norm and activation between the two convolutions of a stage
     ):
         super().__init__()
         self.channels = tuple(width*2**i for i in range(4))
         for i,(a,b) in enumerate(zip((ni, *self.channels), self.channels), 1):
-            self.add_module(f'conv{i}', down_block(a, b, dropout=dropout if i==4 else 0.))
+            self.add_module(f'conv{i}', down_block(a, b, between=between, dropout=dropout if i==4 else 0.))
 
     def features(self,
         x:Images, # pictures, in [-1, 1]
@@ -57,24 +58,27 @@ def feature_info(self:Encoder)->list:
     "For each stage its channels, by how much it shrinks the side, and the module's name: as timm's `feature_info`."
     return [dict(num_chs=c, reduction=2**i, module=f'conv{i}') for i,c in enumerate(self.channels, 1)]
 
-# %% ../nbs/31_generator.ipynb #84af8539
+# %% ../nbs/31_generator.ipynb #b5186374
 class Decoder(nn.Module):
     "The way up (§2.4): four blocks, each doubles the side; the last ends in tanh without batch norm."
     def __init__(self,
         width:int=64, # channels of the encoder's first stage
         *,
         nf:int=3, # channels to paint
+        stride:int=1, # pixels of the photo for each place of the output, along a side: 1, 2, 4 or 8
+        flat:int=0, # channels of every block; 0: the encoder's, downwards
+        bounded:bool=True, # end in tanh
     ):
         super().__init__()
-        cs = [width*2**i for i in (3,2,1,0)]
-        for i,(a,b) in enumerate(zip(cs, cs[1:]), 1): self.add_module(f'up{i}', up_block(a, b))
-        self.up4 = up_block(width, nf, hidden=max(1, width//2), last=True)
+        n, cs = 5-stride.bit_length(), [width*8] + ([flat]*4 if flat else [width*4, width*2, width, max(1, width//2)])
+        for i in range(1, n): self.add_module(f'up{i}', up_block(cs[i-1], cs[i]))
+        self.add_module(f'up{n}', up_block(cs[n-1], nf, hidden=cs[n], last=True, bounded=bounded))
 
-    def forward(self, z:Float[Tensor, 'b c4 h4 w4'])->Images: # in [-1, 1], 16 times the side
+    def forward(self, z:Float[Tensor, 'b c4 h4 w4'])->Float[Tensor, 'b nf h w']: # 16/stride times the side; in [-1, 1] if bounded
         for stage in self.children(): z = stage(z)
         return z
 
-# %% ../nbs/31_generator.ipynb #18ee7277
+# %% ../nbs/31_generator.ipynb #d2d2abd7
 class Generator(nn.Module):
     "Encoder and decoder (§2.2, Fig. 3): from what may be seen, the whole picture."
     def __init__(self,
@@ -84,11 +88,13 @@ class Generator(nn.Module):
         nf:int=3, # channels of the output
         dropout:float=0.5, # dropout rate in conv4
         std_last:float=0.02, # standard deviation of the last block's initial weights
+        between:bool=False, # as for `Encoder`
+        **decoder, # as for `Decoder`: stride, flat, bounded
     ):
         super().__init__()
-        self.enc,self.dec = Encoder(width, ni=ni, dropout=dropout), Decoder(width, nf=nf)
+        self.enc,self.dec = Encoder(width, ni=ni, dropout=dropout, between=between), Decoder(width, nf=nf, **decoder)
         init_weights(self)
-        if std_last != 0.02: init_weights(self.dec.up4, std=std_last)
+        if std_last != 0.02: init_weights([*self.dec.children()][-1], std=std_last)
 
-    def forward(self, i_in:Images)->Images: # as large as `i_in`, in [-1, 1]
+    def forward(self, i_in:Images)->Float[Tensor, 'b nf h w']: # as large as `i_in` for stride 1, in [-1, 1] if bounded
         return self.dec(self.enc(i_in))

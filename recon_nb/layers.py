@@ -10,32 +10,36 @@ __all__ = ['down_block', 'up_block', 'init_weights']
 # %% ../nbs/30_layers.ipynb #cf590c17
 from torch import nn
 
-# %% ../nbs/30_layers.ipynb #e9bb1fe8
+# %% ../nbs/30_layers.ipynb #7a78793d
 def down_block(
     ni:int, # channels in
     nf:int, # channels out
     *,
     norm:bool=True, # batch norm?
+    between:bool=False, # batch norm and activation between the two convolutions, too?
     dropout:float=0., # dropout rate in front of the activation (§2.4: 0.5 in conv4)
 )->nn.Sequential: # halves the side
     "Strided conv, size-keeping conv, batch norm, LeakyReLU(0.2) (§2.4)."
-    layers = [nn.Conv2d(ni, nf, 4, stride=2, padding=1, bias=not norm), nn.Conv2d(nf, nf, 3, padding=1, bias=not norm)]
+    middle = [nn.BatchNorm2d(nf), nn.LeakyReLU(0.2)] if between else []
+    layers = [nn.Conv2d(ni, nf, 4, stride=2, padding=1, bias=not norm), *middle, nn.Conv2d(nf, nf, 3, padding=1, bias=not norm)]
     if norm: layers.append(nn.BatchNorm2d(nf))
     if dropout: layers.append(nn.Dropout(dropout))
     return nn.Sequential(*layers, nn.LeakyReLU(0.2))
 
-# %% ../nbs/30_layers.ipynb #75069c43
+# %% ../nbs/30_layers.ipynb #3f40a31c
 def up_block(
     ni:int, # channels in
     nf:int, # channels out
     *,
     hidden:int|None=None, # channels between the two convolutions, `nf` if not given
     last:bool=False, # no batch norm, tanh instead of ReLU
+    bounded:bool=True, # whether the last one has its tanh
 )->nn.Sequential: # doubles the side
     "Transposed conv, size-keeping conv, batch norm, ReLU (§2.4); the last one ends in tanh without batch norm."
     mid = hidden or nf
     pair = [nn.ConvTranspose2d(ni, mid, 4, stride=2, padding=1, bias=last), nn.Conv2d(mid, nf, 3, padding=1, bias=last)]
-    return nn.Sequential(*pair, nn.Tanh()) if last else nn.Sequential(*pair, nn.BatchNorm2d(nf), nn.ReLU())
+    if last: return nn.Sequential(*pair, nn.Tanh()) if bounded else nn.Sequential(*pair)
+    return nn.Sequential(*pair, nn.BatchNorm2d(nf), nn.ReLU())
 
 # %% ../nbs/30_layers.ipynb #e9e81b19
 def init_weights(

@@ -6,7 +6,7 @@ Docs: https://recon-nb.github.io/recon_nb/metrics.html.md"""
 
 # %% auto #0
 __all__ = ['hidden_l1', 'hidden_psnr', 'ssim_positions', 'hidden_ssim', 'TrivialPredictors', 'score', 'score_trivial',
-           'best_psnr']
+           'best_psnr', 'explained']
 
 # %% ../nbs/41_metrics.ipynb #e595fd94
 import math
@@ -113,3 +113,15 @@ def best_psnr(
     "The bar to clear."
     name = max(scores, key=lambda n: scores[n]['psnr'])
     return name, scores[name]['psnr']
+
+# %% ../nbs/41_metrics.ipynb #588436d8
+def explained(
+    out:Float[Tensor, 'b c h w'], # what was predicted
+    target:Float[Tensor, 'b c h w'], # what it should have been
+    where:Hidden, # True where to look
+)->float: # 1: all of it; 0: no better than each channel's mean
+    "The share of the target's variance that is predicted, over all places looked at."
+    m, dims = where.expand_as(target).to(target.dtype), (0,2,3)
+    mean = (target*m).sum(dims, keepdim=True)/m.sum(dims, keepdim=True).clamp_min(1)
+    left, all_ = (((a-target).square()*m).sum() for a in (out, mean))
+    return (1 - left/all_).item()

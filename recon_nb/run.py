@@ -66,7 +66,10 @@ def _as_image(im):
     try: return open_rgb(path or im)
     except OSError as e: raise InputError(f"{im} is not a photo that can be read: {e}") from None
 
-# %% ../nbs/52_run.ipynb #51dbec11
+# %% ../nbs/52_run.ipynb #c57efc9d
+def _say_score(row, digits=1): # of metrics.jsonl
+    return f"held-out PSNR {row['psnr']:.{digits}f} dB" if 'psnr' in row else f"{row['explained']:.0%} of what is hidden explained"
+
 class GANRun:
     "A trained run: its networks in evaluation mode, its config, its history. Made by `train_gan` or `GANRun.load`."
     def __init__(self, run_dir, cfg:GANConfig, generator:Generator, disc:Discriminator, *, step:int=0):
@@ -84,10 +87,10 @@ class GANRun:
     def finished(self)->bool: return self.step >= self.info.get('steps', float('inf'))
 
     def __repr__(self):
-        score = f", held-out PSNR {self.metrics[-1]['psnr']:.1f} dB" if self.metrics else ''
+        score = f', {_say_score(self.metrics[-1])}' if self.metrics else ''
         return f"GANRun({str(self.dir)!r}, {self.cfg.preset}, {self.cfg.size} px, width {self.cfg.width}, {self.step} steps{score})"
 
-# %% ../nbs/52_run.ipynb #8df7c853
+# %% ../nbs/52_run.ipynb #60f8bb02
 @patch_to(GANRun, cls_method=True)
 def load(cls,
     run_dir, # a run folder, moved or not
@@ -101,12 +104,12 @@ def load(cls,
     if not path.exists(): raise InputError(f"{run_dir} holds no weights.safetensors: it is not the folder of a run, or the run was stopped before its first checkpoint.")
     tensors,state = load_tensors(path)
     cfg = config_from_dict(state['config'])
-    gen,disc = make_networks(cfg, channels=make_task(cfg).target.channels)
+    gen,disc = make_networks(cfg)
     gen.load_state_dict({k: v for k,v in tensors.items() if not k.startswith('disc.')})
     disc.load_state_dict({k[5:]: v for k,v in tensors.items() if k.startswith('disc.')})
     return cls(run_dir, cfg, gen.to(device), disc.to(device), step=state['step'])
 
-# %% ../nbs/52_run.ipynb #a27a33fa
+# %% ../nbs/52_run.ipynb #b179a412
 def _cut(run, images, share): # PIL images -> `b 3 h w`
     photos = [np.asarray(cut_square(im, share=share, size=run.cfg.size)) for im in images]
     return to_model(np.stack(photos), run.device)
@@ -117,6 +120,7 @@ def reconstruct(self:GANRun,
 )->Reconstruction: # bytes, `n h w 3`
     "Whole photos in; what the generator sees of them and what it paints out. A photo's index is its place in the list."
     images = as_images(images)
+    if not self.task.target.bounded: raise InputError(f"this run predicts {self.cfg.target}, not pictures: there is nothing to show. Use `run.transform(images)` for its features.")
     s = self.task({k: _cut(self, images, share) for k,share in self.task.cuts.items()}, np.arange(len(images)))
     out = paint(self.generator, s.i_in)
     return Reconstruction(*map(to_pixels, (s.i_in, out, compose(out, s.i_r, s.hidden), s.i_r)))
@@ -357,7 +361,7 @@ def _write_info(st, info):
     if st.photos.skipped: write_atomic(st.run_dir/'skipped.jsonl', ''.join(json.dumps(r)+'\n' for r in st.photos.skipped))
     write_atomic(st.run_dir/'run.json', json.dumps(info, indent=1))
 
-# %% ../nbs/52_run.ipynb #d34926af
+# %% ../nbs/52_run.ipynb #5bd48602
 def _announce(st):
     seconds,memory = estimate_cost(st)
     small = f' (the whole set: smaller than a batch of {st.cfg.bs})' if st.bs < st.cfg.bs else ''
@@ -371,6 +375,6 @@ def _summary(run, st):
     done = f'done in {took}' if st.step >= st.total_steps else f'stopped at step {st.step} of {st.total_steps} after {took} (resume=True goes on)'
     bar = best_psnr(t) if (t := run.info.get('trivial')) else None
     last = run.metrics[-1] if run.metrics else None
-    score = f"held-out PSNR {last['psnr']:.2f} dB" + (f', best trivial predictor {bar[1]:.2f} dB ({bar[0]})' if bar else '') if last else 'not evaluated yet'
+    score = _say_score(last, 2) + (f', best trivial predictor {bar[1]:.2f} dB ({bar[0]})' if bar else '') if last else 'not evaluated yet'
     grids = sorted((run.dir/'samples').glob('*.png'))
     return f"{done}: {score}\n{f'pictures: {grids[-1]}' if grids else 'no pictures yet'}\nrun folder: {run.dir}"

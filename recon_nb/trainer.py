@@ -21,7 +21,7 @@ from PIL import Image
 from accelerate import Accelerator
 from torch import nn
 
-# %% ../nbs/51_trainer.ipynb #874505d8
+# %% ../nbs/51_trainer.ipynb #af4743d1
 from .checkpoint import load_checkpoint,pack_optimizer,save_checkpoint,save_tensors,unpack_optimizer
 from .config import GANConfig
 from .core import append_jsonl,check_name,epoch_order,progress_bar,read_jsonl,sample_uniform,write_atomic
@@ -31,9 +31,10 @@ from .discriminator import Discriminator
 from .generator import Generator
 from .losses import ADV,AdvLoss,gradient_penalty,identity_loss
 from .masks import Sample,Task,compose,make_task,window_slice
-from .metrics import TrivialPredictors,score,score_trivial
+from .metrics import TrivialPredictors,explained,hidden_l1,score,score_trivial
 from .pixels import to_model,to_pixels
 from .show import image_grid,save_png
+from .targets import TARGETS
 
 # %% ../nbs/51_trainer.ipynb #634da967
 # long: a field a line
@@ -72,17 +73,18 @@ class TrainState:
     @property
     def nets(self): return [self.acc.unwrap_model(net) for net in (self.gen, self.disc)] # without what several processes wrap around them
 
-# %% ../nbs/51_trainer.ipynb #fdb365d4
+# %% ../nbs/51_trainer.ipynb #5f0967b7
 def make_networks(
-    cfg:GANConfig, # widths, size, dropout
-    *,
-    channels:int=3, # of what is predicted
+    cfg:GANConfig, # widths, size, dropout, target
 )->tuple: # generator, discriminator
     "Both players of a config, with random weights."
-    gen = Generator(cfg.width, nf=channels, dropout=cfg.dropout, std_last=cfg.std_last)
-    return gen, Discriminator(cfg.width_d or cfg.width, size=cfg.size, ni=channels, norm=cfg.norm_d)
+    t = TARGETS[check_name(cfg.target, TARGETS, 'target')]
+    gen = Generator(cfg.width, nf=t.channels, dropout=cfg.dropout, std_last=cfg.std_last, between=cfg.between, stride=t.stride, flat=cfg.width_dec, bounded=t.bounded)
+    return gen, Discriminator(cfg.width_d or cfg.width, size=cfg.size, ni=t.channels, norm=cfg.norm_d)
 
-# %% ../nbs/51_trainer.ipynb #1266c0c5
+_optimizers = dict(adam=torch.optim.Adam, adamw=torch.optim.AdamW)
+
+# %% ../nbs/51_trainer.ipynb #d060de2f
 def make_state(
     cfg:GANConfig, # every choice of the run
     photos:Photos, # with the cuts that the task's view asks for
@@ -96,23 +98,27 @@ def make_state(
     acc, task = check_accelerator(acc, cfg.precision) if acc else make_accelerator(cfg.precision), make_task(cfg)
     check_share(min(cfg.bs, len(train)), acc.num_processes)
     torch.manual_seed(cfg.seed)
-    nets = [net.to(acc.device, memory_format=torch.channels_last) for net in make_networks(cfg, channels=task.target.channels)]
+    nets = [net.to(acc.device, memory_format=torch.channels_last) for net in make_networks(cfg)]
     if cfg.compile:
         for net in nets: net.compile()
     fused = cfg.fused and acc.device.type in ('cpu','cuda')
-    opts = [torch.optim.Adam(net.parameters(), lr, betas=(cfg.beta1, cfg.beta2), weight_decay=cfg.wd, fused=fused) for net,lr in zip(nets, (cfg.lr_g, cfg.lr_d))]
+    opts = [_optimizers[cfg.optimizer](net.parameters(), lr, betas=(cfg.beta1, cfg.beta2), weight_decay=cfg.wd, fused=fused) for net,lr in zip(nets, (cfg.lr_g, cfg.lr_d))]
     adv = ADV[check_name(cfg.adv, ADV, 'adversarial loss')]
     return TrainState(cfg, task, photos, train, valid, acc, *prepare(acc, *nets, *opts), adv, Path(run_dir) if run_dir else None)
 
-# %% ../nbs/51_trainer.ipynb #700a50a6
+# %% ../nbs/51_trainer.ipynb #7fcbadbf
 def fetch(
     st:TrainState, # whose photos, task and device
     index:np.ndarray, # which photos
     *,
-    epoch:int=0, # for random masks
+    epoch:int=0, # for random masks and mirroring
+    flip:bool=False, # mirror half of them: a pure function of seed, epoch and index, too
 )->Sample: # on the device
     "Photos as a batch of the pretext task."
     cuts = {k: to_model(v, st.acc.device) for k,v in st.photos.take(index).items()}
+    if flip:
+        turn = torch.from_numpy(sample_uniform(st.cfg.seed, epoch, index, stream='flip') < 0.5).view(-1,1,1,1).to(st.acc.device)
+        cuts = {k: torch.where(turn, v.flip(3), v) for k,v in cuts.items()}
     return st.task(cuts, index, epoch=epoch)
 
 # %% ../nbs/51_trainer.ipynb #260a0ffa
@@ -144,7 +150,7 @@ def disc_step(
     if (c := st.cfg.clip_d): [p.data.clamp_(-c, c) for p in st.disc.parameters()]
     return dict(loss_d=loss.detach(), d_real=on_real.detach().sigmoid().mean(), d_fake=on_fake.detach().sigmoid().mean())
 
-# %% ../nbs/51_trainer.ipynb #334a00e3
+# %% ../nbs/51_trainer.ipynb #f8cdb63f
 def gen_step(
     st:TrainState, # G and its optimiser are changed, D's weights are not
     s:Sample, # the batch
@@ -158,7 +164,7 @@ def gen_step(
         st.disc.requires_grad_(False)        # D judges; no gradient of its weights is computed
         parts['adv'] = st.adv.gen(st.disc(i_f))
         st.disc.requires_grad_(True)
-    if cfg.lambda_idt: parts['idt'] = identity_loss(out, s.target, s.hidden if cfg.idt_region=='hidden' else None, norm=cfg.idt_norm)
+    if cfg.lambda_idt: parts['idt'] = identity_loss(out, s.target, s.where if cfg.idt_region=='hidden' else None, norm=cfg.idt_norm)
     loss = cfg.lambda_adv*parts.get('adv', 0) + cfg.lambda_idt*parts.get('idt', 0)
     st.acc.backward(loss)
     st.opt_g.step()
@@ -172,7 +178,7 @@ def seed_step(
     u = sample_uniform(st.cfg.seed, st.epoch, st.step, stream=f'step.{st.acc.process_index}')
     torch.manual_seed(int(u[0]*2**53))
 
-# %% ../nbs/51_trainer.ipynb #d5db514b
+# %% ../nbs/51_trainer.ipynb #5e20a0f0
 def train_step(
     st:TrainState, # both players are changed
     s:Sample, # the batch
@@ -180,24 +186,26 @@ def train_step(
     "One move of each player: D first, then G, from one forward pass of G. With `n_critic` G moves at every n-th step only."
     seed_step(st)
     out = st.gen(s.i_in)
-    i_f = compose(out, s.target, s.hidden) if st.cfg.scale_bias else out
+    i_f = compose(out, s.target, s.where) if st.cfg.scale_bias else out
     d = disc_step(st, s.target, i_f) if st.cfg.lambda_adv else {}
     if d and st.step % st.cfg.n_critic: return d
     return {**d, **gen_step(st, s, out, i_f)}
 
-# %% ../nbs/51_trainer.ipynb #18c1a2da
+# %% ../nbs/51_trainer.ipynb #a1752781
 def lr_factor(
     schedule:str, # constant or cosine
     done:float, # share of the run that is done, 0 to 1
+    *,
+    warmup:float=0., # share of the run in which they rise from 0
 )->float: # what both learning rates are multiplied by
     "The learning rates' schedule."
-    return 1. if schedule == 'constant' else (1+math.cos(math.pi*done))/2
+    return min(1., done/warmup if warmup else 1.) * (1. if schedule == 'constant' else (1+math.cos(math.pi*done))/2)
 
 def set_lr(
     st:TrainState, # its optimisers are changed
 )->None:
     "Both learning rates for the step to come."
-    f = lr_factor(st.cfg.schedule, st.step/st.total_steps)
+    f = lr_factor(st.cfg.schedule, (st.step+bool(st.cfg.warmup))/st.total_steps, warmup=st.cfg.warmup)
     for opt,lr in ((st.opt_g, st.cfg.lr_g), (st.opt_d, st.cfg.lr_d)):
         for group in opt.param_groups: group['lr'] = lr*f
 
@@ -250,17 +258,18 @@ def evaluation_epochs(
     "After which epochs to look: often in the beginning, when much changes, and at the end."
     return sorted({round(e) for e in np.geomspace(1, epochs, k)})
 
-# %% ../nbs/51_trainer.ipynb #f9dfa5f3
+# %% ../nbs/51_trainer.ipynb #6268b8c3
 def evaluate(
     st:TrainState, # the networks are not changed
     *,
     n:int=256, # held-out photos to measure, at most
     shown:int=8, # of them, how many to draw
-)->dict: # l1, psnr, ssim on the hidden region
+)->dict: # l1, psnr, ssim on the hidden region; l1 and the share explained, if the target is no picture
     "Score the generator on held-out photos; write the scores and a grid of what it paints into the run folder."
     s = held_out(st, n)
     out = paint(st.nets[0], s.i_in)
-    row = dict(step=st.step, epoch=st.epoch, n=len(out), **score(out, s.target, s.hidden))
+    scores = score(out, s.target, s.hidden) if st.task.target.bounded else dict(l1=hidden_l1(out, s.target, s.where).mean().item(), explained=explained(out, s.target, s.where))
+    row = dict(step=st.step, epoch=st.epoch, n=len(out), **scores)
     if st.run_dir:
         append_jsonl(st.run_dir/'metrics.jsonl', row)
         if s.target is s.i_r: _write_samples(st, held_out(st, 16), shown)
@@ -282,7 +291,7 @@ def _webp(rows, lossless=True):
     Image.fromarray(image_grid(rows, pad=0)).save(buf, 'WEBP', lossless=lossless, quality=90, exact=True)
     return buf.getvalue()
 
-# %% ../nbs/51_trainer.ipynb #4484db00
+# %% ../nbs/51_trainer.ipynb #11416bb0
 def score_predictors(
     st:TrainState, # its photos and task
     *,
@@ -294,7 +303,8 @@ def score_predictors(
     s, t = held_out(st, n), fetch(st, st.train[spread])
     if s.target is not s.i_r: return {}
     predictors = TrivialPredictors(t.i_in.cpu(), t.i_r.cpu())                           # double precision is not everywhere
-    return score_trivial(predictors, s.i_in.cpu(), s.i_r.cpu(), s.hidden.cpu(), window_slice(st.cfg.size, st.cfg.visible))
+    scores = score_trivial(predictors, s.i_in.cpu(), s.i_r.cpu(), s.hidden.cpu(), window_slice(st.cfg.size, st.cfg.visible))
+    return scores if st.cfg.mask == 'centre' else {'mean image': scores['mean image']}  # the others need a window in the centre
 
 # %% ../nbs/51_trainer.ipynb #0d49bc8e
 def save_weights(
@@ -374,7 +384,7 @@ def call_hooks(
     st.gen.train(); st.disc.train()
     if st.stop and not st.why: st.why = 'hook'
 
-# %% ../nbs/51_trainer.ipynb #6ada5a34
+# %% ../nbs/51_trainer.ipynb #f150efe4
 # long: the loop, in one piece
 def fit(
     st:TrainState, # trained in place, from `st.step` on
@@ -395,7 +405,7 @@ def fit(
         while st.step < st.total_steps:
             start, epoch = time.monotonic(), st.epoch
             set_lr(st)
-            losses = train_step(st, fetch(st, batch_index(st), epoch=epoch))
+            losses = train_step(st, fetch(st, batch_index(st), epoch=epoch, flip=st.cfg.flip))
             st.step += 1
             st.pending.append((st.step, losses))
             bar.update(st.bs)
