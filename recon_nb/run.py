@@ -66,10 +66,11 @@ def _as_image(im):
     try: return open_rgb(path or im)
     except OSError as e: raise InputError(f"{im} is not a photo that can be read: {e}") from None
 
-# %% ../nbs/52_run.ipynb #c57efc9d
+# %% ../nbs/52_run.ipynb #695221fe
 def _say_score(row, digits=1): # of metrics.jsonl
     return f"held-out PSNR {row['psnr']:.{digits}f} dB" if 'psnr' in row else f"{row['explained']:.0%} of what is hidden explained"
 
+# %% ../nbs/52_run.ipynb #3b74e30c
 class GANRun:
     "A trained run: its networks in evaluation mode, its config, its history. Made by `train_gan` or `GANRun.load`."
     def __init__(self, run_dir, cfg:GANConfig, generator:Generator, disc:Discriminator, *, step:int=0):
