@@ -64,15 +64,32 @@ def plain(x):
     s = re.sub(r"<(?:function|class) '?([\w.]+).*?>", r'\1', s)
     return re.sub(r'\b(?:[a-z_]\w*\.)+(?=[A-Za-z_])', '', s) if not s.startswith(("'", '"')) else s
 
+def source_of(x):
+    try: return inspect.getsource(x)
+    except (OSError, TypeError): return ''
+
 class ApiTable(MarkdownRenderer):
     "nbdev's `show_doc`, as a table: name, type with its shape, default, meaning."
+    def __init__(self, sym, name=None, title_level=3, **kwargs):
+        first = next(iter(inspect.signature(sym).parameters.values()), None) if inspect.isfunction(sym) else None
+        owner = getattr(first, 'annotation', None) if first is not None and first.name in ('self', 'cls') else None
+        if name is None and inspect.isclass(owner): name = f'{owner.__name__}.{sym.__name__}'   # a patched method
+        super().__init__(sym, name=name, title_level=title_level, **kwargs)
+
     def _rows(self):
+        "Each argument, and what is returned: name, type, default, meaning."
         dm = self.dm.dm if isinstance(self.dm, DocmentText) else {}
+        said = {k: d['docment'] for k,d in dm.items() if d.get('docment') not in (None, inspect._empty)}
+        rest = next((p.name for p in self.sig.parameters.values() if p.kind is p.VAR_KEYWORD), None) if self.sig else None
+        if rest in dm and rest not in said and 'return' in said and re.search(rf'\*\*{rest}\b.*# *{re.escape(said["return"])}', source_of(self.sym)):
+            said[rest] = said.pop('return')                       # docments gives the phrase behind **kwargs to the result
         for k,d in dm.items():
-            anno, default, doc = (d.get(x) for x in ('anno', 'default', 'docment'))
             if k in ('self', 'cls'): continue
-            anno, default = ('' if x in (None, inspect._empty) else f'`{plain(x)}`'.replace('|', '\\|') for x in (anno, 'None' if default is None else default))
-            yield ('*returns*' if k == 'return' else f'`{k}`'), anno, default, '' if doc in (None, inspect._empty) else doc.replace('|', '\\|').replace('\n', ' ')
+            anno, default = d.get('anno', inspect._empty), d.get('default', inspect._empty)
+            anno = '' if anno in (None, type(None), inspect._empty) and k != 'return' or anno is inspect._empty else plain(anno)
+            default = '' if default is inspect._empty else plain(default if not isinstance(default, str) else repr(default))
+            cells = [f'`{x}`'.replace('|', '\\|') if x else '' for x in (anno, default)]
+            yield ('*returns*' if k == 'return' else f'`{k}`'), *cells, said.get(k, '').replace('|', '\\|').replace('\n', ' ')
 
     def _call(self):
         "How it is called: names, the star after which they must be written, `=` where there is a default."
@@ -100,25 +117,6 @@ class ApiTable(MarkdownRenderer):
         if rows: text += '\n'.join(['| | type | default | meaning |', '|---|---|---|---|', *(f"| {' | '.join(r)} |" for r in rows)])
         return f'::: {{.api}}\n\n{text}\n\n:::\n\n' + ''.join(m._repr_markdown_(p) for m,p in self._members())
 
-def edit(path, f):
-    "Change a notebook in place."
-    nb = json.loads(path.read_text(encoding='utf-8'))
-    f(nb)
-    path.write_text(json.dumps(nb), encoding='utf-8')
-
-def show_patched(nb):
-    "nbdev passes over patched methods that carry a second decorator: ask for them by name."
-    cells = []
-    for c in nb['cells']:
-        src = ''.join(c['source'])
-        cells.append(c)
-        if c['cell_type'] != 'code' or not re.search(r'^#\|\s*export\b', src, re.M): continue
-        for f in ast.parse(src).body:
-            if not isinstance(f, ast.FunctionDef) or len(f.decorator_list) < 2 or f.name.startswith('_') or not f.args.args: continue
-            if any(getattr(d, 'id', '') == 'patch' for d in f.decorator_list):
-                cells.append(dict(cell_type='code', id=f'show-{f.name}', metadata={}, outputs=[], execution_count=None, source=f'show_doc({f.args.args[0].annotation.id}.{f.name})'))
-    nb['cells'] = cells
-
 def process(root, work):
     "Let nbdev process the pages in a copy, so that the checkout stays as it is. Returns the folder of processed pages."
     skip = shutil.ignore_patterns('.*', '_*.ipynb', '__pycache__', 'runs')
@@ -126,7 +124,6 @@ def process(root, work):
     for f in ('settings.ini', 'setup.py'): shutil.copy(root/f, work/f)
     text = (root/'pyproject.toml').read_text(encoding='utf-8').replace('[tool.nbdev]', '[tool.nbdev]\nrenderer = "docs.ApiTable"')
     (work/'pyproject.toml').write_text(text, encoding='utf-8')
-    for p in (work/'nbs').glob('[0-9]*.ipynb'): edit(p, show_patched)
     code = 'from nbdev.serve import proc_nbs; proc_nbs(n_workers=0, force=True)'    # one process imports torch once
     path = os.pathsep.join([str(work), str(root/'.ci')])
     r = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], cwd=work, env={**os.environ, 'PYTHONPATH': path}, text=True,
@@ -134,6 +131,12 @@ def process(root, work):
     lost = sorted(set(sources(work/'nbs')) - set(sources(work/'_proc')))
     if r.returncode or lost: raise ValueError(f"nbdev could not process {', '.join(lost) or 'the pages'}:\n{r.stdout[-3000:]}")
     return work/'_proc'
+
+def edit(path, f):
+    "Change a notebook in place."
+    nb = json.loads(path.read_text(encoding='utf-8'))
+    f(nb)
+    path.write_text(json.dumps(nb), encoding='utf-8')
 
 def first_sentence(md):
     "The first sentence of a markdown cell, without headings, quotes and markup."
@@ -270,10 +273,11 @@ class Page(HTMLParser):
     fetched = dict(script='src', img='src', iframe='src', source='src', video='src', audio='src', embed='src', object='data', input='src')
     def __init__(self, text):
         super().__init__()
-        self.ids, self.links, self.needs, self.mute, self.title, self.menu, self._in = set(), [], [], [], '', [], []
+        self.ids, self.twice, self.links, self.needs, self.mute, self.title, self.menu, self._in = set(), [], [], [], [], '', [], []
         self.feed(text)
     def handle_starttag(self, tag, attrs):
         a = dict(attrs)
+        if a.get('id') in self.ids: self.twice.append(a['id'])
         self.ids |= {a[k] for k in ('id', 'name') if a.get(k) and (k == 'id' or tag == 'a')}
         if tag == 'a' and a.get('href'):
             self.links.append(a['href'])
@@ -316,6 +320,7 @@ def check(out, root=ROOT):
         size = files[name].stat().st_size
         if size > LIMITS['page_bytes']: faults.append(f'{name} has {size/1e6:.1f} MB; allowed 3')
         if not page.title.strip(): faults.append(f'{name} has no title')
+        faults += [f'{name} has two things called #{i}' for i in page.twice]
         faults += [f'{name}: a picture without alternative text: {s}' for s in page.mute]
         faults += [f'{name} needs another host: {u}' for u in page.needs if elsewhere(u)]
         for url in [*page.links, *page.needs]:
@@ -330,6 +335,26 @@ def check(out, root=ROOT):
     menu = {os.path.normpath(u) for u in pages['index.html'].menu} if 'index.html' in pages else set()
     faults += [f'{n} is not in the sidebar' for n in pages if n not in menu and n != '404.html']
     return list(dict.fromkeys(faults + documented(root, pages)))
+
+COLAB = """#| hide
+#| net
+# On Colab: fetch the repository, install it, leave out the cells that need the real photos.
+if 'google.colab' in str(get_ipython()):
+    !git clone -q --depth 1 https://github.com/recon-nb/recon_nb /content/recon_nb && pip install -q /content/recon_nb
+    %cd -q /content/recon_nb/nbs/tutorials
+    get_ipython().input_transformers_cleanup.append(lambda lines: [] if '#| realdata\\n' in lines else lines)"""
+COLAB_AT = 'https://colab.research.google.com/github/recon-nb/recon_nb/blob/main/nbs/{}.ipynb'
+
+def no_colab(root=ROOT):
+    "Tutorials that lack the link to Colab below their title, or the first cell that makes them run there."
+    faults = []
+    for n in sources(root/'nbs'):
+        if not n.startswith('tutorials/'): continue
+        cells = json.loads((root/f'nbs/{n}.ipynb').read_text(encoding='utf-8'))['cells']
+        prose, code = ([''.join(c['source']).strip() for c in cells if c['cell_type'] == k] for k in ('markdown', 'code'))
+        if not any(l == f'[Open in Colab]({COLAB_AT.format(n)})' for p in prose[:2] for l in p.splitlines()): faults.append(f'{n} has no link to Colab below its title')
+        if not code or code[0] != COLAB: faults.append(f'{n}: its first code cell is not the one for Colab, which nbs/contributing.ipynb shows')
+    return faults
 
 def stale_sidebar(root=ROOT):
     f = root/'nbs/sidebar.yml'

@@ -10,7 +10,7 @@ from email import message_from_string
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-import readme
+import docs, readme
 
 ROOT = Path(__file__).resolve().parents[1]
 GATES = {}
@@ -89,12 +89,15 @@ def cpu_seconds(*cmd, n=3):
     return statistics.median(times[1:])
 
 @gate
-def docs_process():
-    "The pages go through nbdev's processing for the docs, which runs their exported cells and their imports alone."
-    with copy_of_tree() as d:
-        _, out = sh('nbdev-proc-nbs', cwd=d, env={'PYTHONPATH': str(d)})
-        want, got = ({p.relative_to(d/top) for p in (d/top).rglob('*.ipynb')} for top in ('nbs', '_proc'))
-    return [f'{p} is missing from the processed pages:\n{tail(out)}' for p in sorted(want-got)]
+def site():
+    "The site builds without Quarto, and holds: links, sizes, words for pictures, nothing from other hosts, an entry for each public name, the sidebar."
+    if sys.version_info < (3, 11):                          # smalldocs needs it; the pages must go through nbdev's half all the same
+        with tempfile.TemporaryDirectory() as d: docs.process(ROOT, Path(d))
+        raise Skip('the pages are processed, but their layout needs Python 3.11')
+    warnings = [w for w in docs.build(ROOT) if 'broken link' not in w]           # the check names those with their pages
+    pages = sorted((ROOT/'_docs').rglob('*.html'))
+    print(f'     {len(pages)} pages, {sum(p.stat().st_size for p in pages)/1e6:.0f} MB; the largest has {max(p.stat().st_size for p in pages)/1e6:.1f}')
+    return warnings + docs.check(ROOT/'_docs', ROOT) + docs.stale_sidebar(ROOT) + docs.no_colab(ROOT)
 
 @gate
 def import_time():
