@@ -51,22 +51,23 @@ def _check_set(s):
     if s.train_x.shape[1] != s.test_x.shape[1]:
         raise InputError(f"{s.name}: images to train on have {s.train_x.shape[1]} px, to test on {s.test_x.shape[1]} px; load both at one size.")
 
-# %% ../nbs/15_labelled.ipynb #4b361880
+# %% ../nbs/15_labelled.ipynb #951591ca
 def load_labelled(
     data, # a named set with labels, a folder with train/<class>/ and test/<class>/ (or val/), or a `LabelledSet`
     *,
     size:int, # side of the images in pixels
     root=None, # where a named set lies, if it is not drawn
     name:str|None=None, # what records shall call it; the set's or the folder's own name if not given
+    share:float=1., # of the shorter side: 1/3 shows the centre third only, enlarged
     workers:int|None=None, # threads that read; all cores if not given
     progress:bool=True, # show a bar while reading
 )->LabelledSet:
     "Images with classes, in two parts. Raises `InputError` if labels or classes are missing."
     if isinstance(data, LabelledSet):
-        if data.size != size: raise InputError(f"{data!r} is asked for at {size} px; make it at that size.")
+        if data.size != size or share != 1: raise InputError(f"{data!r} is asked for at {size} px, share {share:g}; make it that way.")
         return data
     if not isinstance(data, (str, os.PathLike)): raise InputError(f"data is a {type(data).__name__}; give the name of a labelled set, a folder, or a LabelledSet.")
-    how = dict(size=size, cuts={'i_r': 1.}, workers=workers, progress=progress)
+    how = dict(size=size, cuts={'i_r': share}, workers=workers, progress=progress)
     folder = Path(data).expanduser()
     parts = _load_parts(folder, how) if data not in SETS and root is None and folder.is_dir() else _load_named(data, root, how)
     return LabelledSet(name or folder.resolve().name, *parts)

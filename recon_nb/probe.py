@@ -117,13 +117,13 @@ def _trained(arm, data, i, seed, device, recipe):
     if not all(p.isfinite().all() for p in model.parameters()): raise TrainingDiverged(f"weights are not finite after training {arm.name} with lr={recipe.lr:g}. Give a recipe with a lower lr, or recipe='search'.")
     return (classify(model, data.train_x[i], device=device), classify(model, data.test_x, device=device)), recipe.updates(len(i))*min(recipe.bs, len(i)), {k: v for k,v in asdict(recipe).items() if k != 'selected'}, recipe.selected
 
-# %% ../nbs/60_probe.ipynb #02163c44
+# %% ../nbs/60_probe.ipynb #f7e56bcc
 def search_recipe(
     encoder, # as for `probe`
     data, # as for `probe`
     *,
     mode:str='finetune', # finetune or paper-finetune
-    labels_per_class:int|None=None, # as the probe will have
+    labels_per_class:int|None=None, # as the probe will have; all that are left beside the development images, if a class has fewer
     part:str='encoder', # of a run: encoder or disc
     like=None, # for scratch: the run, config or module whose architecture it has
     size:int|None=None, # side of the images in pixels
@@ -138,7 +138,8 @@ def search_recipe(
     data = load_labelled(data, size=arm.size, root=root)
     dev = development_images(data.train_y)
     rest = np.setdiff1d(np.arange(len(data.train_y)), dev)
-    i = rest if labels_per_class is None else label_subset(data.train_y, labels_per_class, seed=DEV_SEED, last=dev, classes=data.classes)
+    few = labels_per_class is not None and labels_per_class <= np.bincount(data.train_y[rest], minlength=len(data.classes)).min()
+    i = label_subset(data.train_y, labels_per_class, seed=DEV_SEED, last=dev, classes=data.classes) if few else rest
     start = paper_recipe(**recipe) if mode == 'paper-finetune' else Recipe(**recipe)
     return search_from(arm.build, data.train_x[i], data.train_y[i], (data.train_x[dev], data.train_y[dev]), start, classes=len(data.classes), seed=DEV_SEED, device=device)
 
