@@ -296,7 +296,7 @@ class Page(HTMLParser):
         elif self._in[-1] == 'style': self.needs += css_urls(data)
         else: self.needs += re.findall(r'(?:fetch|import|importScripts|\.src\s*=)\s*\(?\s*["\'](https?://[^"\']+)', data)
 
-def css_urls(css): return [m[2] for m in re.finditer(r'(?:url\(|@import\s+)\s*(["\']?)([^"\')\s;]+)\1', css) if m[2]]
+def css_urls(css): return [m[2] for m in re.finditer(r'(?:url\(|@import\s+(?!url))\s*(["\']?)([^"\')\s;]+)\1', css) if m[2]]
 def elsewhere(url): return bool(re.match(r'(?:https?:)?//', url))
 
 def documented(root, pages):
