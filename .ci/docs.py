@@ -193,7 +193,7 @@ def to_mathml(text):
         try: mml = convert(tex, display='block' if m[1] == 'display' else 'inline')
         except Exception as e: raise ValueError(f'latex2mathml does not understand {tex!r}: {type(e).__name__} {e}') from e
         note = f'<annotation encoding="application/x-tex">{html.escape(tex)}</annotation>'
-        mml = re.sub(r'^(<math[^>]*>)(.*)(</math>)$', rf'\1<semantics>\2\0</semantics>\3'.replace('\0', note.replace('\\', r'\\')), mml, flags=re.S)
+        mml = re.sub(r'^(<math[^>]*>)(.*)(</math>)$', lambda x: f'{x[1]}<semantics>{x[2]}{note}</semantics>{x[3]}', mml, flags=re.S)
         return f'<span class="math {m[1]}">{mml}</span>'
     return re.sub(r'<span class="math (inline|display)">\\([(\[])(.*?)\\[)\]]</span>', one, text, flags=re.S)
 
