@@ -17,7 +17,7 @@ from PIL import Image
 from .core import InputError,write_atomic
 from .show import image_grid
 
-# %% ../nbs/04_flipbook.ipynb #136340dc
+# %% ../nbs/04_flipbook.ipynb #386c0111
 @dataclass(frozen=True, eq=False)
 class Control:
     "Something to set: a slider over options, or pictures to choose from."
@@ -32,6 +32,7 @@ class Layer:
     frames:np.ndarray    # uint8: an axis for each control in `by`, then (h, w, 3), or (h, w, 4) with transparency
     by:tuple = ()        # names of controls
 
+# %% ../nbs/04_flipbook.ipynb #de37f1d0
 @dataclass(frozen=True, eq=False)
 class Panel:
     "A place for pictures, with its caption."

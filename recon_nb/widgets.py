@@ -8,9 +8,10 @@ Docs: https://recon-nb.github.io/recon_nb/widgets.html.md"""
 __all__ = ['VIEWPOINTS', 'PAINTERS', 'SORTS', 'Latest', 'Viewer', 'explain_mask', 'MaskExplorer', 'Painted', 'draw_error',
            'open_painted', 'ReconBrowser', 'TrainingMonitor', 'find_neighbours', 'NeighbourExplorer']
 
-# %% ../nbs/71_widgets.ipynb #09cb6ab3
+# %% ../nbs/71_widgets.ipynb #96b96c39
 import base64,html,io,json,threading,time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 import ipywidgets as W
@@ -179,7 +180,7 @@ def _draw(self:MaskExplorer):
     self.pictures = explain_mask(self.images[self.photo.value], visible=self.visible.value, across=self.across.value, down=self.down.value, **how)
     return f'<p style="margin:.3em 0">{_percent(self.size, self.visible.value)}</p><div class="rnb-panels">{"".join(_figure(v, _captions[k]) for k,v in self.pictures.items())}</div>'
 
-# %% ../nbs/71_widgets.ipynb #a255be53
+# %% ../nbs/71_widgets.ipynb #157912ab
 @patch
 def static(self:MaskExplorer,
     *,
@@ -187,7 +188,7 @@ def static(self:MaskExplorer,
 )->Fragment: # HTML that needs no kernel
     "The photo shown now, with the painter chosen now, for several shares, places and both views."
     if not self.images: raise InputError(self.fault)
-    places = {'the centre': (0,0), 'top left': (-1,-1), 'top right': (1,-1), 'bottom left': (-1,1), 'bottom right': (1,1)}
+    places = {'the centre': (0.,0.), 'top left': (-1.,-1.), 'top right': (1.,-1.), 'bottom left': (-1.,1.), 'bottom right': (1.,1.)}
     make = lambda s, p, v: explain_mask(self.images[self.photo.value], visible=s, across=p[0], down=p[1], view=v, paints=self.paints.value, size=self.size)
     made = [[[make(s, p, v) for v in VIEWPOINTS] for p in places.values()] for s in shares]
     frames = lambda k: np.array([[[m[k] for m in row] for row in rows] for rows in made])
@@ -266,7 +267,7 @@ class ReconBrowser(Viewer):
         self.sort = _choice('order', SORTS)
         self._build(self.photo, self.epoch, self.sort, watch=(self.photo, self.epoch, self.sort))
 
-# %% ../nbs/71_widgets.ipynb #3fbdfeb8
+# %% ../nbs/71_widgets.ipynb #ff279c31
 @patch
 def order(self:ReconBrowser)->np.ndarray: # indices of photos
     "The photos in the chosen order, by the mean error of all runs at the chosen epoch."
@@ -274,14 +275,14 @@ def order(self:ReconBrowser)->np.ndarray: # indices of photos
     mean = np.mean([s[_at(r, self.epoch.value), :n] for r,s in zip(self.runs, self.scores)], 0)
     return {SORTS[0]: mean.argsort(kind='stable'), SORTS[1]: (-mean).argsort(kind='stable'), SORTS[2]: np.arange(n)}[self.sort.value]
 
-def _at(run, epoch): return max(np.searchsorted(run.epochs, epoch, side='right')-1, 0) # the run's last look that is not later
+def _at(run, epoch): return max(int(np.searchsorted(run.epochs, epoch, side='right'))-1, 0) # the run's last look that is not later
 
 _roles = dict(i_in='input', painted='raw output', composed='with the real centre', i_r='truth', error='error of the raw output')
 
 @patch
 def _draw(self:ReconBrowser):
     if not self.runs: raise InputError(' '.join(self.faults) or 'no runs were given.')
-    k, rows, self.pictures = self.order()[self.photo.value-1], '', {}
+    k, rows, self.pictures = int(self.order()[self.photo.value-1]), '', {}
     for r,s in zip(self.runs, self.scores):
         e = _at(r, self.epoch.value)
         self.pictures[r.name] = made = r.pictures(e, k)
@@ -367,7 +368,7 @@ class TrainingMonitor(Viewer):
         "Ask the run to stop after the step in progress; it saves itself."
         self.wish, self.button.disabled, self.button.description = True, True, 'stopping ...'
 
-# %% ../nbs/71_widgets.ipynb #14748ca6
+# %% ../nbs/71_widgets.ipynb #0c661200
 @patch
 def __call__(self:TrainingMonitor, st:TrainState): # the hook
     if st.event == 'begin': self._begin(st)
@@ -388,6 +389,11 @@ def _begin(self:TrainingMonitor, st):
         from IPython import get_ipython
         from IPython.display import display
         if get_ipython() is not None: display(self)
+    _let_others_answer(self.button)
+
+def _let_others_answer(widget):
+    "ipykernel 7.4 hands a widget's messages to the loop that wrote to it last; that one trains. Without its note, the front end chooses."
+    with suppress(AttributeError): del widget.comm._reply_subshell_id
 
 # %% ../nbs/71_widgets.ipynb #77b569d8
 @patch
@@ -435,7 +441,7 @@ def _poll(self:TrainingMonitor):
         except Exception: continue
         if _finished(info, history): return
 
-# %% ../nbs/71_widgets.ipynb #6ee9e23e
+# %% ../nbs/71_widgets.ipynb #01532848
 def _charts(info, history, metrics, probe):
     per = max(info['train']//info['bs'], 1)
     curve = lambda rows, key: ([r['step']/per for r in rows if key in r], [r[key] for r in rows if key in r])
@@ -448,7 +454,7 @@ def _charts(info, history, metrics, probe):
     return f'<div class="rnb-charts">{"".join(out)}</div>'
 
 def _progress(info, history, state):
-    step, total, seconds = (history[-1]['step'], info['steps'], history[-1].get('seconds', 0)) if history else (0, info['steps'], 0)
+    step, total, seconds = (history[-1]['step'], info['steps'], float(history[-1].get('seconds', 0))) if history else (0, info['steps'], 0.)
     left = f', about {duration(seconds/step*(total-step))} left' if step and step < total and not state else ''
     return f'step {step:,} of {total:,} after {duration(seconds)}{left}{"; " + state if state else "; finished" if _finished(info, history) else ""}'
 
@@ -481,18 +487,18 @@ def static(self:TrainingMonitor, # noqa: F811
     panel = Panel('held-out photos; rows: what G sees, what it paints, with the real centre, the photo', (Layer(frames, ('epoch',)),), wide=True)
     return make_flipbook(f'The run {self.dir.name}', controls, [panel], before=f'<p>{_progress(info, records[0], self.state)}</p>{_charts(info, *records)}')
 
-# %% ../nbs/71_widgets.ipynb #e45e5b6d
+# %% ../nbs/71_widgets.ipynb #7053854b
 def find_neighbours(
     encoder, # a run or its folder, an exported encoder, a module, or 'pixels'
     images:np.ndarray, # uint8 (n, h, w, 3)
     *,
     k:int=6, # how many for each
 )->np.ndarray: # (n, k) indices, the nearest first, never the image itself
-    "The nearest images by the cosine of the last stage's averaged features. Raises `InputError` if the encoder can't be used."
+    "The nearest images by the cosine of the last stage's averaged features, less their mean. Raises `InputError` if the encoder can't be used."
     arm = as_arm(encoder, size=images.shape[1] if isinstance(encoder, torch.nn.Module) or encoder == 'pixels' else None)
     if arm.size != images.shape[1]: images = np.stack([np.asarray(cut_square(Image.fromarray(im), share=1., size=arm.size)) for im in images])
     f = encode(arm.build(0), images, side=1 if arm.name != 'pixels' else None)
-    f = F.normalize(f-f.mean(0) if arm.name == 'pixels' else f, dim=1)
+    f = F.normalize(f-f.mean(0), dim=1)              # what all images share says nothing about one of them
     close = f @ f.T
     close.fill_diagonal_(-2)
     return close.topk(min(k, len(images)-1), dim=1).indices.numpy()
@@ -550,7 +556,7 @@ def _right(self:NeighbourExplorer, name, q):
 @patch
 def _note(self:NeighbourExplorer): return ' '.join(self.faults)
 
-# %% ../nbs/71_widgets.ipynb #938bff3c
+# %% ../nbs/71_widgets.ipynb #01b9aeae
 @patch
 def static(self:NeighbourExplorer, # noqa: F811
     *,
@@ -562,6 +568,6 @@ def static(self:NeighbourExplorer, # noqa: F811
     controls = dict(query=Control('the query', tuple(f'{i+1}: {self._word(i)}' for i in range(n)), pictures=self.images[:n]))
     for name,near in self.near.items():
         for r in range(near.shape[1]):
-            words = np.array([self._word(j) + (' ✓'*(self.labels[j] == self.labels[i]) if self.labels is not None else '') for i,j in enumerate(near[:n,r])])
+            words = np.array([self._word(j) + (' ✓' if self.labels is not None and self.labels[j] == self.labels[i] else '') for i,j in enumerate(near[:n,r])])
             panels.append(Panel(f'{r+1}.', (Layer(self.images[near[:n,r]], ('query',)),), words, ('query',), heading='' if r else name))
     return make_flipbook('Nearest neighbours of a query under each encoder', controls, panels, columns=next(iter(self.near.values())).shape[1])
