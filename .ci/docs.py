@@ -60,7 +60,7 @@ except ImportError: MarkdownRenderer = object                     # nothing but 
 
 def plain(x):
     "An annotation or a default as a reader would write it."
-    s = x if isinstance(x, str) else inspect.formatannotation(x) if isinstance(x, type) or hasattr(x, '__origin__') else repr(x)
+    s = x if isinstance(x, str) else f'{x:.6g}' if isinstance(x, float) else inspect.formatannotation(x) if isinstance(x, type) or hasattr(x, '__origin__') else repr(x)
     s = re.sub(r"<(?:function|class) '?([\w.]+).*?>", r'\1', s)
     return re.sub(r'\b(?:[a-z_]\w*\.)+(?=[A-Za-z_])', '', s) if not s.startswith(("'", '"')) else s
 
@@ -114,7 +114,9 @@ class ApiTable(MarkdownRenderer):
         src, rows = NbdevLookup().code(self.fn), [r for r in self._rows() if r[0] != '*returns*' or r[1] or r[3]]
         link = f'[source]({src}){{.api-source}}\n\n' if src else ''
         text = f"{'#'*self.title_level} {self.nm}\n\n{link}```python\n{self.nm}{'' if prop else self._call()}\n```\n\n{self.docs or ''}\n\n"
-        if rows: text += '\n'.join(['| | type | default | meaning |', '|---|---|---|---|', *(f"| {' | '.join(r)} |" for r in rows)])
+        head = ['', 'type', 'default', 'meaning']
+        keep = [i for i in range(4) if i in (0, 3) or any(r[i] for r in rows)]
+        if rows: text += '\n'.join(f"| {' | '.join(r[i] for i in keep)} |" for r in [head, ['---']*4, *rows])
         return f'::: {{.api}}\n\n{text}\n\n:::\n\n' + ''.join(m._repr_markdown_(p) for m,p in self._members())
 
 def process(root, work):
