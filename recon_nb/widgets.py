@@ -35,7 +35,8 @@ from .shapes import draw_shapes
 from .show import png_bytes
 from .trainer import TrainState
 
-# %% ../nbs/71_widgets.ipynb #5b6dc893
+# %% ../nbs/71_widgets.ipynb #bef0550b
+# long: the thread, its lock and its end belong together
 class Latest:
     "Calls a function in a thread of its own, soon after it was asked to; what is asked meanwhile is one more call, however often."
     def __init__(self,
@@ -63,7 +64,8 @@ class Latest:
         "Wait until everything that was asked for is done."
         while (t := self.thread) is not None and t is not threading.current_thread(): t.join(.02)
 
-# %% ../nbs/71_widgets.ipynb #cc2ebf0e
+# %% ../nbs/71_widgets.ipynb #c566aacd
+# long: what four widgets need not say again
 class Viewer:
     "What the widgets share: controls, a line for faults, a place for pictures. Shows itself in a notebook."
     def _build(self, *controls, watch):
@@ -102,10 +104,11 @@ def _slider(kind, label, value, lo, hi, step, **kwargs):
 def _choice(label, options, **kwargs):
     return W.Dropdown(options=options, description=label, style=dict(description_width='5.5em'), layout=W.Layout(width='20em'), **kwargs)
 
-# %% ../nbs/71_widgets.ipynb #503415a0
+# %% ../nbs/71_widgets.ipynb #5571f69b
 VIEWPOINTS = 'zoom', 'canvas'
 PAINTERS = 'copies its input', 'the mean colour', 'the photo itself'
 
+# %% ../nbs/71_widgets.ipynb #81a42023
 def explain_mask(
     photo:Image.Image, # any photo
     *,
@@ -293,7 +296,8 @@ def _draw(self:ReconBrowser):
 @patch
 def _note(self:ReconBrowser): return ' '.join(self.faults)
 
-# %% ../nbs/71_widgets.ipynb #01e02f20
+# %% ../nbs/71_widgets.ipynb #2928098f
+# long: controls, then a row of panels for each run
 @patch
 def static(self:ReconBrowser, # noqa: F811
     *,
@@ -368,7 +372,7 @@ class TrainingMonitor(Viewer):
         "Ask the run to stop after the step in progress; it saves itself."
         self.wish, self.button.disabled, self.button.description = True, True, 'stopping ...'
 
-# %% ../nbs/71_widgets.ipynb #0c661200
+# %% ../nbs/71_widgets.ipynb #e0ca8f1a
 @patch
 def __call__(self:TrainingMonitor, st:TrainState): # the hook
     if st.event == 'begin': self._begin(st)
@@ -380,6 +384,7 @@ def __call__(self:TrainingMonitor, st:TrainState): # the hook
         self.latest.settle(); self.update()
     elif st.event == 'evaluate' or time.monotonic()-self.drawn > self.every: self.drawn = time.monotonic(); self.latest()
 
+# %% ../nbs/71_widgets.ipynb #af604d73
 @patch
 def _begin(self:TrainingMonitor, st):
     self.attach(st.run_dir)
@@ -458,7 +463,7 @@ def _progress(info, history, state):
     left = f', about {duration(seconds/step*(total-step))} left' if step and step < total and not state else ''
     return f'step {step:,} of {total:,} after {duration(seconds)}{left}{"; " + state if state else "; finished" if _finished(info, history) else ""}'
 
-# %% ../nbs/71_widgets.ipynb #15bf0b74
+# %% ../nbs/71_widgets.ipynb #6890034d
 @patch
 def _draw(self:TrainingMonitor):
     info, history, metrics, probe = self._read()
@@ -469,6 +474,7 @@ def _draw(self:TrainingMonitor):
     bar = f'<div style="height:6px;background:#8884;border-radius:3px;max-width:34em"><div style="height:6px;width:{done:.1f}%;background:#2f86cf;border-radius:3px"></div></div>'
     return f'<p style="margin:.3em 0">{_progress(info, history, self.state)}</p>{bar}{_charts(info, history, metrics, probe)}<div class="rnb-panels">{shown}</div>'
 
+# %% ../nbs/71_widgets.ipynb #109e97f6
 @patch
 def _note(self:TrainingMonitor): return self.fault
 
