@@ -106,7 +106,7 @@ class ApiTable(MarkdownRenderer):
         if not inspect.isclass(self.sym): return
         for k,v in vars(self.sym).items():
             f = v.fget if isinstance(v, property) else getattr(v, '__func__', v)
-            if k.startswith('_') or not inspect.isfunction(f) or not f.__doc__ or '.' not in f.__code__.co_qualname: continue
+            if k.startswith('_') or not inspect.isfunction(f) or not f.__doc__ or '.' not in getattr(f.__code__, 'co_qualname', f.__qualname__): continue
             yield type(self)(f, name=f'{self.nm}.{k}', title_level=self.title_level+1), isinstance(v, property)
 
     def _repr_markdown_(self, prop=False):
