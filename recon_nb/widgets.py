@@ -444,7 +444,7 @@ def _poll(self:TrainingMonitor):
         self.latest(); self.settle()
         try: info, history, *_ = self._read()
         except Exception: continue
-        if _finished(info, history): return
+        if _finished(info, history): self.update(); return         # it may have ended since the last drawing
 
 # %% ../nbs/71_widgets.ipynb #01532848
 def _charts(info, history, metrics, probe):
