@@ -110,7 +110,11 @@ def load(cls,
     disc.load_state_dict({k[5:]: v for k,v in tensors.items() if k.startswith('disc.')})
     return cls(run_dir, cfg, gen.to(device), disc.to(device), step=state['step'])
 
-# %% ../nbs/52_run.ipynb #b179a412
+# %% ../nbs/52_run.ipynb #d9cdb05a
+def _check_paints(run):
+    if not run.task.target.bounded: raise InputError(f"this run predicts {run.cfg.target}, not pictures: there is nothing to show. Use `run.transform(images)` for its features.")
+
+# %% ../nbs/52_run.ipynb #a2a068c1
 def _cut(run, images, share): # PIL images -> `b 3 h w`
     photos = [np.asarray(cut_square(im, share=share, size=run.cfg.size)) for im in images]
     return to_model(np.stack(photos), run.device)
@@ -121,7 +125,7 @@ def reconstruct(self:GANRun,
 )->Reconstruction: # bytes, `n h w 3`
     "Whole photos in; what the generator sees of them and what it paints out. A photo's index is its place in the list."
     images = as_images(images)
-    if not self.task.target.bounded: raise InputError(f"this run predicts {self.cfg.target}, not pictures: there is nothing to show. Use `run.transform(images)` for its features.")
+    _check_paints(self)
     s = self.task({k: _cut(self, images, share) for k,share in self.task.cuts.items()}, np.arange(len(images)))
     out = paint(self.generator, s.i_in)
     return Reconstruction(*map(to_pixels, (s.i_in, out, compose(out, s.i_r, s.hidden), s.i_r)))
@@ -132,6 +136,7 @@ def show(self:GANRun,
 ):
     "Draw what the generator sees and paints, the composition and the photo, a row each; returns the matplotlib `Axes`."
     titles = ['sees', 'paints', 'with the\nreal centre', 'photo']
+    _check_paints(self)
     if images is not None: return show_images([*self.reconstruct(images)], titles=titles)
     grids = sorted((self.dir/'samples').glob('*.png'))
     if not grids: raise InputError(f"{self.dir} has no samples: call `run.show(images)` with photos of your own.")
@@ -362,7 +367,7 @@ def _write_info(st, info):
     if st.photos.skipped: write_atomic(st.run_dir/'skipped.jsonl', ''.join(json.dumps(r)+'\n' for r in st.photos.skipped))
     write_atomic(st.run_dir/'run.json', json.dumps(info, indent=1))
 
-# %% ../nbs/52_run.ipynb #5bd48602
+# %% ../nbs/52_run.ipynb #9f05a751
 def _announce(st):
     seconds,memory = estimate_cost(st)
     small = f' (the whole set: smaller than a batch of {st.cfg.bs})' if st.bs < st.cfg.bs else ''
@@ -378,4 +383,4 @@ def _summary(run, st):
     last = run.metrics[-1] if run.metrics else None
     score = _say_score(last, 2) + (f', best trivial predictor {bar[1]:.2f} dB ({bar[0]})' if bar else '') if last else 'not evaluated yet'
     grids = sorted((run.dir/'samples').glob('*.png'))
-    return f"{done}: {score}\n{f'pictures: {grids[-1]}' if grids else 'no pictures yet'}\nrun folder: {run.dir}"
+    return f"{done}: {score}\n{f'pictures: {grids[-1]}' if grids else 'no pictures yet' if run.task.target.bounded else f'it predicts {run.cfg.target}: no pictures'}\nrun folder: {run.dir}"
