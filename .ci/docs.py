@@ -131,7 +131,7 @@ def process(root, work):
     r = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], cwd=work, env={**os.environ, 'PYTHONPATH': path}, text=True,
                        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     lost = sorted(set(sources(work/'nbs')) - set(sources(work/'_proc')))
-    if r.returncode or lost: raise ValueError(f"nbdev could not process {', '.join(lost) or 'the pages'}:\n{r.stdout[-3000:]}")
+    if r.returncode or lost: raise ValueError(f"nbdev stopped at {lost[0] if lost else 'the pages'} ({len(lost)} left):\n{r.stdout[-1500:]}")
     return work/'_proc'
 
 def edit(path, f):
