@@ -19,7 +19,8 @@ from .pixels import Images
 # %% ../nbs/32_discriminator.ipynb #31d036eb
 D_NORMS = {'batch': lambda c: [nn.BatchNorm2d(c)], 'layer': lambda c: [nn.GroupNorm(1, c)], 'spectral': lambda c: [], 'none': lambda c: []}
 
-# %% ../nbs/32_discriminator.ipynb #3594ac17
+# %% ../nbs/32_discriminator.ipynb #41f4a69b
+# long: a network, and its choices
 class Discriminator(nn.Module):
     "DCGAN's discriminator (§2.4): is this picture a photo? One logit for each; positive means real."
     def __init__(self,

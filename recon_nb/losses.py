@@ -38,7 +38,7 @@ def bce_gen(
 
 ADV = {'bce': AdvLoss(bce_disc, bce_gen)}
 
-# %% ../nbs/40_losses.ipynb #377d2d70
+# %% ../nbs/40_losses.ipynb #e33c3eb8
 def ls_disc(
     real:Float[Tensor, ' b'], # D's logits for photos
     fake:Float[Tensor, ' b'], # D's logits for generated pictures
@@ -46,11 +46,13 @@ def ls_disc(
     "Least squares: photos at 1, painted pictures at 0 (LSGAN, eq. 9)."
     return (real-1).square().mean() + fake.square().mean()
 
-def ls_gen(fake:Float[Tensor, ' b'])->Float[Tensor, '']: # D's logits for generated pictures -> mean over the batch
+def ls_gen(
+    fake:Float[Tensor, ' b'], # D's logits for generated pictures
+)->Float[Tensor, '']: # mean over the batch
     "Least squares: painted pictures at 1."
     return (fake-1).square().mean()
 
-# %% ../nbs/40_losses.ipynb #099feea4
+# %% ../nbs/40_losses.ipynb #0e9b056b
 def hinge_disc(
     real:Float[Tensor, ' b'], # D's logits for photos
     fake:Float[Tensor, ' b'], # D's logits for generated pictures
@@ -65,7 +67,9 @@ def wgan_disc(
     "Wasserstein critic: minus the distance it finds (WGAN, eq. 2)."
     return fake.mean() - real.mean()
 
-def mean_gen(fake:Float[Tensor, ' b'])->Float[Tensor, '']: # D's logits for generated pictures -> mean over the batch
+def mean_gen(
+    fake:Float[Tensor, ' b'], # D's logits for generated pictures
+)->Float[Tensor, '']: # mean over the batch
     "G's part in hinge and Wasserstein: be rated high, without end."
     return -fake.mean()
 

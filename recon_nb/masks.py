@@ -6,7 +6,7 @@ Docs: https://recon-nb.github.io/recon_nb/masks.html.md"""
 
 # %% auto #0
 __all__ = ['VIEWS', 'MASKS', 'window_size', 'window_slice', 'scale_bias', 'compose', 'CentreMask', 'ZoomView', 'CanvasView',
-           'WindowMask', 'PatchMask', 'Sample', 'Task', 'at_stride', 'make_task']
+           'WindowMask', 'PatchMask', 'at_stride', 'Sample', 'Task', 'make_task']
 
 # %% ../nbs/20_masks.ipynb #a7861ae7
 from typing import NamedTuple
@@ -71,12 +71,13 @@ class ZoomView:
 VIEWS = {'zoom': ZoomView}
 MASKS = {'centre': CentreMask}
 
-# %% ../nbs/20_masks.ipynb #bc2766d9
+# %% ../nbs/20_masks.ipynb #969b8633
 class CanvasView:
     "The photo on its own canvas: what is hidden is grey."
     def __init__(self, size:int, visible:float): self.cuts = {'i_r': 1.}
     def __call__(self, cuts:dict, hidden:Hidden)->Images: return cuts['i_r'].masked_fill(hidden, 0.)
 
+# %% ../nbs/20_masks.ipynb #8cea60a7
 class WindowMask:
     "Everything but a window is hidden; the window lies anywhere, elsewhere each epoch."
     def __init__(self, size:int, visible:float): self.size,self.side = size,window_size(size, visible)
@@ -96,7 +97,15 @@ class PatchMask:
 
 VIEWS['canvas'], MASKS['window'], MASKS['patches'] = CanvasView, WindowMask, PatchMask
 
-# %% ../nbs/20_masks.ipynb #78c105a3
+# %% ../nbs/20_masks.ipynb #c484f798
+def at_stride(
+    hidden:Hidden, # True where the picture is hidden
+    stride:int, # pixels of a place, along a side
+)->Hidden: # `b 1 h/stride w/stride`, True where all pixels of a place are hidden
+    "What is hidden, as a coarser target sees it."
+    return hidden if stride == 1 else -F.max_pool2d(-hidden.float(), stride) > 0
+
+# %% ../nbs/20_masks.ipynb #72878eb7
 class Sample(NamedTuple):
     "One batch of the pretext task."
     i_in: Images # what the generator sees
@@ -120,13 +129,6 @@ class Task:
         i_r = cuts['i_r']
         hidden = self.mask(index, epoch=epoch, seed=self.seed).to(i_r.device)
         return Sample(self.view(cuts, hidden), i_r, hidden, self.target(i_r), at_stride(hidden, self.target.stride))
-
-def at_stride(
-    hidden:Hidden, # True where the picture is hidden
-    stride:int, # pixels of a place, along a side
-)->Hidden: # `b 1 h/stride w/stride`, True where all pixels of a place are hidden
-    "What is hidden, as a coarser target sees it."
-    return hidden if stride == 1 else -F.max_pool2d(-hidden.float(), stride) > 0
 
 # %% ../nbs/20_masks.ipynb #f38c9d2f
 def make_task(

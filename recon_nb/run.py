@@ -114,7 +114,7 @@ def load(cls,
 def _check_paints(run):
     if not run.task.target.bounded: raise InputError(f"this run predicts {run.cfg.target}, not pictures: there is nothing to show. Use `run.transform(images)` for its features.")
 
-# %% ../nbs/52_run.ipynb #a2a068c1
+# %% ../nbs/52_run.ipynb #f184d17d
 def _cut(run, images, share): # PIL images -> `b 3 h w`
     photos = [np.asarray(cut_square(im, share=share, size=run.cfg.size)) for im in images]
     return to_model(np.stack(photos), run.device)
@@ -130,6 +130,7 @@ def reconstruct(self:GANRun,
     out = paint(self.generator, s.i_in)
     return Reconstruction(*map(to_pixels, (s.i_in, out, compose(out, s.i_r, s.hidden), s.i_r)))
 
+# %% ../nbs/52_run.ipynb #cb8411c8
 @patch
 def show(self:GANRun,
     images=None, # as for `reconstruct`; without, the last sample grid of the run
