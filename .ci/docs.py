@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = {   # pages that are not named here follow theirs, in the order of their names
     'Start': ['index', 'tutorials/first_run'],
-    'Tutorials': ['tutorials/paper_walkthrough', 'tutorials/paper_pictures', 'tutorials/why_the_baseline_copies', 'tutorials/does_it_help',
+    'Tutorials': ['tutorials/paper_walkthrough', 'tutorials/paper_pictures', 'tutorials/why_the_baseline_copies', 'tutorials/does_it_help', 'tutorials/another_target',
                   'tutorials/table_3', 'tutorials/your_photos'],
     'How-to': ['how_to/own_photos', 'how_to/resume', 'how_to/several_gpus', 'how_to/encoder_elsewhere', 'how_to/log_elsewhere'],
     'Explanations': ['explanations/where_the_paper_is_silent', 'explanations/adversarial_losses', 'explanations/stl10_mystery',
