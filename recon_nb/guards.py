@@ -210,7 +210,7 @@ def _case(data, fit, predict, *, seed, most, alpha, losses=None):
         setattr(c, p+'x', x[keep]); setattr(c, p+'y', y[keep].astype(np.int64))
     return c
 
-# %% ../nbs/16_guards.ipynb #03360f30
+# %% ../nbs/16_guards.ipynb #9cb94694
 def check_data(
     data, # anything with `train_x, train_y, test_x, test_y, classes`: images (n, h, w, 3), labels, names of the classes
     *,
@@ -219,6 +219,8 @@ def check_data(
     alpha:float=1e-4, # how often each check may fail by chance
 )->PipelineReport: # labels, class shares, pixels, copies, and three on raw pixels
     "Are the two splits sound, before any training?"
+    parts = 'train_x', 'train_y', 'test_x', 'test_y', 'classes'
+    if missing := [k for k in parts if not hasattr(data, k)]: raise InputError(f"a {type(data).__name__} has no {missing[0]}. Accepted: anything with {', '.join(parts)}; a `LabelledSet`, or types.SimpleNamespace(train_x=..., ...).")
     for s in ('train', 'test'):
         x = getattr(data, f'{s}_x')
         if np.ndim(x) != 4 or len(x) < 30: raise InputError(f"{s}_x has shape {np.shape(x)}. Accepted: at least 30 images, (n, h, w, 3).")

@@ -103,6 +103,7 @@ def test_two_classes_and_few_images():
     assert check_pipeline(d, p.fit, p.predict).ok
     assert first(check_data(changed(d, test_y=1-d.test_y)))[0] in ('train to test',)
     with pytest.raises(InputError, match='at least 30 images'): check_data(rows(d, 'test', slice(0, 12)))
+    with pytest.raises(InputError, match='a tuple has no train_x'): check_data((d.train_x, d.train_y))
 
 
 def test_answers_of_the_wrong_form(data):
