@@ -85,7 +85,7 @@ def _check(cfg):
     if cfg.lambda_gp and cfg.norm_d == 'batch': raise InputError("lambda_gp asks for each picture's own slope, and batch norm mixes pictures: choose norm_d='layer' or 'none'.")
     if cfg.lambda_gp and cfg.compile: raise InputError("lambda_gp differentiates twice, which torch.compile can't: choose compile=False.")
 
-# %% ../nbs/02_config.ipynb #fa20a764
+# %% ../nbs/02_config.ipynb #e4c2f5fb
 PRESETS = {c.preset: c for c in [
     GANConfig(preset='quick', data='shapes', size=32, width=16, width_d=8, dropout=0., std_last=0.1, lambda_adv=0.001, lambda_idt=1., idt_region='hidden',
               lr_g=7e-4, schedule='cosine', bs=64, epochs=7),
@@ -94,7 +94,9 @@ PRESETS = {c.preset: c for c in [
     GANConfig(preset='paper-sb',       scale_bias=True,  lambda_idt=0.),
     GANConfig(preset='wgan',    adv='wgan', norm_d='layer', clip_d=0.01,  n_critic=5, lr_g=5e-5, lr_d=5e-5, beta1=0., beta2=0.99),
     GANConfig(preset='wgan-gp', adv='wgan', norm_d='layer', lambda_gp=10., n_critic=5, lr_g=1e-4, lr_d=1e-4, beta1=0., beta2=0.9),
-    GANConfig(preset='improved', view='canvas', mask='patches', visible=0.4, target='gradients', scale_bias=False, between=True, width_dec=64, dropout=0., lambda_adv=0., lambda_idt=1.,
+    GANConfig(preset='improved-gan', view='canvas', mask='window', visible=0.5, between=True, dropout=0., adv='hinge', norm_d='spectral', lambda_adv=0.1, lambda_idt=1., idt_region='hidden',
+              lr_g=5e-4, lr_d=5e-4, schedule='cosine', warmup=0.1, optimizer='adamw', beta1=0., beta2=0.9, flip=True, bs=128, epochs=60),
+    GANConfig(preset='improved', view='canvas', mask='patches', visible=0.4, target='gradients-two-scales', scale_bias=False, between=True, width_dec=64, dropout=0., lambda_adv=0., lambda_idt=1.,
               idt_norm='l2', idt_region='hidden', lr_g=2e-3, schedule='cosine', warmup=0.1, optimizer='adamw', beta1=0.9, beta2=0.95, wd=0.05, flip=True, bs=128, epochs=60),
 ]}
 
