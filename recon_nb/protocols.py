@@ -6,17 +6,18 @@ Docs: https://recon-nb.github.io/recon_nb/protocols.html.md"""
 
 # %% auto #0
 __all__ = ['ARMS', 'PROTOCOLS', 'STEPS', 'WITHOUT', 'PUBLISHED', 'COUNTS', 'Block', 'Protocol', 'narrow', 'true_name',
-           'find_labelled', 'arm_config', 'run_folder', 'photos_of', 'pretrain', 'best_arm', 'run_protocol',
-           'estimate_hours']
+           'find_labelled', 'arm_config', 'run_folder', 'photos_of', 'pretrain', 'count_flops', 'describe_pretraining',
+           'best_arm', 'run_protocol', 'estimate_hours']
 
-# %% ../nbs/65_protocols.ipynb #59a2c5a5
+# %% ../nbs/65_protocols.ipynb #a4d01512
 import math,os
 from dataclasses import asdict,dataclass,field,replace
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
-from .config import get_preset
-from .core import InputError,check_name
+from torch.utils.flop_counter import FlopCounterMode
+from .config import GANConfig,get_preset
+from .core import InputError,append_jsonl,check_name,read_jsonl
 from .data import SETS,load_photos,split_photos
 from .experiments import Job,count_work,in_order,list_jobs,measure_speed,run_jobs
 from .features import as_arm
@@ -25,7 +26,7 @@ from .masks import make_task
 from .photos import PHOTO_SUFFIXES
 from .probe import FROZEN,MODES
 from .run import GANRun,estimate_cost,train_gan
-from .trainer import make_state
+from .trainer import fetch,make_state,train_step
 
 # %% ../nbs/65_protocols.ipynb #896e7bef
 ARMS = {'baseline': 'paper-baseline', 'baseline + L1': 'paper-l1', 'baseline + s&b': 'paper-sb'}      # Table 2: the row -> its preset
@@ -226,6 +227,34 @@ def _train(p, folder, cfg, photos, root):
     if p.updates: cfg = replace(cfg, epochs=_epochs(p, cfg, photos, root))
     return train_gan(photos, cfg.preset, root=root, run_dir=folder, **{k: v for k,v in asdict(cfg).items() if k not in ('preset','data','schema')})
 
+# %% ../nbs/65_protocols.ipynb #18e50dfb
+def _noisy_state(cfg, *, bs):
+    "A state whose photos are noise: good enough to count and to time."
+    noise = np.random.default_rng(0).integers(0, 256, (40,cfg.size,cfg.size,3), dtype=np.uint8)
+    photos = load_photos(noise, size=cfg.size, cuts=make_task(cfg).cuts, progress=False)
+    return make_state(replace(cfg, bs=bs, epochs=1), photos, *split_photos(photos, valid=0.1, seed=0))
+
+def count_flops(
+    cfg:GANConfig, # of a pretraining
+)->float: # for one photo, both players, forward and backward; a mean over `n_critic` updates
+    "What a pretraining computes for each photo it sees."
+    st, bs = _noisy_state(replace(cfg, precision='no', compile=False), bs=8), 8
+    with FlopCounterMode(display=False) as counter:
+        for st.step in range(cfg.n_critic): train_step(st, fetch(st, st.train[:bs]))
+    return counter.get_total_flops()/(bs*cfg.n_critic)
+
+def describe_pretraining(
+    run, # a `GANRun`, or its folder
+    row:str, # which row of a table it belongs to
+)->dict: # a record of kind pretraining, for the same file as the probes; a table leaves it out
+    "What a finished pretraining cost, and how well it predicts photos held out."
+    run = run if isinstance(run, GANRun) else GANRun.load(run)
+    seen = run.step*run.info.get('bs', run.cfg.bs)
+    scores = {k: v for k,v in (run.metrics or [{}])[-1].items() if k not in ('step','epoch')}
+    config = {k: v for k,v in asdict(run.cfg).items() if k != 'data'}                          # it may be a path
+    return dict(schema=1, kind='pretraining', row=row, seed=run.cfg.seed, config=config, updates=run.step, images_seen=seen, flops=seen*count_flops(run.cfg),
+                seconds=(run.history or [{}])[-1].get('seconds'), held_out=scores, photos=run.info.get('photos', ''), machine=run.info.get('machine', {}))
+
 # %% ../nbs/65_protocols.ipynb #ba1e28b9
 def _arms(runs, name, rows):
     return {'scratch': None, 'raw pixels': 'pixels', **{row: runs[row,name] for row in rows}}
@@ -251,7 +280,14 @@ def best_arm(
     many = lambda r: float('inf') if r['job']['labels'] is None else r['job']['labels']
     return max((r for r in found if many(r) == max(map(many, found))), key=lambda r: r['score'])['job']['arm']
 
-# %% ../nbs/65_protocols.ipynb #23ed2362
+# %% ../nbs/65_protocols.ipynb #849c00bc
+def _describe(runs, out):
+    "A record for each pretraining that has none."
+    known = [(r['row'], r['seed'], r['photos'], r['images_seen']) for r in read_jsonl(out) if r['kind'] == 'pretraining']
+    for (row,_),folders in runs.items():
+        for r in (describe_pretraining(f, row) for f in folders):
+            if (who := (r['row'], r['seed'], r['photos'], r['images_seen'])) not in known: known.append(who); append_jsonl(out, r)
+
 def run_protocol(
     p:Protocol, # which table
     sets:dict, # name of a set -> `LabelledSet`, from `find_labelled`
@@ -261,7 +297,8 @@ def run_protocol(
     device='cpu', # where to compute
     progress:bool=True, # a line for each run
 )->list: # the records
-    "Every run of a protocol that is missing. Can be killed at any moment and called again."
+    "Every run of a protocol that is missing, and what the pretrainings cost. Can be killed at any moment and called again."
+    _describe(runs, out)
     jobs = [j for b in p.blocks if b.arms == 'all' for j in _jobs(p, b, runs, sets)]
     records = run_jobs(in_order(jobs), out=out, device=device, progress=progress)
     last = [b for b in p.blocks if b.arms == 'best']
@@ -270,14 +307,12 @@ def run_protocol(
     jobs += [j for b in last for j in _jobs(p, b, runs, sets, best)]
     return run_jobs(in_order(jobs), out=out, device=device, progress=progress)
 
-# %% ../nbs/65_protocols.ipynb #4966ae02
+# %% ../nbs/65_protocols.ipynb #e5319c89
 COUNTS = dict(PUBLISHED, imagenette=(5000,3000), voc2012=(5717,))
 
 def _seconds_per_photo(cfg):
     "One photo through one step of the GAN."
-    noise = np.random.default_rng(0).integers(0, 256, (40,cfg.size,cfg.size,3), dtype=np.uint8)
-    photos = load_photos(noise, size=cfg.size, cuts=make_task(cfg).cuts, progress=False)
-    st = make_state(replace(cfg, bs=32, epochs=1), photos, *split_photos(photos, valid=0.1, seed=0))
+    st = _noisy_state(cfg, bs=32)
     return estimate_cost(st)[0]/(32*st.total_steps)
 
 def _hours_of_arm(p, row, name, counts):
