@@ -72,7 +72,8 @@ PROTOCOLS = {p.name: p for p in [
         Block(('paper-finetune',), (None,), 5, search=400))),
 ]}
 
-# %% ../nbs/65_protocols.ipynb #c430fd6d
+# %% ../nbs/65_protocols.ipynb #5c6eb921
+# long: a row a line
 _pixels = dict(bs=64, scale_bias=False, lambda_adv=0., lambda_idt=1., idt_norm='l2', idt_region='hidden')
 _canvas = dict(view='canvas', mask='patches', visible=0.4)
 STEPS = { # from the paper to `improved`
@@ -122,7 +123,7 @@ def narrow(
     recipes = {**p.recipes, '*': {**p.recipes.get('*', {}), 'precision': precision}} if precision else p.recipes
     return replace(p, sizes={n: s for n,s in p.sizes.items() if not sets or n in sets}, blocks=blocks, recipes=recipes)
 
-# %% ../nbs/65_protocols.ipynb #cd35538e
+# %% ../nbs/65_protocols.ipynb #4aa0b512
 PUBLISHED = dict(cifar10=(50_000,10_000), svhn=(73_257,26_032), stl10=(5000,8000))     # Table 1: to train on, to test on
 
 def true_name(
@@ -137,6 +138,7 @@ def true_name(
     notes += [f'{sum(counts)/1000:.3g}k split'] * (counts != PUBLISHED.get(name, counts))
     return f"{name} ({', '.join(notes)})" if notes else name
 
+# %% ../nbs/65_protocols.ipynb #bf20fde7
 def _folder(name, root):
     home = root or os.environ.get('RECON_NB_DATA')
     return Path(home).expanduser()/name if home else None
@@ -154,7 +156,7 @@ def find_labelled(
     s = load_labelled(name, size=size, root=folder if root and folder.is_dir() else root)
     return replace(s, name=true_name(name, s))
 
-# %% ../nbs/65_protocols.ipynb #aeb41723
+# %% ../nbs/65_protocols.ipynb #b2d56033
 def arm_config(
     p:Protocol, # whose pretraining
     row:str, # a key of `p.arms`
@@ -163,6 +165,7 @@ def arm_config(
     arm = p.arms[check_name(row, p.arms, 'row of this table')]
     return (arm, {}) if isinstance(arm, str) else arm
 
+# %% ../nbs/65_protocols.ipynb #3eb8f5dc
 def _config(p, row, data, seed):
     preset, changes = arm_config(p, row)
     return get_preset(preset, **{**dict(size=p.sizes[data], width=p.width, bs=p.bs, seed=seed), **p.fields, **changes})
@@ -190,6 +193,7 @@ def photos_of(
     folder = _folder(data, root)
     return str(folder/'train') if folder and (folder/'train').is_dir() else data
 
+# %% ../nbs/65_protocols.ipynb #824d30bc
 def _epochs(p, cfg, photos, root):
     "How many passes make enough updates; that depends on how many photos there are."
     train,_ = split_photos(load_photos(photos, root=root, size=cfg.size, cuts=make_task(cfg).cuts), valid=cfg.valid, seed=cfg.seed)
@@ -229,7 +233,7 @@ def _train(p, folder, cfg, photos, root):
     if p.updates: cfg = replace(cfg, epochs=_epochs(p, cfg, photos, root))
     return train_gan(photos, cfg.preset, root=root, run_dir=folder, **{k: v for k,v in asdict(cfg).items() if k not in ('preset','data','schema')})
 
-# %% ../nbs/65_protocols.ipynb #18e50dfb
+# %% ../nbs/65_protocols.ipynb #903931f7
 def _noisy_state(cfg, *, bs):
     "A state whose photos are noise: good enough to count and to time."
     noise = np.random.default_rng(0).integers(0, 256, (40,cfg.size,cfg.size,3), dtype=np.uint8)
@@ -245,6 +249,7 @@ def count_flops(
         for st.step in range(cfg.n_critic): train_step(st, fetch(st, st.train[:bs]))
     return counter.get_total_flops()/(bs*cfg.n_critic)
 
+# %% ../nbs/65_protocols.ipynb #6d8deefd
 def describe_pretraining(
     run, # a `GANRun`, or its folder
     row:str, # which row of a table it belongs to
@@ -309,7 +314,7 @@ def run_protocol(
     jobs += [j for b in last for j in _jobs(p, b, runs, sets, best)]
     return run_jobs(in_order(jobs), out=out, device=device, progress=progress)
 
-# %% ../nbs/65_protocols.ipynb #e5319c89
+# %% ../nbs/65_protocols.ipynb #b6b3d9b6
 COUNTS = dict(PUBLISHED, imagenette=(5000,3000), voc2012=(5717,))
 
 def _seconds_per_photo(cfg):
@@ -322,6 +327,7 @@ def _hours_of_arm(p, row, name, counts):
     seen = p.updates*cfg.bs or cfg.epochs*counts[name if p.photos == 'own' else p.photos][0]
     return float(_seconds_per_photo(cfg)*seen*p.pretrainings/3600)
 
+# %% ../nbs/65_protocols.ipynb #99db46b1
 def _seconds_of_block(p, b, net, name, speed, counts):
     n, m = counts[name]
     images = SimpleNamespace(train_y=np.empty(n), test_y=np.empty(m), classes=range(10), size=net.size)

@@ -1,0 +1,87 @@
+"A release: the files give the run's own answers, the card's lines run, its head can be read, and nothing else is written over."
+import re
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from recon_nb import load_pretrained, train_gan
+from recon_nb.card import TERMS, model_card, write_release
+from recon_nb.cli import release
+from recon_nb.core import InputError, append_jsonl
+from recon_nb.experiments import compare
+from recon_nb.labelled import LabelledSet
+from recon_nb.run import GANRun
+from recon_nb.shapes import SHAPES, draw_shapes
+from recon_nb.show import save_png
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    photos, _ = draw_shapes(20, size=40)
+    return train_gan(photos, run_dir=tmp_path_factory.mktemp('card')/'private-place'/'run', width=4, bs=8, epochs=2)
+
+
+@pytest.fixture(scope='module')
+def records(run, tmp_path_factory):
+    (x, y), (tx, ty) = draw_shapes(200, size=32, seed=0), draw_shapes(60, size=32, seed=1)
+    out = tmp_path_factory.mktemp('records')/'records.jsonl'
+    return out, compare({'scratch': None, 'mine': run}, LabelledSet('toy', x, y, tx, ty, SHAPES), ['knn'], [4], 2, out=out, progress=False)
+
+
+def test_round_trip(run, records, tmp_path):
+    folder = write_release(run, tmp_path/'release', records=records[1])
+    assert sorted(p.name for p in folder.iterdir()) == ['README.md', 'encoder.safetensors', 'generator.safetensors']
+    whole, alone = (load_pretrained(folder/f'{n}.safetensors') for n in ('generator', 'encoder'))
+    x = whole.preprocess(draw_shapes(3, size=50, seed=4)[0])
+    with torch.no_grad():
+        for a, b in zip(run.encoder.features(x), whole.encoder.features(x)): assert torch.equal(a, b)
+        assert torch.equal(whole.decoder(whole.encoder(x)), run.generator(x)) and torch.equal(alone.encoder(x), run.encoder(x))
+    assert alone.decoder is None and whole.preprocess == alone.preprocess
+    for p in folder.iterdir(): assert b'private-place' not in p.read_bytes() and str(tmp_path).encode() not in p.read_bytes()
+    assert write_release(run, folder) == folder and 'Not measured.' in (folder/'README.md').read_text()
+
+
+def test_card_can_be_read_and_its_lines_run(run, records, tmp_path, monkeypatch):
+    folder = write_release(run, tmp_path/'release', records=records[1])
+    _, head, text = (folder/'README.md').read_text().split('---\n', 2)
+    meta = yaml.safe_load(head)
+    assert meta['license'] == 'apache-2.0' and meta['datasets'] == [] and 'quick' in meta['tags']
+    assert 'photos of your own' in text and '| toy | 4 | knn |' in text
+    acc = 100*np.mean([r['test_accuracy'] for r in records[1] if r['job']['arm'] == 'mine'])
+    assert f'| {acc:.1f} (2) |' in text
+    monkeypatch.chdir(folder)
+    save_png(draw_shapes(1, size=64, seed=9)[0][0], 'photo.jpg.png')
+    code, = re.findall(r'```python\n(.*?)```', text, re.S)
+    names = {}
+    exec(code.replace('photo.jpg', 'photo.jpg.png'), names)
+    assert [f.shape[1] for f in names['features']] == list(run.encoder.channels)
+
+
+def test_refusals(run, records, tmp_path, capsys):
+    (tmp_path/'full').mkdir(); (tmp_path/'full'/'thesis.txt').write_text('mine')
+    with pytest.raises(InputError, match='holds other things'): write_release(run, tmp_path/'full')
+    assert (tmp_path/'full'/'thesis.txt').read_text() == 'mine'
+    wrong = [dict(r, job={**r['job'], 'weights': '0'*12}) for r in records[1]]
+    with pytest.raises(InputError, match='no record was made with the weights of this run'): write_release(run, tmp_path/'new', records=wrong)
+    assert not (tmp_path/'new').exists()
+    assert release([str(tmp_path/'nowhere')]) == 2 and 'there is no folder' in capsys.readouterr().err
+    assert release([str(run.dir), '-o', str(tmp_path/'new'), '--records', str(tmp_path/'none.jsonl')]) == 2 and 'is no file of records' in capsys.readouterr().err
+    assert not (tmp_path/'new').exists()
+
+
+def test_shell(run, records, tmp_path, capsys):
+    append_jsonl(more := tmp_path/'more.jsonl', *records[1])
+    assert release([str(run.dir), '-o', str(tmp_path/'new'), '--records', str(more)]) == 0
+    assert capsys.readouterr().out.count(' MB') == 3
+    assert 'random' in (tmp_path/'new'/'README.md').read_text()
+
+
+def test_each_set_has_terms():
+    from recon_nb.data import SETS
+    assert all(any(name.split('-')[0] == t for t in TERMS) for name in SETS), set(SETS) - set(TERMS)
+    assert all(link.startswith('http') for _, link in TERMS.values())
+
+
+def test_model_card_of_a_folder(run): assert model_card(run.dir) == model_card(GANRun.load.__func__(GANRun, run.dir))
