@@ -8,9 +8,10 @@ Docs: https://recon-nb.github.io/recon_nb/losses.html.md"""
 __all__ = ['ADV', 'NORMS', 'AdvLoss', 'bce_disc', 'bce_gen', 'ls_disc', 'ls_gen', 'hinge_disc', 'wgan_disc', 'mean_gen',
            'gradient_penalty', 'identity_loss']
 
-# %% ../nbs/40_losses.ipynb #18e5370a
+# %% ../nbs/40_losses.ipynb #bcabca9a
+from collections.abc import Callable
+from typing import NamedTuple
 import torch
-from typing import Callable,NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
