@@ -31,7 +31,7 @@ def _open_run(run):
 def _unique(names): # the second run of a name gets its number
     return [n if names.index(n) == i else f'{n} ({i+1})' for i,n in enumerate(names)]
 
-# %% ../nbs/54_compare.ipynb #f996da1a
+# %% ../nbs/54_compare.ipynb #dd363404
 class RunComparison:
     "Runs side by side; shows itself in a notebook. Made by `compare_runs`."
     def __init__(self,
@@ -47,9 +47,10 @@ class RunComparison:
 
     def rows(self)->list: # of lists of text
         "The table: a heading, the fields that differ, the steps done, the last score on held-out photos."
-        score = [f"{r.metrics[-1]['psnr']:.2f} dB" if r.metrics and 'psnr' in r.metrics[-1] else '-' for r in self.runs]
+        last = [r.metrics[-1] if r.metrics else {} for r in self.runs]
+        score = [f"{m['psnr']:.2f} dB" if 'psnr' in m else f"{m['explained']:.1%} explained" if 'explained' in m else '-' for m in last]
         rows = [['', *self.names], *([f, *map(str, v)] for f,v in self.config.items())]
-        return [*rows, ['steps done', *(str(r.history[-1]['step']) for r in self.runs)], ['held-out PSNR', *score]]
+        return [*rows, ['steps done', *(str(r.history[-1]['step']) for r in self.runs)], ['held-out PSNR' if not any('explained' in m for m in last) else 'held-out score', *score]]
 
     def __repr__(self): return '\n'.join('  '.join(f'{c:<{w}}' for c,w in zip(row, [max(map(len, col)) for col in zip(*self.rows())])).rstrip() for row in self.rows())
 

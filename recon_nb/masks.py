@@ -8,9 +8,10 @@ Docs: https://recon-nb.github.io/recon_nb/masks.html.md"""
 __all__ = ['VIEWS', 'MASKS', 'window_size', 'window_slice', 'scale_bias', 'compose', 'CentreMask', 'ZoomView', 'CanvasView',
            'WindowMask', 'PatchMask', 'at_stride', 'Sample', 'Task', 'make_task']
 
-# %% ../nbs/20_masks.ipynb #a7861ae7
+# %% ../nbs/20_masks.ipynb #876c3bf2
 from typing import NamedTuple
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 from torch.nn import functional as F
 from .config import GANConfig
@@ -97,11 +98,11 @@ class PatchMask:
 
 VIEWS['canvas'], MASKS['window'], MASKS['patches'] = CanvasView, WindowMask, PatchMask
 
-# %% ../nbs/20_masks.ipynb #c484f798
+# %% ../nbs/20_masks.ipynb #f6c030bb
 def at_stride(
     hidden:Hidden, # True where the picture is hidden
     stride:int, # pixels of a place, along a side
-)->Hidden: # `b 1 h/stride w/stride`, True where all pixels of a place are hidden
+)->Bool[Tensor, 'b 1 h2 w2']: # `h2 = h/stride`, True where all pixels of a place are hidden
     "What is hidden, as a coarser target sees it."
     return hidden if stride == 1 else -F.max_pool2d(-hidden.float(), stride) > 0
 

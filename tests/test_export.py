@@ -134,3 +134,10 @@ def test_comparing_what_cant_be_compared(run, tmp_path):
     assert 'history.jsonl' in refused(compare_runs, run, copy)
     (copy/'history.jsonl').write_text('nonsense\n{}\n')
     assert 'line 1' in refused(compare_runs, copy, run)
+
+
+def test_compare_a_painter_with_a_run_that_predicts_no_pictures(run, tmp_path):
+    photos, _ = draw_shapes(20, size=40)
+    other = train_gan(photos, 'improved', run_dir=tmp_path/'other', size=32, width=4, width_dec=4, bs=8, epochs=1)
+    row = compare_runs(run, other).rows()[-1]
+    assert row[0] == 'held-out score' and row[1].endswith(' dB') and row[2].endswith('% explained')

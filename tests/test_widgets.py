@@ -275,3 +275,10 @@ def test_labels_are_text_not_html():
     frames = np.zeros((2, 8, 8, 3), np.uint8)
     book = make_flipbook('<b>"', dict(a=Control('<i>', ('<script>', '</script>'))), [Panel('<u>', (Layer(frames, ('a',)),), np.array(['<s>', '</script>']), ('a',))])
     assert not re.search('<(b|i|u|s)>(?!<)', book.replace('<i></i>', '').replace('<i>&lt;', '')) and book.count('<script>') == book.count('</script>') == 1
+
+
+def test_charts_of_a_run_that_predicts_no_pictures():
+    from recon_nb.widgets import _charts
+    info, history, metrics = dict(train=20, bs=10), [dict(step=2, epoch=0, seconds=1., loss_g=.1, idt=.1)], [dict(step=2, epoch=1, n=4, l1=.2, explained=.07)]
+    html = _charts(info, history, metrics, [])
+    assert 'explained' in html and 'PSNR' not in html
