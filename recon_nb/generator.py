@@ -78,7 +78,7 @@ class Decoder(nn.Module):
         for stage in self.children(): z = stage(z)
         return z
 
-# %% ../nbs/31_generator.ipynb #d2d2abd7
+# %% ../nbs/31_generator.ipynb #c3039143
 class Generator(nn.Module):
     "Encoder and decoder (§2.2, Fig. 3): from what may be seen, the whole picture."
     def __init__(self,
@@ -96,5 +96,5 @@ class Generator(nn.Module):
         init_weights(self)
         if std_last != 0.02: init_weights([*self.dec.children()][-1], std=std_last)
 
-    def forward(self, i_in:Images)->Float[Tensor, 'b nf h w']: # as large as `i_in` for stride 1, in [-1, 1] if bounded
+    def forward(self, i_in:Images)->Float[Tensor, 'b nf h_out w_out']: # as large as `i_in` for stride 1, in [-1, 1] if bounded
         return self.dec(self.enc(i_in))
