@@ -21,7 +21,7 @@ from .protocols import describe_pretraining
 from .run import GANRun,duration
 from .tables import summarize
 
-# %% ../nbs/66_card.ipynb #3224e71a
+# %% ../nbs/66_card.ipynb #1f8cd33a
 TERMS = { # set -> (whose terms, where they stand)
     'shapes': ('drawn by this package: free of any', 'https://github.com/recon-nb/recon_nb'),
     'voc2012': ("photos from Flickr, under Flickr's terms of use", 'http://host.robots.ox.ac.uk/pascal/VOC/voc2012/'),
@@ -36,10 +36,11 @@ def source_of(
 )->str: # a key of `TERMS`, or 'photos of your own'
     "Which set a run learned from, without naming a path."
     said = f"{run.info.get('photos', '')} {run.cfg.data}".lower().replace('\\', '/')
-    words = {w for part in said.split() for w in part.split('/')}
-    return next((name for name in TERMS if any(w == name or w.startswith((f'{name}-', f'{name}_')) for w in words)), 'photos of your own')
+    words = {w for part in said.replace('imagenette2', 'imagenette').split() for w in part.split('/')}
+    known = [name for name in TERMS if name != 'shapes' or run.cfg.data == 'shapes']            # a folder called shapes may hold anybody's
+    return next((name for name in known if any(w == name or w.startswith((f'{name}-', f'{name}_')) for w in words)), 'photos of your own')
 
-# %% ../nbs/66_card.ipynb #9db2c74a
+# %% ../nbs/66_card.ipynb #12a4deae
 def _own_rows(run, records):
     "The records of the arms that this encoder belongs to, and of the controls."
     mine = {r['job']['arm'] for r in records if r.get('kind') == 'probe' and r['job']['weights'] == fingerprint(as_arm(run))}
@@ -55,9 +56,10 @@ def _numbers(run, records):
         ref = s[(s['mode'] == c['mode']) & (s.data == c['data']) & (s.labels == c['labels']) & s.arm.isin(['scratch','random'])]
         base = f"{ref.arm.item()} {ref['mean'].item():.1f}" if len(ref) else '-'
         diff = '-' if math.isnan(c['diff']) else f"{c['diff']:+.1f}" + ('' if math.isnan(c['low']) else f" [{c['low']:+.1f}, {c['high']:+.1f}]")
-        lines.append(f"| {c['data']} | {c['labels']} | {c['mode']} | {c['mean']:.1f} ({c['n']}) | {base} | {diff} |")
+        spread = '' if math.isnan(c['std']) else f" ± {c['std']:.1f}"
+        lines.append(f"| {c['data']} | {c['labels']} | {c['mode']} | {c['mean']:.1f}{spread} ({c['n']}) | {base} | {diff} |")
     chosen = sorted({r['selected']['on'] for r in rows if r['job']['arm'] in mine and r.get('selected')})
-    return '\n'.join(lines) + f"\n\nIn brackets: runs, or pretrainings x runs. The interval is over pretrainings, where there are several. Settings were chosen on {' and '.join(chosen) or 'nothing'}; the test set was asked once a run."
+    return '\n'.join(lines) + f"\n\n± is the standard deviation; in brackets: runs, or pretrainings x runs. The interval is over pretrainings, where there are several. Settings were chosen on {' and '.join(chosen) or 'nothing'}; the test set was asked once a run."
 
 # %% ../nbs/66_card.ipynb #eae11d50
 _use = '''```python
@@ -135,19 +137,29 @@ Decisions about people. Photos unlike those it has seen: it was tried on small p
 The weights: Apache-2.0. The pictures they learned from: {source}: {terms}{f' ({link})' if link else ''}.
 """
 
-# %% ../nbs/66_card.ipynb #68e50df4
+# %% ../nbs/66_card.ipynb #5511808f
+def _check_free(folder, names):
+    "An earlier release may be written over, nothing else: a README.md alone is somebody's."
+    if not folder.exists(): return
+    if not folder.is_dir(): raise InputError(f"{folder} is a file: give a new folder.")
+    have = {p.name for p in folder.iterdir()}
+    if have - {*names} or have and names[1] not in have: raise InputError(f"{folder} holds other things: give a new folder.")
+
+# %% ../nbs/66_card.ipynb #cb9cd237
 def write_release(
     run, # a `GANRun`, or its folder
-    folder, # a new folder, or an earlier release
+    folder, # a new or empty folder, or an earlier release
     *,
     records=(), # as for `model_card`
 )->Path: # `folder`
-    "Encoder, generator and card in a folder. Raises `InputError` if something else lies there."
+    "Encoder, generator and card in a folder. Raises `InputError` if something else lies there, or the weights are not finite."
     run, folder = run if isinstance(run, GANRun) else GANRun.load(run), Path(folder).expanduser()
     names = 'encoder.safetensors', 'generator.safetensors', 'README.md'
-    if folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - {*names}): raise InputError(f"{folder} holds other things: give a new folder.")
-    card = model_card(run, records=records)
+    _check_free(folder, names)
     tensors, state = load_tensors(run.dir/'weights.safetensors')
+    bad = [k for k,v in tensors.items() if not v.isfinite().all()]
+    if bad: raise InputError(f"weights of {run.dir} are not finite ({bad[0]}): its training diverged. Release another run.")
+    card = model_card(run, records=records)
     data = source_of(run)
     state['config']['data'] = data if data in TERMS else 'folder'                          # never a path of yours
     folder.mkdir(parents=True, exist_ok=True)

@@ -82,15 +82,16 @@ def _of_export(tensors, card):
     enc.load_state_dict(tensors)
     return _of_nets(enc, None, card)
 
-# %% ../nbs/53_export.ipynb #90d1ae9a
+# %% ../nbs/53_export.ipynb #345e54d2
 def load_pretrained(
-    source, # a file of `export_encoder`, a run folder, its `weights.safetensors`, or a `GANRun`; a `Pretrained` stays as it is
+    source, # a file of `export_encoder`, a run folder, a release's, its `weights.safetensors`, or a `GANRun`; a `Pretrained` stays as it is
 )->Pretrained:
     "An encoder, ready for use. Raises `InputError` if the source is missing, foreign or damaged."
     if isinstance(source, Pretrained): return source
     if isinstance(source, GANRun): return _of_run(source)
     path = Path(source).expanduser()
-    if path.is_dir(): return _of_run(GANRun.load(path))
+    if path.is_dir() and not (path/'generator.safetensors').is_file(): return _of_run(GANRun.load(path))
+    if path.is_dir(): path = path/'generator.safetensors'                                  # of `write_release`
     if path.suffix.lower() == '.onnx': raise InputError(f"{path}: an ONNX file is opened with onnxruntime; here give the .safetensors file or the run folder.")
     tensors,state = load_tensors(path)
     if any(k.startswith('opt_') for k in tensors): raise InputError(f"{path} is a checkpoint, for resuming. Give weights.safetensors, which lies beside it.")

@@ -1,5 +1,6 @@
 "A release: the files give the run's own answers, the card's lines run, its head can be read, and nothing else is written over."
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import yaml
 
 from recon_nb import load_pretrained, train_gan
 from recon_nb.card import TERMS, model_card, write_release
+from recon_nb.checkpoint import load_tensors, save_tensors
 from recon_nb.cli import release
 from recon_nb.core import InputError, append_jsonl
 from recon_nb.experiments import compare
@@ -38,6 +40,7 @@ def test_round_trip(run, records, tmp_path):
     with torch.no_grad():
         for a, b in zip(run.encoder.features(x), whole.encoder.features(x)): assert torch.equal(a, b)
         assert torch.equal(whole.decoder(whole.encoder(x)), run.generator(x)) and torch.equal(alone.encoder(x), run.encoder(x))
+    assert torch.equal(load_pretrained(folder).decoder(whole.encoder(x)), run.generator(x))          # the folder itself
     assert alone.decoder is None and whole.preprocess == alone.preprocess
     for p in folder.iterdir(): assert b'private-place' not in p.read_bytes() and str(tmp_path).encode() not in p.read_bytes()
     assert write_release(run, folder) == folder and 'Not measured.' in (folder/'README.md').read_text()
@@ -49,14 +52,32 @@ def test_card_can_be_read_and_its_lines_run(run, records, tmp_path, monkeypatch)
     meta = yaml.safe_load(head)
     assert meta['license'] == 'apache-2.0' and meta['datasets'] == [] and 'quick' in meta['tags']
     assert 'photos of your own' in text and '| toy | 4 | knn |' in text
-    acc = 100*np.mean([r['test_accuracy'] for r in records[1] if r['job']['arm'] == 'mine'])
-    assert f'| {acc:.1f} (2) |' in text
+    acc = 100*np.array([r['test_accuracy'] for r in records[1] if r['job']['arm'] == 'mine'])
+    assert f'| {acc.mean():.1f} ± {acc.std(ddof=1):.1f} (2) |' in text
     monkeypatch.chdir(folder)
     save_png(draw_shapes(1, size=64, seed=9)[0][0], 'photo.jpg.png')
     code, = re.findall(r'```python\n(.*?)```', text, re.S)
     names = {}
     exec(code.replace('photo.jpg', 'photo.jpg.png'), names)
     assert [f.shape[1] for f in names['features']] == list(run.encoder.channels)
+
+
+def test_weights_that_are_not_finite(run, tmp_path):
+    shutil.copytree(run.dir, tmp_path/'run')
+    tensors, state = load_tensors(run.dir/'weights.safetensors')
+    name = next(k for k in tensors if k.startswith('dec.') and tensors[k].is_floating_point())
+    tensors[name] = torch.full_like(tensors[name], float('nan'))
+    save_tensors(tmp_path/'run'/'weights.safetensors', tensors, state)
+    with pytest.raises(InputError, match='not finite'): write_release(tmp_path/'run', tmp_path/'new')
+    assert not (tmp_path/'new').exists()
+
+
+@pytest.mark.parametrize('name', ['README.md', 'encoder.safetensors'])
+def test_what_is_no_release_is_left_alone(run, tmp_path, name):
+    (tmp_path/name).write_text('mine')
+    with pytest.raises(InputError, match='holds other things'): write_release(run, tmp_path)
+    with pytest.raises(InputError, match='is a file'): write_release(run, tmp_path/name)
+    assert (tmp_path/name).read_text() == 'mine'
 
 
 def test_refusals(run, records, tmp_path, capsys):
