@@ -16,7 +16,7 @@ ORDER = {   # pages that are not named here follow theirs, in the order of their
                   'tutorials/table_3', 'tutorials/your_photos'],
     'How-to': ['how_to/own_photos', 'how_to/resume', 'how_to/several_gpus', 'how_to/encoder_elsewhere', 'how_to/log_elsewhere'],
     'Explanations': ['explanations/where_the_paper_is_silent', 'explanations/adversarial_losses', 'explanations/stl10_mystery',
-                     'explanations/where_the_field_went', 'explanations/glossary', 'explanations/bibliography'],
+                     'explanations/beat_scratch', 'explanations/where_the_field_went', 'explanations/glossary', 'explanations/bibliography'],
     'The library': ['api']}
 FOLDERS = dict(tutorials='Tutorials', how_to='How-to', explanations='Explanations')
 LAST = ['contributing']
@@ -78,6 +78,7 @@ class ApiTable(MarkdownRenderer):
 
     def _rows(self):
         "Each argument, and what is returned: name, type, default, meaning."
+        if inspect.isclass(self.sym) and issubclass(self.sym, tuple): yield from self._fields(); return
         dm = self.dm.dm if isinstance(self.dm, DocmentText) else {}
         said = {k: d['docment'] for k,d in dm.items() if d.get('docment') not in (None, inspect._empty)}
         rest = next((p.name for p in self.sig.parameters.values() if p.kind is p.VAR_KEYWORD), None) if self.sig else None
@@ -88,8 +89,18 @@ class ApiTable(MarkdownRenderer):
             anno, default = d.get('anno', inspect._empty), d.get('default', inspect._empty)
             anno = '' if anno in (None, type(None), inspect._empty) and k != 'return' or anno is inspect._empty else plain(anno)
             default = '' if default is inspect._empty else plain(default if not isinstance(default, str) else repr(default))
-            cells = [f'`{x}`'.replace('|', '\\|') if x else '' for x in (anno, default)]
-            yield ('*returns*' if k == 'return' else f'`{k}`'), *cells, said.get(k, '').replace('|', '\\|').replace('\n', ' ')
+            yield self._row(k, anno, default, said.get(k, ''))
+
+    def _row(self, k, anno, default, meaning):
+        cells = [f'`{x}`'.replace('|', '\\|') if x else '' for x in (anno, default)]
+        words = ''.join(w if i % 2 else w.replace('<', '&lt;') for i,w in enumerate(re.split('(`[^`]*`)', meaning)))     # <class> is no tag
+        return ('*returns*' if k == 'return' else f'`{k}`'), *cells, words.replace('|', '\\|').replace('\n', ' ')
+
+    def _fields(self):
+        "The fields of a named tuple, which has no signature of its own."
+        for line in source_of(self.sym).splitlines()[1:]:
+            if re.match(r'\s*(def|@)', line): return
+            if m := re.match(r'\s+(\w+)\s*:\s*([^#=]+?)\s*(?:=\s*([^#]+?)\s*)?(?:#\s*(.*))?$', line): yield self._row(m[1], m[2], m[3] or '', m[4] or '')
 
     def _call(self):
         "How it is called: names, the star after which they must be written, `=` where there is a default."
@@ -140,24 +151,23 @@ def edit(path, f):
     f(nb)
     path.write_text(json.dumps(nb), encoding='utf-8')
 
-def first_sentence(md):
-    "The first sentence of a markdown cell, without headings, quotes and markup."
-    lines = [l for l in md.splitlines() if l.strip() and not re.match(r'\s*(#|>|\||:::|```|---|<!--|[-*] |\d+\. )', l)]
-    text = re.sub(r'!?\[([^\]]*)\]\([^)]*\)|[*_`$\\]', lambda m: m[1] or '', ' '.join(lines)).strip()
-    return re.split(r'(?<=[.!?:])\s', text)[0]
+def headings(md):
+    "The headings of a markdown cell, without markup."
+    return [re.sub(r'!?\[([^\]]*)\]\([^)]*\)|[*_`$\\]', lambda m: m[1] or '', h).strip() for h in re.findall(r'^#{1,4}\s+(.+?)\s*(?:\{.*\})?$', md, re.M)]
 
 def describe(nb):
-    "Give each picture that a code cell left an alternative text: the cell's `#| fig-alt`, else the first sentence of the text before it."
-    before = ''
+    "Give each picture that a code cell left an alternative text: the cell's `#| fig-alt`, else the name of its section."
+    where = ''
     for c in nb['cells']:
         src = ''.join(c['source'])
-        if c['cell_type'] == 'markdown': before = first_sentence(src) or before
+        if c['cell_type'] == 'markdown': where = [where, *headings(src)][-1]
         if c['cell_type'] != 'code': continue
         m = re.search(r'^#\|\s*fig-alt:\s*(.*)$', src, re.M)
         given = m and m[1].strip()
         if given and given[0] in '"\'' and given[-1] == given[0]: given = given[1:-1].replace('\\"', '"')
-        line = f'#| fig-alt: {json.dumps(given or before, ensure_ascii=False)}'
-        c['source'] = src.replace(m[0], line) if m else f'{line}\n{src}' if before and any(k.startswith('image/') for o in c.get('outputs', []) for k in o.get('data', {})) else src
+        line = f'#| fig-alt: {json.dumps(given or f"Figure: {where}", ensure_ascii=False)}'
+        drawn = any(k.startswith('image/') for o in c.get('outputs', []) for k in o.get('data', {}))
+        c['source'] = src.replace(m[0], line) if m else f'{line}\n{src}' if where and drawn else src
 
 # ---- the renderer's half: from those to a folder of pages
 

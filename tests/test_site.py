@@ -182,7 +182,7 @@ def test_alternative_text_and_sidebar():
                      dict(cell_type='code', source='show(x)', outputs=[dict(data={'image/png': ''})]),
                      dict(cell_type='code', source="#| fig-alt: Three panels: D's mean\nshow(y)", outputs=[dict(data={'image/png': ''})])])
     docs.describe(nb)
-    assert nb['cells'][1]['source'] == '#| fig-alt: "The upper row is x."\nshow(x)'
+    assert nb['cells'][1]['source'] == '#| fig-alt: "Figure: Look"\nshow(x)'
     assert nb['cells'][2]['source'] == '#| fig-alt: "Three panels: D\'s mean"\nshow(y)'
     g, bands, last = docs.groups(['00_core', '20_masks', 'api', 'contributing', 'how_to/new', 'how_to/resume', 'index', 'tutorials/first_run', 'tutorials/zzz'])
     assert g['Start'] == ['index', 'tutorials/first_run'] and g['Tutorials'] == ['tutorials/zzz'] and g['How-to'] == ['how_to/resume', 'how_to/new']
