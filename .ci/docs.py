@@ -161,6 +161,7 @@ def describe(nb):
     for c in nb['cells']:
         src = ''.join(c['source'])
         if c['cell_type'] == 'markdown': where = [where, *headings(src)][-1]
+        if c['cell_type'] == 'raw' and (m := re.search(r'^title:\s*(.+)$', src, re.M)): where = m[1].strip(' "\'')
         if c['cell_type'] != 'code': continue
         m = re.search(r'^#\|\s*fig-alt:\s*(.*)$', src, re.M)
         given = m and m[1].strip()

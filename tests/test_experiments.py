@@ -333,7 +333,7 @@ def test_the_shell_makes_a_whole_table(monkeypatch, home, tmp_path, capsys):
     said = capsys.readouterr().out
     assert 'Nothing was run' in said and 'pretraining at 32 px' in said and not any(tmp_path.iterdir())
 
-    half = protocols.run_folder(TINY, tmp_path/'runs', 'paper-l1', size=32, seed=0)
+    half = protocols.run_folder(TINY, tmp_path/'runs', 'baseline + L1', data='toy', seed=0)
     assert protocols.train_gan(home/'photos', 'paper-l1', run_dir=half, seed=0, size=32, width=4, bs=8, epochs=4, max_minutes=1e-9).step == 1
     assert cli.table([*argv, '--yes']) == 0
     said = capsys.readouterr().out
