@@ -10,7 +10,9 @@ __all__ = ['train', 'reconstruct', 'embed', 'export', 'release', 'probe', 'table
 # %% ../nbs/80_cli.ipynb #3b9b5746
 import argparse,re,sys,warnings
 from contextlib import redirect_stdout
+from difflib import get_close_matches
 from pathlib import Path
+from . import __version__
 from .config import PRESETS,field_docs
 from .core import InputError,write_atomic
 
@@ -29,8 +31,16 @@ class _InShellWords:
     def __getattr__(self, name): return getattr(self.out, name)
 
 # %% ../nbs/80_cli.ipynb #c7e9a9bd
+def _parse(parser, argv):
+    parser.add_argument('--version', action='version', version=f'recon_nb {__version__}')
+    args, unknown = parser.parse_known_args(argv)
+    if not unknown: return args
+    option = next((w.split('=')[0] for w in unknown if w.startswith('-')), '')
+    near = get_close_matches(option, [o for a in parser._actions for o in a.option_strings], n=1)
+    parser.error(f"unrecognized arguments: {' '.join(unknown)}{f' (did you mean {near[0]}?)' if near else ''}")
+
 def _run(prog, call, argv, parser):
-    args = parser.parse_args(argv)
+    args = _parse(parser, argv)
     try:
         with warnings.catch_warnings(), redirect_stdout(_InShellWords(sys.stdout)):
             warnings.showwarning = lambda message, *args, **kwargs: print(f'{prog}: warning: {message}', file=sys.stderr)

@@ -117,7 +117,13 @@ class Sample(NamedTuple):
 
 class Task:
     "The pretext task: what is hidden, what is seen, what must be predicted."
-    def __init__(self, view, mask, target, *, seed:int=0):
+    def __init__(self,
+        view, # from `VIEWS`, made for a size
+        mask, # from `MASKS`, made for a size
+        target, # from `TARGETS`
+        *,
+        seed:int=0, # of random masks
+    ):
         self.view,self.mask,self.target,self.seed = view,mask,target,seed
         self.cuts = view.cuts # a cut's name -> its share of the centre square's side
 

@@ -73,7 +73,14 @@ def _say_score(row, digits=1): # of metrics.jsonl
 # %% ../nbs/52_run.ipynb #3b74e30c
 class GANRun:
     "A trained run: its networks in evaluation mode, its config, its history. Made by `train_gan` or `GANRun.load`."
-    def __init__(self, run_dir, cfg:GANConfig, generator:Generator, disc:Discriminator, *, step:int=0):
+    def __init__(self,
+        run_dir, # the run folder
+        cfg:GANConfig, # every choice of the run
+        generator:Generator, # with its weights
+        disc:Discriminator, # with its weights
+        *,
+        step:int=0, # steps done
+    ):
         self.dir,self.cfg,self.generator,self.disc,self.step = Path(run_dir),cfg,generator.eval(),disc.eval(),step
         self.encoder,self.task,self.device = generator.enc,make_task(cfg),next(generator.parameters()).device
         self.stopped = '' # why training ended before its time: signal, max_minutes or hook
