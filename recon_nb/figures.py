@@ -136,7 +136,7 @@ def _look(run, photos, rows):
         some = np.linspace(0, len(i_r)-1, min(rows, len(i_r))).round().astype(int)
         i_in,i_r,hidden,painted = (a[some] for a in (i_in,i_r,hidden,painted))
         return _Look(i_in, painted, np.where(hidden[...,None], painted, i_r), i_r, hidden)
-    if run.task.target.channels != 3: raise InputError(f"this run predicts {run.cfg.target}, not pixels: there is no picture to draw.")
+    if not run.task.paints: raise InputError(f"this run predicts {run.cfg.target}, not pixels: there is no picture to draw.")
     r = run.reconstruct(as_images(photos)[:rows])
     return _Look(*r, run.task.mask(np.arange(len(r.i_r)), epoch=0, seed=run.task.seed)[:,0].numpy())
 

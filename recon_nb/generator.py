@@ -67,14 +67,14 @@ class Decoder(nn.Module):
         nf:int=3, # channels to paint
         stride:int=1, # pixels of the photo for each place of the output, along a side: 1, 2, 4 or 8
         flat:int=0, # channels of every block; 0: the encoder's, downwards
-        bounded:bool=True, # end in tanh
+        bounded:int|None=None, # how many channels end in tanh, the first ones; all if not given
     ):
         super().__init__()
         n, cs = 5-stride.bit_length(), [width*8] + ([flat]*4 if flat else [width*4, width*2, width, max(1, width//2)])
         for i in range(1, n): self.add_module(f'up{i}', up_block(cs[i-1], cs[i]))
         self.add_module(f'up{n}', up_block(cs[n-1], nf, hidden=cs[n], last=True, bounded=bounded))
 
-    def forward(self, z:Float[Tensor, 'b c4 h4 w4'])->Float[Tensor, 'b nf h w']: # 16/stride times the side; in [-1, 1] if bounded
+    def forward(self, z:Float[Tensor, 'b c4 h4 w4'])->Float[Tensor, 'b nf h w']: # 16/stride times the side; its bounded channels in [-1, 1]
         for stage in self.children(): z = stage(z)
         return z
 
@@ -96,5 +96,5 @@ class Generator(nn.Module):
         init_weights(self)
         if std_last != 0.02: init_weights([*self.dec.children()][-1], std=std_last)
 
-    def forward(self, i_in:Images)->Float[Tensor, 'b nf h_out w_out']: # as large as `i_in` for stride 1, in [-1, 1] if bounded
+    def forward(self, i_in:Images)->Float[Tensor, 'b nf h_out w_out']: # as large as `i_in` for stride 1; its bounded channels in [-1, 1]
         return self.dec(self.enc(i_in))

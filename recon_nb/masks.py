@@ -126,6 +126,7 @@ class Task:
     ):
         self.view,self.mask,self.target,self.seed = view,mask,target,seed
         self.cuts = view.cuts # a cut's name -> its share of the centre square's side
+        self.paints = target.picture == 3 # whether the photo itself must be painted, alone or beside other things
 
     def __call__(self,
         cuts:dict, # a cut's name -> `Images`; `i_r` is always there
@@ -137,6 +138,12 @@ class Task:
         hidden = self.mask(index, epoch=epoch, seed=self.seed).to(i_r.device)
         return Sample(self.view(cuts, hidden), i_r, hidden, self.target(i_r), at_stride(hidden, self.target.stride))
 
+    def picture(self,
+        x:Tensor, # a target, or a generator's output, `b c h w`
+    )->Tensor: # `b p h w`, where the target says `p`; no channels, if it is no picture
+        "The channels that are a picture: they are what a discriminator sees."
+        return x[:,:self.target.picture]
+
 # %% ../nbs/20_masks.ipynb #f38c9d2f
 def make_task(
     cfg:GANConfig, # names the view, the mask and the target
@@ -147,5 +154,5 @@ def make_task(
     target = TARGETS[check_name(cfg.target, TARGETS, 'target')]()
     fits = getattr(view, 'fits', MASKS)
     if cfg.mask not in fits: raise InputError(f"view {cfg.view!r} goes with mask {' or '.join(map(repr, fits))}, not {cfg.mask!r}.")
-    if cfg.lambda_adv and not target.bounded: raise InputError(f"a discriminator judges pictures, and target {cfg.target!r} is none: choose lambda_adv=0 and lambda_idt=1.")
+    if cfg.lambda_adv and not target.picture: raise InputError(f"a discriminator judges pictures, and target {cfg.target!r} is none: choose lambda_adv=0 and lambda_idt=1.")
     return Task(view, mask, target, seed=cfg.seed)

@@ -119,7 +119,7 @@ def load(cls,
 
 # %% ../nbs/52_run.ipynb #d9cdb05a
 def _check_paints(run):
-    if not run.task.target.bounded: raise InputError(f"this run predicts {run.cfg.target}, not pictures: there is nothing to show. Use `run.transform(images)` for its features.")
+    if not run.task.paints: raise InputError(f"this run predicts {run.cfg.target}, not pictures: there is nothing to show. Use `run.transform(images)` for its features.")
 
 # %% ../nbs/52_run.ipynb #f184d17d
 def _cut(run, images, share): # PIL images -> `b 3 h w`
@@ -134,7 +134,7 @@ def reconstruct(self:GANRun,
     images = as_images(images)
     _check_paints(self)
     s = self.task({k: _cut(self, images, share) for k,share in self.task.cuts.items()}, np.arange(len(images)))
-    out = paint(self.generator, s.i_in)
+    out = self.task.picture(paint(self.generator, s.i_in))
     return Reconstruction(*map(to_pixels, (s.i_in, out, compose(out, s.i_r, s.hidden), s.i_r)))
 
 # %% ../nbs/52_run.ipynb #cb8411c8
@@ -391,4 +391,4 @@ def _summary(run, st):
     last = run.metrics[-1] if run.metrics else None
     score = _say_score(last, 2) + (f', best trivial predictor {bar[1]:.2f} dB ({bar[0]})' if bar else '') if last else 'not evaluated yet'
     grids = sorted((run.dir/'samples').glob('*.png'))
-    return f"{done}: {score}\n{f'pictures: {grids[-1]}' if grids else 'no pictures yet' if run.task.target.bounded else f'it predicts {run.cfg.target}: no pictures'}\nrun folder: {run.dir}"
+    return f"{done}: {score}\n{f'pictures: {grids[-1]}' if grids else 'no pictures yet' if run.task.paints else f'it predicts {run.cfg.target}: no pictures'}\nrun folder: {run.dir}"

@@ -79,8 +79,8 @@ def make_networks(
 )->tuple: # generator, discriminator
     "Both players of a config, with random weights."
     t = TARGETS[check_name(cfg.target, TARGETS, 'target')]
-    gen = Generator(cfg.width, nf=t.channels, dropout=cfg.dropout, std_last=cfg.std_last, between=cfg.between, stride=t.stride, flat=cfg.width_dec, bounded=t.bounded)
-    return gen, Discriminator(cfg.width_d or cfg.width, size=cfg.size, ni=t.channels, norm=cfg.norm_d)
+    gen = Generator(cfg.width, nf=t.channels, dropout=cfg.dropout, std_last=cfg.std_last, between=cfg.between, stride=t.stride, flat=cfg.width_dec, bounded=t.picture)
+    return gen, Discriminator(cfg.width_d or cfg.width, size=cfg.size, ni=t.picture or t.channels, norm=cfg.norm_d)
 
 _optimizers = dict(adam=torch.optim.Adam, adamw=torch.optim.AdamW)
 
@@ -186,8 +186,9 @@ def train_step(
     "One move of each player: D first, then G, from one forward pass of G. With `n_critic` G moves at every n-th step only."
     seed_step(st)
     out = st.gen(s.i_in)
-    i_f = compose(out, s.target, s.where) if st.cfg.scale_bias else out
-    d = disc_step(st, s.target, i_f) if st.cfg.lambda_adv else {}
+    painted, real = st.task.picture(out), st.task.picture(s.target)
+    i_f = compose(painted, real, s.where) if st.cfg.scale_bias else painted
+    d = disc_step(st, real, i_f) if st.cfg.lambda_adv else {}
     if d and st.step % st.cfg.n_critic: return d
     return {**d, **gen_step(st, s, out, i_f)}
 
@@ -264,19 +265,20 @@ def evaluate(
     *,
     n:int=256, # held-out photos to measure, at most
     shown:int=8, # of them, how many to draw
-)->dict: # l1, psnr, ssim on the hidden region; l1 and the share explained, if the target is no picture
+)->dict: # of what is hidden: l1, psnr and ssim of a picture; the share explained of other targets
     "Score the generator on held-out photos; write the scores and a grid of what it paints into the run folder."
     s = held_out(st, n)
     out = paint(st.nets[0], s.i_in)
-    scores = score(out, s.target, s.hidden) if st.task.target.bounded else dict(l1=hidden_l1(out, s.target, s.where).mean().item(), explained=explained(out, s.target, s.where))
+    scores = score(*map(st.task.picture, (out, s.target)), s.hidden) if (p := st.task.target.picture) else dict(l1=hidden_l1(out, s.target, s.where).mean().item())
+    if p < out.shape[1]: scores['explained'] = explained(out[:,p:], s.target[:,p:], s.where)
     row = dict(step=st.step, epoch=st.epoch, n=len(out), **scores)
     if st.run_dir:
         append_jsonl(st.run_dir/'metrics.jsonl', row)
-        if s.target is s.i_r: _write_samples(st, held_out(st, 16), shown)
+        if st.task.paints: _write_samples(st, held_out(st, 16), shown)
     return row
 
 def _write_samples(st, s, shown):
-    out = paint(st.nets[0], s.i_in)
+    out = st.task.picture(paint(st.nets[0], s.i_in))
     rows = [to_pixels(x) for x in (s.i_in, out, compose(out, s.i_r, s.hidden), s.i_r)]
     save_png(image_grid([r[:shown] for r in rows]), st.run_dir/'samples'/f'epoch-{st.epoch:04d}.png')
     _write_snapshot(st.run_dir/'samples', st.epoch, rows[1], (rows[0], rows[3], to_pixels(s.hidden.expand(len(out),3,-1,-1)*2.-1)))
@@ -297,11 +299,11 @@ def score_predictors(
     *,
     n:int=256, # held-out photos to measure, at most
     fit:int=4000, # training photos to fit the predictors on, at most
-)->dict: # predictor -> scores; empty if the target is not the photo's pixels
+)->dict: # predictor -> scores; empty if the photo's pixels are no part of the target
     "The trivial predictors on the same held-out photos."
     spread = np.linspace(0, len(st.train)-1, min(fit, len(st.train))).astype(int)      # not the first: they may be all of one class
     s, t = held_out(st, n), fetch(st, st.train[spread])
-    if s.target is not s.i_r: return {}
+    if not st.task.paints: return {}
     predictors = TrivialPredictors(t.i_in.cpu(), t.i_r.cpu())                           # double precision is not everywhere
     scores = score_trivial(predictors, s.i_in.cpu(), s.i_r.cpu(), s.hidden.cpu(), window_slice(st.cfg.size, st.cfg.visible))
     return scores if st.cfg.mask == 'centre' else {'mean image': scores['mean image']}  # the others need a window in the centre
