@@ -115,6 +115,7 @@ class Sample(NamedTuple):
     target: Tensor # what must be predicted, `b c h/stride w/stride`
     where: Hidden # True where all of a place of the target is hidden, `b 1 h/stride w/stride`
 
+# %% ../nbs/20_masks.ipynb #d4e5f607
 class Task:
     "The pretext task: what is hidden, what is seen, what must be predicted."
     def __init__(self,
