@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor,nn
+from torch.nn.utils.parametrize import is_parametrized
 from torch.utils.flop_counter import FlopCounterMode
 from .config import GANConfig
 from .core import InputError,check_name
@@ -70,7 +71,15 @@ def _fresh(net, seed):
         torch.manual_seed(seed)
         for m in net.modules():
             if hasattr(m, 'reset_parameters'): m.reset_parameters()
-        return init_weights(net).requires_grad_(True)
+        init_weights(net)
+        for m in net.train().modules():
+            if is_parametrized(m, 'weight'): _fresh_spectral(m)
+        return net.requires_grad_(True)
+
+def _fresh_spectral(m): # a spectral norm hides the weights from every init
+    m.weight = nn.init.normal_(torch.empty_like(m.weight), 0., 0.02)
+    for b in m.parametrizations.weight.buffers(): nn.init.normal_(b)
+    for _ in range(15): m.weight                                         # each look is a step towards the largest singular value
 
 # %% ../nbs/56_features.ipynb #23c6b25f
 class Pixels(nn.Module):
@@ -112,7 +121,7 @@ def _open(given, part):
         return _headless(deepcopy(given)).requires_grad_(True), None, dict(module=type(given).__name__)
     if isinstance(given, GANConfig):
         with torch.random.fork_rng(devices=[]):
-            net = Encoder(given.width, dropout=given.dropout, between=given.between) if part == 'encoder' else Discriminator(given.width_d or given.width, size=given.size)
+            net = Encoder(given.width, dropout=given.dropout, between=given.between) if part == 'encoder' else Discriminator(given.width_d or given.width, size=given.size, norm=given.norm_d)
         return _headless(net), given.size, {}
     if isinstance(given, (str, os.PathLike)): given = load_pretrained(given) if Path(given).expanduser().is_file() else GANRun.load(given)
     if isinstance(given, Pretrained):
