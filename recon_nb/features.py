@@ -14,8 +14,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass,field
 from pathlib import Path
-import numpy as np
-import torch
+import numpy as np,torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor,nn
