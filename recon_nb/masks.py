@@ -8,7 +8,7 @@ Docs: https://recon-nb.github.io/recon_nb/masks.html.md"""
 __all__ = ['VIEWS', 'MASKS', 'window_size', 'window_slice', 'scale_bias', 'compose', 'CentreMask', 'ZoomView', 'CanvasView',
            'WindowMask', 'PatchMask', 'at_stride', 'Sample', 'Task', 'make_task']
 
-# %% ../nbs/20_masks.ipynb #876c3bf2
+# %% ../nbs/20_masks.ipynb #78ba80ac
 from typing import NamedTuple
 import torch
 from jaxtyping import Bool
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from .config import GANConfig
 from .core import InputError,check_name,sample_uniform
 from .pixels import Hidden,Images
-from .targets import TARGETS
+from .targets import TARGETS,PatchTarget
 
 # %% ../nbs/20_masks.ipynb #62f84562
 def window_size(
@@ -78,7 +78,7 @@ class CanvasView:
     def __init__(self, size:int, visible:float): self.cuts = {'i_r': 1.}
     def __call__(self, cuts:dict, hidden:Hidden)->Images: return cuts['i_r'].masked_fill(hidden, 0.)
 
-# %% ../nbs/20_masks.ipynb #8cea60a7
+# %% ../nbs/20_masks.ipynb #c435eab3
 class WindowMask:
     "Everything but a window is hidden; the window lies anywhere, elsewhere each epoch."
     def __init__(self, size:int, visible:float): self.size,self.side = size,window_size(size, visible)
@@ -89,7 +89,7 @@ class WindowMask:
 
 class PatchMask:
     "Of 8 x 8 patches a random choice is hidden, another each epoch."
-    side = 8                          # patches along a side of the picture
+    side = PatchTarget.side           # patches along a side of the picture
     def __init__(self, size:int, visible:float): self.size,self.keep = size,max(1, min(self.side**2-1, round(visible*self.side**2)))
     def __call__(self, index, *, epoch:int, seed:int)->Hidden:
         u = torch.from_numpy(sample_uniform(seed, epoch, index, stream='patches', k=self.side**2))

@@ -72,7 +72,7 @@ PROTOCOLS = {p.name: p for p in [
         Block(('paper-finetune',), (None,), 5, search=400))),
 ]}
 
-# %% ../nbs/65_protocols.ipynb #5c6eb921
+# %% ../nbs/65_protocols.ipynb #84fce36e
 # long: a row a line
 _pixels = dict(bs=64, scale_bias=False, lambda_adv=0., lambda_idt=1., idt_norm='l2', idt_region='hidden')
 _canvas = dict(view='canvas', mask='patches', visible=0.4)
@@ -86,6 +86,7 @@ STEPS = { # from the paper to `improved`
     'improved': 'improved'}
 WITHOUT = { # `improved`, with one thing changed
     'pixels': ('improved', dict(target='pixels')),
+    'normalised patches': ('improved', dict(target='normalised-patches')),
     'one window seen': ('improved', dict(mask='window', visible=0.6)),
     'the centre seen': ('improved', dict(mask='centre', visible=0.6)),
     'a quarter seen': ('improved', dict(visible=0.25)),
