@@ -166,10 +166,11 @@ def arm_config(
     arm = p.arms[check_name(row, p.arms, 'row of this table')]
     return (arm, {}) if isinstance(arm, str) else arm
 
-# %% ../nbs/65_protocols.ipynb #3eb8f5dc
+# %% ../nbs/65_protocols.ipynb #33ea3ce8
 def _config(p, row, data, seed):
     preset, changes = arm_config(p, row)
-    return get_preset(preset, **{**dict(size=p.sizes[data], width=p.width, bs=p.bs, seed=seed), **p.fields, **changes})
+    mirror = {k: v for k,v in p.recipes.get(data, {}).items() if k == 'flip' and p.photos == 'own'}        # digits stay unmirrored in pretraining, too
+    return get_preset(preset, **{**dict(size=p.sizes[data], width=p.width, bs=p.bs, seed=seed), **mirror, **p.fields, **changes})
 
 def run_folder(
     p:Protocol, # whose pretraining
