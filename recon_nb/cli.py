@@ -198,10 +198,11 @@ def _probe_parser():
 
 def _count(text): return None if text == 'all' else int(text)
 
-# %% ../nbs/80_cli.ipynb #2f863083
+# %% ../nbs/80_cli.ipynb #19d2cdef
 def _device(name):
     import torch
-    return name or ('cuda' if torch.cuda.is_available() else 'cpu')
+    from recon_nb.devices import check_device
+    return str(check_device(name or ('cuda' if torch.cuda.is_available() else 'cpu')))
 
 def _probe(args):
     from recon_nb.core import append_jsonl
@@ -235,7 +236,7 @@ def _table_parser():
     p.add_argument('--device', help='cpu or cuda; cuda if there is one')
     return p
 
-# %% ../nbs/80_cli.ipynb #f497e78f
+# %% ../nbs/80_cli.ipynb #e42770ee
 def _table(args):
     from recon_nb.core import check_name,read_jsonl
     if args.records: return _show_tables([r for f in args.records for r in read_jsonl(_existing(f))])
@@ -244,7 +245,7 @@ def _table(args):
     device = _device(args.device)
     if not args.yes: return _show_hours(estimate_hours(p, device=device), args.scale, device)
     sets = {name: find_labelled(name, size=size, root=args.root) for name,size in p.sizes.items()}
-    runs = pretrain(p, args.runs, root=args.photos_root)
+    runs = pretrain(p, args.runs, root=args.root if p.photos == 'own' else args.photos_root)
     _show_tables(run_protocol(p, sets, runs, out=args.out or f'{args.scale}.jsonl', device=device))
 
 # %% ../nbs/80_cli.ipynb #f55b984e

@@ -62,7 +62,7 @@ def compare_runs(
     if len(runs) < 2: raise InputError(f"compare_runs was given {len(runs)} run; it takes two or more, such as compare_runs('runs/quick-001', 'runs/quick-002').")
     return RunComparison([_open_run(r) for r in runs])
 
-# %% ../nbs/54_compare.ipynb #918daaee
+# %% ../nbs/54_compare.ipynb #fad08db1
 _titles = dict(loss_d="D's loss", adv="G's adversarial loss", idt="G's identity loss", l1='held-out L1 (less is better)',
                psnr='held-out PSNR in dB (more is better)', ssim='held-out SSIM (more is better)')
 _apart = 'step', 'epoch', 'seconds', 'n', 'loss_g', 'd_real', 'd_fake'      # in the records, but no curves
@@ -76,8 +76,8 @@ def curve(
     most:int=100, # how many points at most
 )->np.ndarray: # (2, n): epochs, values; (2, 0) if there are none
     "A column of a run's records along its epochs; long ones as means of blocks."
-    rows, steps = next((t for t in (run.history, run.metrics) if t and key in t[0]), []), run.info['train']//run.info['bs']
-    points = np.array([(r['step']/steps, r[key]) for r in rows]).reshape(-1, 2)
+    rows, steps = next((t for t in (run.history, run.metrics) if any(key in r for r in t or ())), []), run.info['train']//run.info['bs']
+    points = np.array([(r['step']/steps, r[key]) for r in rows if r.get(key) is not None]).reshape(-1, 2)        # G's losses: only where G moved
     blocks = -(-len(points) // -(-len(points)//most or 1))        # of equal length, but for one
     return np.stack([b.mean(0) for b in np.array_split(points, blocks)], 1) if len(points) else points.T
 

@@ -21,7 +21,7 @@ from .core import check_name,epoch_order,sample_uniform
 from .features import frozen
 from .pixels import Photo8,to_model
 
-# %% ../nbs/58_finetune.ipynb #4bb7548b
+# %% ../nbs/58_finetune.ipynb #47dd745f
 # long: a field a line
 @dataclass(frozen=True)
 class Recipe:
@@ -39,7 +39,8 @@ class Recipe:
     precision: str = 'no' # or bf16
     selected: dict = field(default_factory=dict)
 
-    def __post_init__(self): check_name(self.mode, ('finetune', 'paper-finetune'), 'mode')
+    def __post_init__(self):
+        check_name(self.mode, ('finetune', 'paper-finetune'), 'mode'); check_name(self.precision, ('no', 'bf16'), 'precision of fine-tuning')
     def updates(self, n:int)->int: # for n labels
         return max(self.steps, self.epochs*max(1, n//min(self.bs, n)))
 

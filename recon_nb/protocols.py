@@ -289,10 +289,10 @@ def best_arm(
     many = lambda r: float('inf') if r['job']['labels'] is None else r['job']['labels']
     return max((r for r in found if many(r) == max(map(many, found))), key=lambda r: r['score'])['job']['arm']
 
-# %% ../nbs/65_protocols.ipynb #849c00bc
+# %% ../nbs/65_protocols.ipynb #bc060375
 def _describe(runs, out):
     "A record for each pretraining that has none."
-    known = [(r['row'], r['seed'], r['photos'], r['images_seen']) for r in read_jsonl(out) if r['kind'] == 'pretraining']
+    known = [(r['row'], r['seed'], r['photos'], r['images_seen']) for r in read_jsonl(out) if r.get('kind') == 'pretraining']
     for (row,_),folders in runs.items():
         for r in (describe_pretraining(f, row) for f in folders):
             if (who := (r['row'], r['seed'], r['photos'], r['images_seen'])) not in known: known.append(who); append_jsonl(out, r)

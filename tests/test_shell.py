@@ -112,7 +112,21 @@ def test_a_signal_saves_and_resume_ends_where_a_straight_run_ends(sig, tmp_path)
 
 def test_mistakes_end_in_one_line_and_status_2(tmp_path):
     for name, argv in [('train', ['--preset', 'papersb']), ('train', ['--resume']), ('train', ['no/such/folder']), ('train', ['--visible', '1.5']),
-                       ('train', ['voc2012', '--root', tmp_path, *TINY]), ('reconstruct', [tmp_path, 'x.jpg']), ('embed', [tmp_path, tmp_path])]:
+                       ('train', ['voc2012', '--root', tmp_path, *TINY]), ('reconstruct', [tmp_path, 'x.jpg']), ('embed', [tmp_path, tmp_path]),
+                       ('table', ['--device', 'cuad', '--yes']), ('table', ['--precision', 'fp16'])]:
         rc, out, err = run(name, *argv, cwd=tmp_path)
         assert rc == 2 and 'Traceback' not in err and len(err.strip().splitlines()) == 1, (argv, err)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_table_in_domain_pretrains_on_the_sets_it_probes(monkeypatch):
+    "`--root` says where the labelled sets are; where pretraining is on their own images, it says so there, too."
+    from recon_nb import cli, protocols
+    roots = {}
+    monkeypatch.setattr(protocols, 'find_labelled', lambda name, **how: name)
+    monkeypatch.setattr(protocols, 'pretrain', lambda p, runs, *, root: roots.update({p.name: root}))
+    monkeypatch.setattr(protocols, 'run_protocol', lambda *args, **how: [])
+    monkeypatch.setattr(cli, '_show_tables', lambda records: None)
+    for scale in ('improved', 'ablations', 'small'):
+        assert cli.table(['--scale', scale, '--root', 'labelled', '--photos-root', 'photos', '--yes']) == 0
+    assert roots == {'improved': 'labelled', 'ablations': 'labelled', 'small': 'photos'}
