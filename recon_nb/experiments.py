@@ -185,7 +185,23 @@ def _probe(job, recipe, device):
     passes = r['n_train'] + r['n_test'] + 3*r['images_seen']*(job.mode not in FROZEN)          # a training step: forward, and twice that backward
     return dict({k: v for k,v in r.items() if k != 'confusion'}, kind='probe', job=job.known, flops=2*r['macs']*passes)
 
-# %% ../nbs/62_experiments.ipynb #4476d21f
+# %% ../nbs/62_experiments.ipynb #1c99de5f
+def _print_of(images): # a `LabelledSet`: sizes, all labels, and the pixels of some
+    h = hashlib.blake2b(digest_size=6)
+    for x,y in ((images.train_x, images.train_y), (images.test_x, images.test_y)):
+        h.update(f'{x.shape}'.encode()); h.update(np.asarray(y, dtype=np.int64).tobytes())
+        h.update(np.asarray(x[np.unique(np.linspace(0, len(x)-1, 200).astype(int))]).tobytes())
+    return h.hexdigest()
+
+def _check_images(jobs, done, out):
+    "The fingerprint of each set. Raises `InputError` if there are records of other images under the same name."
+    prints = {i: _print_of(s) for i,s in {id(j.images): j.images for j in jobs}.items()}
+    for j in jobs:
+        if done.get(j.key, {}).get('images', now := prints[id(j.images)]) != now:
+            raise InputError(f"{out} has records of other images called {j.data!r}: photos or labels have changed since. Give another file as `out`, or the set another name.")
+    return prints
+
+# %% ../nbs/62_experiments.ipynb #97c50df9
 def run_jobs(
     jobs, # from `list_jobs`; lists may be joined, then sorted by `in_order`
     *,
@@ -196,11 +212,12 @@ def run_jobs(
     "Run what is missing, a record each. Can be killed at any moment and called again."
     with _alone(out) as out:
         done = {json.dumps(r['job'], sort_keys=True): r for r in read_jsonl(out) if 'job' in r}
+        prints = _check_images(jobs, done, out)
         missing = [j for j in jobs if j.key not in done]
         if progress and len(missing) < len(jobs): print(f'{len(jobs)-len(missing)} of {len(jobs)} are there')
         for i,j in enumerate(missing):
             r = _search(j, device) if j.kind == 'recipe' else _probe(j, Recipe(**done[j.search.key]['recipe']) if j.search else None, device)
-            append_jsonl(out, r)
+            append_jsonl(out, r := dict(r, images=prints[id(j.images)]))
             done[j.key] = json.loads(json.dumps(r))              # as the file gives it back
             if progress: print(_line(i+1, missing, j, r, sum(estimate(missing[i+1:], jobs, done))), flush=True)
     return [done[j.key] for j in jobs]
