@@ -111,13 +111,13 @@ def as_arm(
     _try(net, size)
     return Arm(name, net, size, source)
 
-# %% ../nbs/56_features.ipynb #c6107553
+# %% ../nbs/56_features.ipynb #9855ec96
 def _open(given, part):
-    "A network to copy, its size if it has one, and where it comes from."
+    "A copy of a network, on the CPU, its size if it has one, and where it comes from."
     if isinstance(given, nn.Module):
         if not callable(getattr(given, 'features', None)) or not hasattr(given, 'channels'):
             raise InputError(f"a {type(given).__name__} can't be probed: it needs features(x), a list of feature maps (b c h w), and channels, a number for each map.")
-        return _headless(deepcopy(given)).requires_grad_(True), None, dict(module=type(given).__name__)
+        return _headless(deepcopy(given)).cpu().requires_grad_(True), None, dict(module=type(given).__name__)
     if isinstance(given, GANConfig):
         with torch.random.fork_rng(devices=[]):
             net = Encoder(given.width, dropout=given.dropout, between=given.between) if part == 'encoder' else Discriminator(given.width_d or given.width, size=given.size, norm=given.norm_d)
@@ -125,7 +125,7 @@ def _open(given, part):
     if isinstance(given, (str, os.PathLike)): given = load_pretrained(given) if Path(given).expanduser().is_file() else GANRun.load(given)
     if isinstance(given, Pretrained):
         if part == 'disc': raise InputError("an exported encoder comes without its discriminator; give the folder of the run.")
-        return deepcopy(given.encoder).requires_grad_(True), given.preprocess.size, given.config['training']
+        return deepcopy(given.encoder).cpu().requires_grad_(True), given.preprocess.size, given.config['training']
     if not isinstance(given, GANRun): raise InputError(f"{type(given).__name__} can't be probed; give a GANRun, the folder of one, an exported encoder, a module, None for scratch, or 'pixels'.")
     cfg, net = given.cfg, deepcopy(given.encoder if part == 'encoder' else given.disc).requires_grad_(True)
     return _headless(net).cpu(), cfg.size, dict(run=given.dir.name, preset=cfg.preset, data=os.path.basename(cfg.data), width=cfg.width, seed=cfg.seed, step=given.step)
