@@ -8,7 +8,7 @@ Docs: https://recon-nb.github.io/recon_nb/experiments.html.md"""
 __all__ = ['fingerprint', 'Job', 'list_jobs', 'in_order', 'run_jobs', 'count_work', 'estimate', 'compare', 'measure_speed',
            'plan', 'plan_jobs']
 
-# %% ../nbs/62_experiments.ipynb #d291ec5c
+# %% ../nbs/62_experiments.ipynb #373333be
 import hashlib,json,time
 from contextlib import contextmanager
 from dataclasses import asdict,dataclass,field,fields,replace
@@ -18,20 +18,19 @@ import pandas as pd
 import torch
 from filelock import FileLock,Timeout
 from .core import InputError,append_jsonl,check_name,describe_machine,read_jsonl
-from .features import Arm,as_arm,count_macs
+from .features import Arm,as_arm,count_macs,hash_weights
 from .finetune import Recipe,paper_recipe
 from .labelled import development_images,label_subset,load_labelled
 from .probe import FROZEN,MODES,probe,search_recipe
 from .run import duration
 
-# %% ../nbs/62_experiments.ipynb #fc2330fb
+# %% ../nbs/62_experiments.ipynb #e4e95e65
 def fingerprint(
     arm:Arm, # from `as_arm`
 )->str: # twelve hexadecimal digits
     "Equal for equal networks: the weights of a pretrained arm, the architecture of one from scratch."
     h = hashlib.blake2b(f'{"" if arm.pretrained else arm.name}{arm.net}'.encode(), digest_size=6)
-    for k,v in arm.net.state_dict().items() if arm.pretrained else ():
-        h.update(k.encode()); h.update(v.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    if arm.pretrained: hash_weights(h, arm.net)
     return h.hexdigest()
 
 # %% ../nbs/62_experiments.ipynb #95803073
@@ -101,7 +100,7 @@ def _search_labels(search, labels, data):
     free = np.bincount(np.delete(data.train_y, development_images(data.train_y)), minlength=len(data.classes)).min()
     return k if k is None or k <= free else None
 
-# %% ../nbs/62_experiments.ipynb #9b919b45
+# %% ../nbs/62_experiments.ipynb #26be175e
 # long: the checks, then the cross product
 def list_jobs(
     encoders:dict, # name of an arm -> None (scratch), 'pixels', an encoder, or a list of encoders that differ in the seed of their pretraining
@@ -123,6 +122,8 @@ def list_jobs(
     for m in modes: check_name(m, MODES, 'mode')
     if search not in ('each', None) and (type(search) is not int or search < 1): raise InputError(f"search={search!r}; give 'each', a number of labels a class, or None.")
     arms = _as_arms(encoders, size=size, like=like, width=width)
+    if matched and (uneven := [name for name,g in arms.items() if len(g) > len(seeds)]):
+        raise InputError(f"matched pairs the k-th encoder with the k-th seed, and the arm {uneven[0]!r} has {len(arms[uneven[0]])} encoders for {len(seeds)} seeds: give a seed for each.")
     if len(sizes := {a.size for g in arms.values() for a in g}) > 1: raise InputError(f"the encoders are for pictures of {' and '.join(map(str, sorted(sizes)))} px; give size=, or compare them apart.")
     sets = _as_sets(datasets, sizes.pop(), root)
     for k in recipes: check_name(k, ['*', *(s.name for s in sets)], 'set with a recipe')
@@ -225,7 +226,7 @@ def _line(i, jobs, j, r, left):
     found = f"development {r['score']:.1%}" if j.kind == 'recipe' else f"test {r['test_accuracy']:.1%}, train {r['train_accuracy']:.1%}"
     return f"{i} of {len(jobs)}: {j}: {found}; {duration(r['seconds'])}" + (f', about {duration(left)} left' if i < len(jobs) else '')
 
-# %% ../nbs/62_experiments.ipynb #fa9ebfa6
+# %% ../nbs/62_experiments.ipynb #c1332eab
 def count_work(
     job:Job, # from `list_jobs`
 )->float: # multiply-adds, roughly
@@ -236,7 +237,7 @@ def count_work(
     if job.mode not in FROZEN:
         r = (paper_recipe if job.mode == 'paper-finetune' else Recipe)(**{f: v for f,v in job.settings if f != 'search'})
         return macs*(3*r.updates(n)*min(r.bs, n) + n + len(d.test_y)) * (7 if job.kind == 'recipe' else 1)
-    work, last = macs*(len(d.train_y) + len(d.test_y)), channels[-1]*max(1, d.size//16)**2
+    work, last = macs*(n + len(d.test_y)), channels[-1]*max(1, d.size//16)**2
     if job.mode == 'linear': work += (3*d.size**2 if net.name == 'pixels' else 4*sum(channels[-3:]))*k*(400*n + 4000*min(n, 5000))
     if job.mode == 'paper-frozen': work += 5*3*32*max(3000, 10*n//32)*last*512
     return work

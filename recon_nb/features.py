@@ -29,7 +29,7 @@ from .layers import init_weights
 from .pixels import Images,Photo8,to_model
 from .run import GANRun
 
-# %% ../nbs/56_features.ipynb #696641d9
+# %% ../nbs/56_features.ipynb #5dc0cd7f
 @contextmanager
 def frozen(
     net:nn.Module, # in evaluation mode inside, in its old modes afterwards
@@ -41,7 +41,7 @@ def frozen(
         with torch.no_grad(): yield net
     finally:
         for m,was in modes: m.training = was
-    changed = [k for k,v in net.state_dict().items() if not torch.equal(v, before[k])]
+    changed = [k for k,v in net.state_dict().items() if not torch.equal(v.nan_to_num(), before[k].nan_to_num())]
     if changed: raise RuntimeError(f"a frozen encoder changed: {', '.join(changed[:3])}{', ...' if len(changed) > 3 else ''}")
 
 # %% ../nbs/56_features.ipynb #f7df003a
@@ -63,17 +63,21 @@ class Arm:
         net = deepcopy(self.net)
         return _fresh(net, seed) if self.name == 'scratch' else net
 
-# %% ../nbs/56_features.ipynb #cb316d4c
+# %% ../nbs/56_features.ipynb #65241a11
 def _fresh(net, seed):
-    "Start anew: every layer's own start, then DCGAN's for convolutions and batch norms, as `train_gan` does."
+    "Start anew: every layer's own start; in our networks then DCGAN's for convolutions and batch norms, as `train_gan` does."
+    ours = isinstance(net, (Encoder, Discriminator))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for m in net.modules():
-            if hasattr(m, 'reset_parameters'): m.reset_parameters()
-        init_weights(net)
+        for p in net.requires_grad_(True).parameters(): p.data.fill_(torch.nan)          # what nobody renews will show
+        for m in [*net.modules()][::1 if ours else -1]:                                  # children before parents: these may know better
+            getattr(m, 'reset_parameters', getattr(m, '_reset_parameters', lambda: None))()
+        if ours: init_weights(net)
         for m in net.train().modules():
             if is_parametrized(m, 'weight'): _fresh_spectral(m)
-        return net.requires_grad_(True)
+    if old := next((n for n,p in net.named_parameters() if p.isnan().any()), None):
+        raise InputError(f"{type(net).__name__} can't start from scratch: nothing renews {old}. Give the module that holds it a reset_parameters(), or a config as like=.")
+    return net
 
 def _fresh_spectral(m): # a spectral norm hides the weights from every init
     m.weight = nn.init.normal_(torch.empty_like(m.weight), 0., 0.02)
@@ -90,7 +94,7 @@ class Pixels(nn.Module):
         "The picture as the only stage."
         return [F.adaptive_avg_pool2d(x, min(32, x.shape[-1]))]
 
-# %% ../nbs/56_features.ipynb #05d46064
+# %% ../nbs/56_features.ipynb #402ef918
 def as_arm(
     encoder, # a `GANRun`, the folder of one, an exported encoder, a module, None for scratch, or 'pixels'
     *,
@@ -109,9 +113,11 @@ def as_arm(
     if like is None and width is not None: own = None
     if not (size := size or own): raise InputError("how large are the images? Give size=, in pixels.")
     _try(net, size)
-    return Arm(name, net, size, source)
+    arm = Arm(name, net, size, source)
+    if name == 'scratch': arm.build(0)
+    return arm
 
-# %% ../nbs/56_features.ipynb #9855ec96
+# %% ../nbs/56_features.ipynb #789a54fe
 def _open(given, part):
     "A copy of a network, on the CPU, its size if it has one, and where it comes from."
     if isinstance(given, nn.Module):
@@ -128,7 +134,8 @@ def _open(given, part):
         return deepcopy(given.encoder).cpu().requires_grad_(True), given.preprocess.size, given.config['training']
     if not isinstance(given, GANRun): raise InputError(f"{type(given).__name__} can't be probed; give a GANRun, the folder of one, an exported encoder, a module, None for scratch, or 'pixels'.")
     cfg, net = given.cfg, deepcopy(given.encoder if part == 'encoder' else given.disc).requires_grad_(True)
-    return _headless(net).cpu(), cfg.size, dict(run=given.dir.name, preset=cfg.preset, data=os.path.basename(cfg.data), width=cfg.width, seed=cfg.seed, step=given.step)
+    source = dict(run=given.dir.name, preset=cfg.preset, data=os.path.basename(cfg.data), width=cfg.width, seed=cfg.seed, step=given.step)
+    return _headless(net).cpu(), cfg.size, source | (dict(part=part) if part == 'disc' else {})
 
 # %% ../nbs/56_features.ipynb #8ab958fd
 def _headless(net):
@@ -147,7 +154,7 @@ def _try(net, size):
         raise InputError(f"{given}: features(x) gives maps of shape {[tuple(m.shape) for m in maps]}, channels says {tuple(net.channels)}.")
     if not all(m.isfinite().all() for m in maps): raise InputError(f"{given}: features of a grey picture are not finite. Did its training diverge?")
 
-# %% ../nbs/56_features.ipynb #e6712b4f
+# %% ../nbs/56_features.ipynb #705a0913
 def encode(
     net:nn.Module, # the encoder; the same afterwards
     photos:Photo8, # bytes, of the size it is meant for
@@ -161,25 +168,29 @@ def encode(
     "What a frozen encoder makes of photos. Remembered: the same weights and photos are not computed twice."
     key = _fingerprint(net, photos), stages, side
     if key not in _memory:
-        net = net.to(device, memory_format=torch.channels_last)
-        with frozen(net):
-            parts = [[_pool(f, side) for f in (maps[s] for s in stages)] for i in range(0, len(photos), bs) for maps in [net.features(_batch(photos[i:i+bs], device))]]
-        out = torch.cat([torch.cat(p, 1).float().cpu() for p in parts])
+        with frozen(deepcopy(net).to(device, memory_format=torch.channels_last)) as copy:
+            parts = [[_pool(f, side) for f in (maps[s] for s in stages)] for i in range(0, len(photos), bs) for maps in [copy.features(_batch(photos[i:i+bs], device))]]
+        out = torch.cat([torch.cat(p, 1) for p in parts])
         if not remember: return out
         _remember(key, out)
     _memory.move_to_end(key)
     return _memory[key]
 
 def _batch(photos, device): return to_model(np.array(photos), device).contiguous(memory_format=torch.channels_last)
-def _pool(f, side): return (f if side is None or f.shape[-1] <= side else F.adaptive_avg_pool2d(f, side)).flatten(1)
+def _pool(f, side): # MPS pools to a side only that divides the map's; the CPU to any
+    f = f.float() if f.device.type == 'cuda' else f.float().cpu()
+    return (f if side is None or f.shape[-1] <= side else F.adaptive_avg_pool2d(f, side)).flatten(1).cpu()
 
-# %% ../nbs/56_features.ipynb #2d170165
+# %% ../nbs/56_features.ipynb #550d6401
 _memory, _most = OrderedDict(), 1.5e9      # bytes of features to remember
+
+def hash_weights(h, net):
+    "Let a hash see every weight and buffer of a network."
+    for k,v in net.state_dict().items(): h.update(k.encode()); h.update(v.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
 
 def _fingerprint(net, photos):
     h = hashlib.blake2b(f'{net}{photos.shape}'.encode(), digest_size=16)
-    for k,v in net.state_dict().items(): h.update(k.encode()); h.update(v.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    h.update(np.ascontiguousarray(photos))
+    hash_weights(h, net); h.update(np.ascontiguousarray(photos))
     return h.hexdigest()
 
 def _remember(key, features):

@@ -42,17 +42,20 @@ def crossed_interval(
     half = stats.t.ppf((1+level)/2, max(df, 1.))*(total/(P*S))**0.5
     return float(m), float(m-half), float(m+half)
 
-# %% ../nbs/63_tables.ipynb #e810ca94
+# %% ../nbs/63_tables.ipynb #361c5383
 def _row(r):
     "A record as a row; `arm` is the table's row, `pretraining` tells encoders of one arm apart."
     job, source = r.get('job', {}), r.get('source', {})
-    arm = job.get('arm') or source.get('preset') or source.get('module') or r['arm']
+    arm = job.get('arm') or ', '.join(v for v in (source.get('preset'), source.get('part')) if v) or source.get('module') or r['arm']
     plain = dict(pixels='raw pixels', scratch='random' if r['mode'] in FROZEN else 'scratch').get(r['arm'])
     return dict(arm=plain or arm, mode=r['mode'], data=r['data'], labels=r['labels_per_class'] or 'all', seed=r['seed'], acc=100*r['test_accuracy'],
                 pretraining=job.get('weights') or json.dumps(source, sort_keys=True), per_class=r['n_train']/r['classes'], chance=100*r['chance'],
-                n_test=r['n_test'], size=r['size'], settings=json.dumps(job.get('settings', r.get('config') if r['mode'] not in FROZEN else None), sort_keys=True))
+                n_test=r['n_test'], size=r['size'], settings=json.dumps(job.get('settings', _settings(r) if r['mode'] not in FROZEN else None), sort_keys=True))
 
-# %% ../nbs/63_tables.ipynb #7e9a581f
+def _settings(r): # what was searched is a finding
+    return {k: v for k,v in (r.get('config') or {}).items() if not r.get('selected') or k not in ('lr','layer_decay','head_first')}
+
+# %% ../nbs/63_tables.ipynb #f5d671c9
 def _agree(rows, by, what, say):
     for key,g in rows.groupby(by, sort=False):
         if g[what].nunique() > 1: raise InputError(f"{' / '.join(map(str, key))} comes with {what} {' and '.join(map(str, g[what].unique()[:3]))}: {say}")
@@ -65,11 +68,13 @@ def tidy(
     if not len(rows): raise InputError("there is no record of a probe. Run `compare`, or give the file that it wrote.")
     for what in ('size','n_test'): _agree(rows, ['data'], what, 'give each its own name, or keep them in tables of their own.')
     _agree(rows, ['arm','mode','data','labels'], 'settings', 'these runs were trained in different ways; keep them in tables of their own.')
+    controls = rows[rows.arm.isin(['scratch','random','raw pixels']) & (rows.pretraining != '{}')]
+    _agree(controls, ['arm','mode','data','labels'], 'pretraining', 'two architectures under one name; keep them in tables of their own.')
     same = ['arm','mode','data','labels','pretraining','seed']
     _agree(rows, same, 'acc', 'two records of the same run disagree.')
     return rows.drop_duplicates(same, ignore_index=True)
 
-# %% ../nbs/63_tables.ipynb #2f31d7cb
+# %% ../nbs/63_tables.ipynb #814249cc
 def _pair(arm, ref):
     "Differences: a row for each pretraining, a column for each seed that the reference has, too; nan where one is missing."
     d = arm.pivot(index='pretraining', columns='seed', values='acc')
@@ -82,14 +87,33 @@ def _wide(d, level):
     full = d.dropna(axis=1)
     return crossed_interval(full, level=level)[1:] if full.shape[1] > 1 else (np.nan, np.nan)
 
+def _welch(diff, parts, level):
+    "Student's interval where the variance is a sum: `parts` holds (variance, degrees of freedom)."
+    total = sum(v for v,_ in parts)
+    df = total**2/sum(v**2/k for v,k in parts) if total else 1.
+    half = stats.t.ppf((1+level)/2, df)*total**0.5
+    return diff-half, diff+half
+
+def _independent(arm, ref, level):
+    "Two arms, each with pretrainings of its own that all met the same seeds: the luck of both counts."
+    a, b = (x.pivot(index='pretraining', columns='seed', values='acc') for x in (arm, ref))
+    seeds = a.columns.intersection(b.columns)
+    if not len(seeds): return {}
+    a, b = (x[seeds].dropna(how='all') for x in (a, b))
+    parts, by_seed = [(m.var()/len(m), len(m)-1) for m in (a.mean(axis=1), b.mean(axis=1)) if len(m) > 1], a.mean()-b.mean()
+    diff = a.mean(axis=1).mean() - b.mean(axis=1).mean()
+    both = _welch(diff, [*parts, (by_seed.var()/len(seeds), len(seeds)-1)], level) if len(seeds) > 1 else (np.nan, np.nan)
+    return dict(zip(('diff','low','high','low_both','high_both'), (diff, *_welch(diff, parts, level), *both)), n_diff=len(a), over='pretrainings')
+
 def _difference(arm, ref, level):
+    if ref.groupby('seed')['pretraining'].nunique().max() > 1: return _independent(arm, ref, level)
     d = _pair(arm, ref)
     if d.empty: return {}
     over = d.iloc[0].dropna() if len(d) == 1 else d.mean(axis=1)
     wide = _wide(d, level)
     return dict(zip(('diff','low','high','low_both','high_both'), (*interval(over, level=level), *wide)), n_diff=len(over), over='probe seeds' if len(d) == 1 else 'pretrainings')
 
-# %% ../nbs/63_tables.ipynb #dc7f069c
+# %% ../nbs/63_tables.ipynb #5b30a052
 def summarize(
     records, # as for `tidy`
     *,
@@ -98,6 +122,7 @@ def summarize(
 )->pd.DataFrame: # a row for each arm, mode, set and number of labels, in per cent
     "Mean, standard deviation, and the paired difference from a reference, for every cell of a table."
     rows, out = tidy(records), []
+    check_name(against, ['scratch', *rows.arm.unique()], 'arm to compare with')
     for (mode,data,labels,arm),g in rows.groupby(['mode','data','labels','arm'], sort=False):
         ref = 'random' if against == 'scratch' and mode in FROZEN else against
         cell = rows[(rows['mode'] == mode) & (rows.data == data) & (rows.labels == labels)]
