@@ -49,7 +49,7 @@ def load_tensors(
     if bad or set(crc) != set(tensors): raise InputError(f"{path} is damaged: checksum of {bad[0] if bad else 'the list of tensors'} does not fit.")
     return tensors, state
 
-# %% ../nbs/50_checkpoint.ipynb #df9dc78d
+# %% ../nbs/50_checkpoint.ipynb #b5d558c2
 def pack_optimizer(
     opt:torch.optim.Optimizer, # any of torch's
     name:str, # prefix of the tensors' names
@@ -66,7 +66,7 @@ def unpack_optimizer(
     tensors:dict, # as `load_tensors` gives them
     rest:dict, # as `pack_optimizer` gave it
 )->None:
-    "Restore what `pack_optimizer` packed, each tensor in its parameter's memory layout."
+    "Restore what `pack_optimizer` packed, each tensor in its parameter's memory layout. How it is computed (`fused`, `foreach`) stays as it was made."
     params = [p for g in opt.param_groups for p in g['params']]
     state = {int(i): dict(s) for i,s in rest['rest'].items()}
     for key,v in tensors.items():
@@ -74,7 +74,8 @@ def unpack_optimizer(
         if owner != name: continue
         i,_,k = tail.partition('.')
         state[int(i)][k] = torch.empty_like(params[int(i)]).copy_(v) if v.shape == params[int(i)].shape and v.dim() else v
-    opt.load_state_dict(dict(state=state, param_groups=rest['groups']))
+    groups = [{**saved, **{k: g[k] for k in ('fused','foreach') if k in g}} for saved,g in zip(rest['groups'], opt.param_groups)]
+    opt.load_state_dict(dict(state=state, param_groups=groups))
 
 # %% ../nbs/50_checkpoint.ipynb #1b22059e
 def save_checkpoint(

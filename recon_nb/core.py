@@ -57,19 +57,22 @@ def write_atomic(
     finally: tmp.unlink(missing_ok=True)
     return path
 
-# %% ../nbs/00_core.ipynb #96b79c6a
+# %% ../nbs/00_core.ipynb #6a7dfc85
 def append_jsonl(
     path, # the file; made if it is missing
     *records:dict, # one line each
 )->None:
-    "Append `records` to a JSON Lines file, in one write. A torn last line left by a killed writer is cut off first."
+    "Append `records` to a JSON Lines file, in one write. A torn last line left by a killed writer is cut off first; a whole one that only lacks its end is ended."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _name_file(path), open(path, 'ab+') as f:
-        if f.tell() and (f.seek(-1, 2), f.read(1))[1] != b'\n': f.truncate(_end_of_last_line(path))
+        if f.tell() and (f.seek(-1, 2), f.read(1))[1] != b'\n': _mend_end(f, path.read_bytes().rfind(b'\n')+1)
         f.write(''.join(json.dumps(r)+'\n' for r in records).encode())
 
-def _end_of_last_line(path): return path.read_bytes().rfind(b'\n') + 1
+def _mend_end(f, start): # of the last line, which has no end
+    f.seek(start)
+    try: json.loads(f.read()); f.write(b'\n')
+    except ValueError: f.truncate(start)
 
 # %% ../nbs/00_core.ipynb #ed75d084
 def read_jsonl(

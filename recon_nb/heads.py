@@ -16,7 +16,7 @@ from jaxtyping import Float,Int64
 from torch import Tensor
 from .labelled import split_labels
 
-# %% ../nbs/57_heads.ipynb #91ef19ce
+# %% ../nbs/57_heads.ipynb #da3c8de2
 def knn_predict(
     f_train:Float[Tensor, 'n d'], # features with labels
     y_train:Int64[Tensor, ' n'], # their classes
@@ -31,7 +31,7 @@ def knn_predict(
     for i,rows in enumerate(f.split(bs)):
         close = F.normalize(rows, dim=1) @ keys.T
         if leave_out: close[torch.arange(len(rows)), torch.arange(len(rows))+i*bs] = -2
-        votes = F.one_hot(y_train[close.topk(min(k, len(keys)), dim=1).indices], n_classes).sum(1)
+        votes = F.one_hot(y_train[close.topk(min(k, len(keys)-leave_out), dim=1).indices], n_classes).sum(1)
         out.append((votes*n_classes - torch.arange(n_classes, device=votes.device)).argmax(1))     # of equals, the first
     return torch.cat(out)
 

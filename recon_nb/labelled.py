@@ -7,9 +7,9 @@ Docs: https://recon-nb.github.io/recon_nb/labelled.html.md"""
 # %% auto #0
 __all__ = ['DEV_SEED', 'LabelledSet', 'load_labelled', 'label_subset', 'split_labels', 'development_images']
 
-# %% ../nbs/15_labelled.ipynb #04a8931a
+# %% ../nbs/15_labelled.ipynb #0e0b64d5
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass,replace
 from pathlib import Path
 import numpy as np
 from .core import InputError,sample_uniform
@@ -51,7 +51,7 @@ def _check_set(s):
     if s.train_x.shape[1] != s.test_x.shape[1]:
         raise InputError(f"{s.name}: images to train on have {s.train_x.shape[1]} px, to test on {s.test_x.shape[1]} px; load both at one size.")
 
-# %% ../nbs/15_labelled.ipynb #951591ca
+# %% ../nbs/15_labelled.ipynb #4aee6706
 def load_labelled(
     data, # a named set with labels, a folder with train/<class>/ and test/<class>/ (or val/), or a `LabelledSet`
     *,
@@ -65,7 +65,7 @@ def load_labelled(
     "Images with classes, in two parts. Raises `InputError` if labels or classes are missing."
     if isinstance(data, LabelledSet):
         if data.size != size or share != 1: raise InputError(f"{data!r} is asked for at {size} px, share {share:g}; make it that way.")
-        return data
+        return replace(data, name=name) if name else data
     if not isinstance(data, (str, os.PathLike)): raise InputError(f"data is a {type(data).__name__}; give the name of a labelled set, a folder, or a LabelledSet.")
     how = dict(size=size, cuts={'i_r': share}, workers=workers, progress=progress)
     folder = Path(data).expanduser()

@@ -55,7 +55,7 @@ def _row(r):
 def _settings(r): # what was searched is a finding
     return {k: v for k,v in (r.get('config') or {}).items() if not r.get('selected') or k not in ('lr','layer_decay','head_first')}
 
-# %% ../nbs/63_tables.ipynb #f5d671c9
+# %% ../nbs/63_tables.ipynb #4587ee81
 def _agree(rows, by, what, say):
     for key,g in rows.groupby(by, sort=False):
         if g[what].nunique() > 1: raise InputError(f"{' / '.join(map(str, key))} comes with {what} {' and '.join(map(str, g[what].unique()[:3]))}: {say}")
@@ -64,7 +64,8 @@ def tidy(
     records, # dicts, as `compare` writes them or `ProbeResult.records()` gives them; those of another kind are left out
 )->pd.DataFrame: # a row a run; `acc` and `chance` in per cent
     "Records as rows. Raises `InputError` if they don't belong into one table."
-    rows = pd.DataFrame([_row(r) for r in records if r.get('kind', 'probe') == 'probe'])
+    try: rows = pd.DataFrame([_row(r) for r in records if r.get('kind', 'probe') == 'probe'])
+    except KeyError as e: raise InputError(f"a record has no {e}: this is no record of a probe. Give files that `compare` or `recon-probe --out` wrote.") from None
     if not len(rows): raise InputError("there is no record of a probe. Run `compare`, or give the file that it wrote.")
     for what in ('size','n_test'): _agree(rows, ['data'], what, 'give each its own name, or keep them in tables of their own.')
     _agree(rows, ['arm','mode','data','labels'], 'settings', 'these runs were trained in different ways; keep them in tables of their own.')

@@ -48,13 +48,13 @@ def _write_losses(self:TensorBoardHook, st): # if there are new ones
     self.seen = st.losses
     self.writer.flush()
 
-# %% ../nbs/55_tensorboard.ipynb #b0e4f13c
+# %% ../nbs/55_tensorboard.ipynb #070ff5be
 @patch
 def _write_scores(self:TensorBoardHook, st): # of the look just taken, from the run folder
     if not st.run_dir: return
     row = read_jsonl(st.run_dir/'metrics.jsonl')[-1]
     for k,v in row.items():
-        if k not in ('step', 'epoch', 'n'): self.writer.add_scalar(f'held_out/{k}', v, row['step'])
+        if k not in ('step', 'epoch', 'n') and v is not None: self.writer.add_scalar(f'held_out/{k}', v, row['step'])
     grid = st.run_dir/'samples'/f'epoch-{st.epoch:04d}.png'
     if grid.exists(): self.writer.add_image('samples', np.asarray(Image.open(grid).convert('RGB')), row['step'], dataformats='HWC')
     self.writer.flush()
