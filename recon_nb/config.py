@@ -12,7 +12,7 @@ import json
 from dataclasses import asdict,dataclass,field,fields,replace
 from .core import InputError,check_name
 
-# %% ../nbs/02_config.ipynb #d43e42ff
+# %% ../nbs/02_config.ipynb #c530c291
 def _opt(default, doc): return field(default=default, metadata=dict(doc=doc))
 
 # long: one field a line is the point of a config
@@ -30,6 +30,7 @@ class GANConfig:
     width:      int   = _opt(64, 'channels of the first stage; each later one doubles (our reading)')
     width_d:    int   = _opt(0, "channels of the discriminator's first stage; 0: as many as `width`")
     between:    bool  = _opt(False, "batch norm and activation between the two convolutions of an encoder's stage (the paper's presets: none)")
+    painter:    str   = _opt('decoder', "who paints: decoder (§2.2), or reader: sees all stages of the encoder and teaches it nothing")
     width_dec:  int   = _opt(0, "channels of every block of a light decoder; 0: as many as the encoder's stages have")
     dropout:    float = _opt(0.5, 'dropout rate in conv4 (§2.4)')
     std_last:   float = _opt(0.02, "standard deviation of the initial weights of the generator's last block (not given; DCGAN's)")
@@ -65,8 +66,8 @@ class GANConfig:
     @classmethod
     def from_json(cls, s:str): return config_from_dict(json.loads(s))
 
-# %% ../nbs/02_config.ipynb #9d2a3334
-_choices = dict(schedule=('constant','cosine'), idt_norm=('l1','l2'), idt_region=('all','hidden'), optimizer=('adam','adamw'), precision=('no','bf16','fp16'))
+# %% ../nbs/02_config.ipynb #4c528fbe
+_choices = dict(painter=('decoder','reader'), schedule=('constant','cosine'), idt_norm=('l1','l2'), idt_region=('all','hidden'), optimizer=('adam','adamw'), precision=('no','bf16','fp16'))
 _ranges = dict(visible=('in (0, 1)', lambda v: 0 < v < 1), valid=('in (0, 1)', lambda v: 0 < v < 1),
     **{k: ('in [0, 1)', lambda v: 0 <= v < 1) for k in ('dropout','warmup')}, size=('a multiple of 16, 32 or more', lambda v: v >= 32 and v % 16 == 0),
     beta1=('in [0, 1)', lambda v: 0 <= v < 1), beta2=('in [0, 1)', lambda v: 0 <= v < 1), seed=('0 or more', lambda v: v >= 0),
@@ -85,7 +86,7 @@ def _check(cfg):
     if cfg.lambda_gp and cfg.norm_d == 'batch': raise InputError("lambda_gp asks for each picture's own slope, and batch norm mixes pictures: choose norm_d='layer' or 'none'.")
     if cfg.lambda_gp and cfg.compile: raise InputError("lambda_gp differentiates twice, which torch.compile can't: choose compile=False.")
 
-# %% ../nbs/02_config.ipynb #e4c2f5fb
+# %% ../nbs/02_config.ipynb #b5ce63d6
 PRESETS = {c.preset: c for c in [
     GANConfig(preset='quick', data='shapes', size=32, width=16, width_d=8, dropout=0., std_last=0.1, lambda_adv=0.001, lambda_idt=1., idt_region='hidden',
               lr_g=7e-4, schedule='cosine', bs=64, epochs=7),
@@ -94,8 +95,8 @@ PRESETS = {c.preset: c for c in [
     GANConfig(preset='paper-sb',       scale_bias=True,  lambda_idt=0.),
     GANConfig(preset='wgan',    adv='wgan', norm_d='layer', clip_d=0.01,  n_critic=5, lr_g=5e-5, lr_d=5e-5, beta1=0., beta2=0.99),
     GANConfig(preset='wgan-gp', adv='wgan', norm_d='layer', lambda_gp=10., n_critic=5, lr_g=1e-4, lr_d=1e-4, beta1=0., beta2=0.9),
-    GANConfig(preset='improved-gan', view='canvas', mask='window', visible=0.5, between=True, dropout=0., adv='hinge', norm_d='spectral', lambda_adv=0.1, lambda_idt=1., idt_region='hidden',
-              lr_g=5e-4, lr_d=5e-4, schedule='cosine', warmup=0.1, optimizer='adamw', beta1=0., beta2=0.9, flip=True, bs=128, epochs=60),
+    GANConfig(preset='improved-gan', view='canvas', mask='patches', visible=0.4, target='pixels-and-gradients', painter='reader', between=True, width_dec=64, dropout=0., adv='hinge', norm_d='spectral',
+              lambda_adv=0.005, lambda_idt=1., idt_norm='l2', idt_region='hidden', lr_g=2e-3, lr_d=2e-4, schedule='cosine', warmup=0.1, optimizer='adamw', beta1=0.9, beta2=0.95, wd=0.05, flip=True, bs=128, epochs=60),
     GANConfig(preset='improved', view='canvas', mask='patches', visible=0.4, target='gradients-two-scales', scale_bias=False, between=True, width_dec=64, dropout=0., lambda_adv=0., lambda_idt=1.,
               idt_norm='l2', idt_region='hidden', lr_g=2e-3, schedule='cosine', warmup=0.1, optimizer='adamw', beta1=0.9, beta2=0.95, wd=0.05, flip=True, bs=128, epochs=60),
 ]}

@@ -145,7 +145,7 @@ class Task:
         "The channels that are a picture: they are what a discriminator sees."
         return x[:,:self.target.picture]
 
-# %% ../nbs/20_masks.ipynb #86c274de
+# %% ../nbs/20_masks.ipynb #a66df6e4
 def make_task(
     cfg:GANConfig, # names the view, the mask and the target
 )->Task: # the pretext task of the run
@@ -156,6 +156,7 @@ def make_task(
     fits = getattr(view, 'fits', MASKS)
     if cfg.mask not in fits: raise InputError(f"view {cfg.view!r} goes with mask {' or '.join(map(repr, fits))}, not {cfg.mask!r}.")
     if cfg.lambda_adv and not target.picture: raise InputError(f"a discriminator judges pictures, and target {cfg.target!r} is none: choose lambda_adv=0 and lambda_idt=1.")
+    if cfg.painter == 'reader' and not 0 < target.picture < target.channels: raise InputError(f"painter 'reader' needs a target with something beside a picture, and {cfg.target!r} has none: choose target='pixels-and-gradients', or painter='decoder'.")
     if not at_stride(mask(range(64), epoch=0, seed=0), target.stride).flatten(1).any(1).all():
         raise InputError(f"visible={cfg.visible:g} with mask {cfg.mask!r} hides no whole place of target {cfg.target!r} ({target.stride} px): nothing is left to predict. Choose a smaller share.")
     return Task(view, mask, target, seed=cfg.seed)

@@ -68,10 +68,11 @@ class TwoScaleTarget(GradientTarget):
 
 TARGETS = {'pixels': PixelTarget, 'normalised-patches': PatchTarget, 'gradients': GradientTarget, 'gradients-two-scales': TwoScaleTarget}
 
-# %% ../nbs/19_targets.ipynb #b2c3d4e5
+# %% ../nbs/19_targets.ipynb #b69b1921
 class PixelGradientTarget(TwoScaleTarget):
     "The photo, and the histograms of both scales at the photo's size."
     channels, stride, picture = 19, 1, 3
+    stride_beside = TwoScaleTarget.stride # what is no picture has a number for 2 x 2 pixels only
     weight = 2. # of the histograms: what they are multiplied by
     def __call__(self, i_r:Images)->Float[Tensor, 'b 19 h w']:
         return torch.cat([i_r, self.weight*F.interpolate(super().__call__(i_r), scale_factor=2)], 1)

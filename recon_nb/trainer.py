@@ -21,14 +21,14 @@ from PIL import Image
 from accelerate import Accelerator
 from torch import nn
 
-# %% ../nbs/51_trainer.ipynb #af4743d1
+# %% ../nbs/51_trainer.ipynb #785f5ba2
 from .checkpoint import load_checkpoint,pack_optimizer,save_checkpoint,save_tensors,unpack_optimizer
 from .config import GANConfig
 from .core import append_jsonl,check_name,epoch_order,progress_bar,read_jsonl,sample_uniform,write_atomic
 from .photos import Photos
 from .devices import agree,check_accelerator,check_share,explain_memory,make_accelerator,mean_over,prepare
 from .discriminator import Discriminator
-from .generator import Generator
+from .generator import Generator,ReadingGenerator
 from .losses import ADV,AdvLoss,gradient_penalty,identity_loss
 from .masks import Sample,Task,compose,make_task,window_slice
 from .metrics import TrivialPredictors,explained,hidden_l1,score,score_trivial
@@ -73,13 +73,14 @@ class TrainState:
     @property
     def nets(self): return [self.acc.unwrap_model(net) for net in (self.gen, self.disc)] # without what several processes wrap around them
 
-# %% ../nbs/51_trainer.ipynb #5f0967b7
+# %% ../nbs/51_trainer.ipynb #664f552e
 def make_networks(
     cfg:GANConfig, # widths, size, dropout, target
 )->tuple: # generator, discriminator
     "Both players of a config, with random weights."
-    t = TARGETS[check_name(cfg.target, TARGETS, 'target')]
-    gen = Generator(cfg.width, nf=t.channels, dropout=cfg.dropout, std_last=cfg.std_last, between=cfg.between, stride=t.stride, flat=cfg.width_dec, bounded=t.picture)
+    t, how = TARGETS[check_name(cfg.target, TARGETS, 'target')], dict(dropout=cfg.dropout, std_last=cfg.std_last, between=cfg.between, flat=cfg.width_dec)
+    if cfg.painter == 'reader': gen = ReadingGenerator(cfg.width, picture=t.picture, beside=t.channels-t.picture, stride=t.stride_beside, **how)
+    else: gen = Generator(cfg.width, nf=t.channels, stride=t.stride, bounded=t.picture, **how)
     return gen, Discriminator(cfg.width_d or cfg.width, size=cfg.size, ni=t.picture or t.channels, norm=cfg.norm_d)
 
 _optimizers = dict(adam=torch.optim.Adam, adamw=torch.optim.AdamW)
