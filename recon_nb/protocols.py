@@ -72,7 +72,7 @@ PROTOCOLS = {p.name: p for p in [
         Block(('paper-finetune',), (None,), 5, search=400))),
 ]}
 
-# %% ../nbs/65_protocols.ipynb #84fce36e
+# %% ../nbs/65_protocols.ipynb #fb6c949e
 # long: a row a line
 _pixels = dict(bs=64, scale_bias=False, lambda_adv=0., lambda_idt=1., idt_norm='l2', idt_region='hidden')
 _canvas = dict(view='canvas', mask='patches', visible=0.4)
@@ -95,7 +95,9 @@ WITHOUT = { # `improved`, with one thing changed
     'not mirrored': ('improved', dict(flip=False)),
     'pixels, with an adversary': ('improved', dict(target='pixels', lambda_adv=0.01, adv='hinge', norm_d='spectral'))}
 
-GAMES = {'the game, played better': 'improved-gan'}
+GAMES = {
+    'the game, played better': ('improved-gan', dict(mask='window', visible=0.5, target='pixels', painter='decoder', width_dec=0, lambda_adv=0.1, idt_norm='l1', lr_g=5e-4, lr_d=5e-4, beta1=0., beta2=0.9, wd=1e-5)),
+    'improved-gan': 'improved-gan'}
 
 PROTOCOLS |= {p.name: p for p in [
     Protocol('ablations', width=32, sizes=dict(cifar10=32), photos='own', bs=128, fields=dict(epochs=4, valid=0.02, precision='bf16'), like='improved', arms={**STEPS, **WITHOUT, **GAMES}, blocks=(
@@ -139,10 +141,14 @@ def true_name(
     notes += [f'{sum(counts)/1000:.3g}k split'] * (counts != PUBLISHED.get(name, counts))
     return f"{name} ({', '.join(notes)})" if notes else name
 
-# %% ../nbs/65_protocols.ipynb #bf20fde7
+# %% ../nbs/65_protocols.ipynb #4e84cc3e
 def _folder(name, root):
     home = root or os.environ.get('RECON_NB_DATA')
     return Path(home).expanduser()/name if home else None
+
+def _root_of(name, root): # where a published set lies: in a folder of its name, or in root itself
+    folder = _folder(name, root)
+    return folder if root and folder.is_dir() else root
 
 def find_labelled(
     name:str, # a key of a protocol's `sizes`
@@ -154,7 +160,7 @@ def find_labelled(
     folder = _folder(name, root)
     if folder and (folder/'train').is_dir(): s = load_labelled(folder, size=size); return replace(s, name=true_name(name, s, folder))
     if name not in SETS: raise InputError(f"no {name}: expected the folder {name} with train/<class>/ and test/<class>/ (or val/<class>/) in {folder.parent if folder else 'root, or where RECON_NB_DATA points'}.")
-    s = load_labelled(name, size=size, root=folder if root and folder.is_dir() else root)
+    s = load_labelled(name, size=size, root=_root_of(name, root))
     return replace(s, name=true_name(name, s))
 
 # %% ../nbs/65_protocols.ipynb #b2d56033
@@ -195,7 +201,7 @@ def photos_of(
     folder = _folder(data, root)
     return str(folder/'train') if folder and (folder/'train').is_dir() else data
 
-# %% ../nbs/65_protocols.ipynb #824d30bc
+# %% ../nbs/65_protocols.ipynb #6e0bd73f
 def _epochs(p, cfg, photos, root):
     "How many passes make enough updates; that depends on how many photos there are."
     train,_ = split_photos(load_photos(photos, root=root, size=cfg.size, cuts=make_task(cfg).cuts), valid=cfg.valid, seed=cfg.seed)
@@ -207,9 +213,11 @@ def _is_done(p, folder, cfg):
     run = GANRun.load(folder)
     if bad := {k: (v, has) for k,v in asdict(cfg).items() if (has := getattr(run.cfg, k)) != v and k != 'data' and not (k == 'epochs' and p.updates)}:
         raise InputError(f"{folder} was trained with {', '.join(f'{k} {has}, not {v}' for k,(v,has) in bad.items())}: give another folder for the runs of {p.name!r}.")
-    return run.finished and run.step >= p.updates
+    if run.finished and run.step < p.updates:
+        raise InputError(f"{folder} is finished after {run.step} updates, and {p.updates} are asked for. Give another folder for the runs, or go on with it: train_gan(run_dir=..., resume=True, epochs=...).")
+    return run.finished
 
-# %% ../nbs/65_protocols.ipynb #275220bf
+# %% ../nbs/65_protocols.ipynb #590e11e2
 def pretrain(
     p:Protocol, # whose arms
     runs, # the folder of all runs
@@ -226,7 +234,7 @@ def pretrain(
                 out.setdefault((row,data), []).append(folder)
                 if _is_done(p, folder, cfg): continue
                 if progress: print(f'pretraining {folder.name}', flush=True)
-                if _train(p, folder, cfg, photos_of(p, data, root), root).stopped: raise KeyboardInterrupt
+                if _train(p, folder, cfg, photos_of(p, data, root), _root_of(data, root) if p.photos == 'own' else root).stopped: raise KeyboardInterrupt
     return out
 
 def _train(p, folder, cfg, photos, root):
