@@ -101,24 +101,26 @@ class Generator(nn.Module):
     def forward(self, i_in:Images)->Float[Tensor, 'b nf h_out w_out']: # as large as `i_in` for stride 1; its bounded channels in [-1, 1]
         return self.dec(self.enc(i_in))
 
-# %% ../nbs/31_generator.ipynb #87b857df
+# %% ../nbs/31_generator.ipynb #860b9218
 class Reader(nn.Module):
-    "A painter that is shown every stage of the encoder: four blocks up, and from the second on the stage of equal size beside."
+    "A painter that is shown the input and every stage of the encoder: four blocks up, and to each the stage and the input of its size."
     def __init__(self,
         width:int=64, # channels of the encoder's first stage
         *,
         nf:int=3, # channels to paint
     ):
         super().__init__()
-        self.up1,self.up2,self.up3 = up_block(8*width, 4*width), up_block(8*width, 2*width), up_block(4*width, width)
-        self.up4 = up_block(2*width, nf, hidden=max(1, width//2), last=True)
+        self.up1,self.up2,self.up3 = up_block(8*width+3, 4*width), up_block(8*width+3, 2*width), up_block(4*width+3, width)
+        self.up4 = up_block(2*width+3, nf, hidden=max(1, width//2), last=True)
 
     def forward(self,
+        i_in:Images, # what the encoder was shown
         stages:list, # of the encoder, first to last
     )->Float[Tensor, 'b nf h w']: # in [-1, 1]
-        z = self.up1(stages[-1])
-        for up,stage in zip((self.up2, self.up3, self.up4), stages[2::-1]): z = up(torch.cat([z, stage], 1))
-        return z
+        painted = []
+        for up,stage in zip(self.children(), stages[::-1]):
+            painted = [up(torch.cat([*painted, stage, F.interpolate(i_in, size=stage.shape[-2:], mode='area')], 1))]
+        return painted[0]
 
 class ReadingGenerator(nn.Module):
     "An encoder that learns from what a target has beside its picture, and a painter that reads it without changing it."
@@ -140,5 +142,5 @@ class ReadingGenerator(nn.Module):
 
     def forward(self, i_in:Images)->Float[Tensor, 'b nf h w']: # the picture in [-1, 1], then what is beside it, repeated over the pixels of its places
         stages = self.enc.features(i_in)
-        painted, beside = self.dec([s.detach() for s in stages]), self.beside(stages[-1])
+        painted, beside = self.dec(i_in, [s.detach() for s in stages]), self.beside(stages[-1])
         return torch.cat([painted, F.interpolate(beside, size=painted.shape[-2:])], 1)
