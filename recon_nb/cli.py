@@ -7,8 +7,8 @@ Docs: https://recon-nb.github.io/recon_nb/cli.html.md"""
 # %% auto #0
 __all__ = ['train', 'reconstruct', 'embed', 'export', 'release', 'probe', 'table']
 
-# %% ../nbs/80_cli.ipynb #3b9b5746
-import argparse,re,sys,warnings
+# %% ../nbs/80_cli.ipynb #6b99a1d1
+import argparse,os,re,sys,warnings
 from contextlib import redirect_stdout
 from difflib import get_close_matches
 from pathlib import Path
@@ -30,7 +30,7 @@ class _InShellWords:
     def write(self, text): return self.out.write(_in_shell_words(text))
     def __getattr__(self, name): return getattr(self.out, name)
 
-# %% ../nbs/80_cli.ipynb #c7e9a9bd
+# %% ../nbs/80_cli.ipynb #c0ce652a
 def _parse(parser, argv):
     parser.add_argument('--version', action='version', version=f'recon_nb {__version__}')
     args, unknown = parser.parse_known_args(argv)
@@ -44,7 +44,9 @@ def _run(prog, call, argv, parser):
     try:
         with warnings.catch_warnings(), redirect_stdout(_InShellWords(sys.stdout)):
             warnings.showwarning = lambda message, *args, **kwargs: print(f'{prog}: warning: {message}', file=sys.stderr)
-            return call(args) or 0
+            status = call(args) or 0
+        sys.stdout.flush(); return status
+    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), 1); return 141      # whoever read on has gone, as `head` does: no reason to complain
     except InputError as e: print(f"{prog}: {_in_shell_words(' '.join(str(e).split()))}", file=sys.stderr); return 2
     except KeyboardInterrupt: print(f'{prog}: interrupted', file=sys.stderr); return 130
     except OSError as e: print(f"{prog}: {e.filename or 'a file'} can't be read or written: {e.strerror or e}", file=sys.stderr); return 1

@@ -113,10 +113,19 @@ def test_a_signal_saves_and_resume_ends_where_a_straight_run_ends(sig, tmp_path)
 def test_mistakes_end_in_one_line_and_status_2(tmp_path):
     for name, argv in [('train', ['--preset', 'papersb']), ('train', ['--resume']), ('train', ['no/such/folder']), ('train', ['--visible', '1.5']),
                        ('train', ['voc2012', '--root', tmp_path, *TINY]), ('reconstruct', [tmp_path, 'x.jpg']), ('embed', [tmp_path, tmp_path]),
-                       ('table', ['--device', 'cuad', '--yes']), ('table', ['--precision', 'fp16'])]:
+                       ('table', ['--device', 'cuad', '--yes']), ('table', ['--records', __file__]), ('table', ['--precision', 'fp16'])]:
         rc, out, err = run(name, *argv, cwd=tmp_path)
         assert rc == 2 and 'Traceback' not in err and len(err.strip().splitlines()) == 1, (argv, err)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_that_leaves_is_no_mistake(tmp_path):
+    "As in `recon-table ... | head`."
+    row = dict(arm='scratch', mode='knn', data='toy', size=32, classes=10, labels_per_class=5, n_train=50, n_test=100, seed=0, test_accuracy=.1, chance=.1)
+    (tmp_path/'long.jsonl').write_text(''.join(json.dumps({**row, 'data': f'set {i}'})+'\n' for i in range(300)))
+    p = command('table', '--records', tmp_path/'long.jsonl')
+    p.stdout.read(1); p.stdout.close()
+    assert (p.wait(), p.stderr.read()) == (141, '')
 
 
 def test_a_table_in_domain_pretrains_on_the_sets_it_probes(monkeypatch):
