@@ -58,11 +58,11 @@ class Preprocess:
         if not 0 < share <= 1: raise InputError(f"share={share}; it must be in (0, 1].")
         return to_model(np.stack([np.asarray(cut_square(im, share=share, size=self.size)) for im in as_images(images)]))
 
-# %% ../nbs/53_export.ipynb #b36b7160
+# %% ../nbs/53_export.ipynb #600cf92a
 class Pretrained(NamedTuple):
     "An encoder in evaluation mode, with all that belongs to it. Made by `load_pretrained`."
     encoder: Encoder
-    decoder: nn.Module|None # if the source has one
+    decoder: nn.Module|None # if the source has one: takes the last stage; a `Reader` takes the input and all stages
     preprocess: Preprocess # photos -> what the encoder expects
     config: dict # what `describe_encoder` says
 
