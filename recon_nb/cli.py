@@ -30,7 +30,7 @@ class _InShellWords:
     def write(self, text): return self.out.write(_in_shell_words(text))
     def __getattr__(self, name): return getattr(self.out, name)
 
-# %% ../nbs/80_cli.ipynb #c0ce652a
+# %% ../nbs/80_cli.ipynb #aa8b63cd
 def _parse(parser, argv):
     parser.add_argument('--version', action='version', version=f'recon_nb {__version__}')
     args, unknown = parser.parse_known_args(argv)
@@ -39,6 +39,7 @@ def _parse(parser, argv):
     near = get_close_matches(option, [o for a in parser._actions for o in a.option_strings], n=1)
     parser.error(f"unrecognized arguments: {' '.join(unknown)}{f' (did you mean {near[0]}?)' if near else ''}")
 
+# %% ../nbs/80_cli.ipynb #38e8c4f8
 def _run(prog, call, argv, parser):
     args = _parse(parser, argv)
     try:

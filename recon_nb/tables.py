@@ -75,7 +75,7 @@ def tidy(
     _agree(rows, same, 'acc', 'two records of the same run disagree.')
     return rows.drop_duplicates(same, ignore_index=True)
 
-# %% ../nbs/63_tables.ipynb #814249cc
+# %% ../nbs/63_tables.ipynb #55bca535
 def _pair(arm, ref):
     "Differences: a row for each pretraining, a column for each seed that the reference has, too; nan where one is missing."
     d = arm.pivot(index='pretraining', columns='seed', values='acc')
@@ -88,6 +88,7 @@ def _wide(d, level):
     full = d.dropna(axis=1)
     return crossed_interval(full, level=level)[1:] if full.shape[1] > 1 else (np.nan, np.nan)
 
+# %% ../nbs/63_tables.ipynb #75a8819f
 def _welch(diff, parts, level):
     "Student's interval where the variance is a sum: `parts` holds (variance, degrees of freedom)."
     total = sum(v for v,_ in parts)
@@ -106,6 +107,7 @@ def _independent(arm, ref, level):
     both = _welch(diff, [*parts, (by_seed.var()/len(seeds), len(seeds)-1)], level) if len(seeds) > 1 else (np.nan, np.nan)
     return dict(zip(('diff','low','high','low_both','high_both'), (diff, *_welch(diff, parts, level), *both)), n_diff=len(a), over='pretrainings')
 
+# %% ../nbs/63_tables.ipynb #ad6f4a05
 def _difference(arm, ref, level):
     if ref.groupby('seed')['pretraining'].nunique().max() > 1: return _independent(arm, ref, level)
     d = _pair(arm, ref)
