@@ -101,7 +101,7 @@ class Generator(nn.Module):
     def forward(self, i_in:Images)->Float[Tensor, 'b nf h_out w_out']: # as large as `i_in` for stride 1; its bounded channels in [-1, 1]
         return self.dec(self.enc(i_in))
 
-# %% ../nbs/31_generator.ipynb #860b9218
+# %% ../nbs/31_generator.ipynb #1fcbdcfc
 class Reader(nn.Module):
     "A painter that is shown the input and every stage of the encoder: four blocks up, and to each the stage and the input of its size."
     def __init__(self,
@@ -122,6 +122,7 @@ class Reader(nn.Module):
             painted = [up(torch.cat([*painted, stage, F.interpolate(i_in, size=stage.shape[-2:], mode='area')], 1))]
         return painted[0]
 
+# %% ../nbs/31_generator.ipynb #77d2060f
 class ReadingGenerator(nn.Module):
     "An encoder that learns from what a target has beside its picture, and a painter that reads it without changing it."
     def __init__(self,
