@@ -161,7 +161,7 @@ def write_release(
     if bad: raise InputError(f"weights of {run.dir} are not finite ({bad[0]}): its training diverged. Release another run.")
     card = model_card(run, records=records)
     data = source_of(run)
-    state['config']['data'] = data if data in TERMS else 'folder'                          # never a path of yours
+    state['config'] |= dict(data=data if data in TERMS else 'folder', teacher=Path(run.cfg.teacher).name)          # never a path of yours
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(folder/names[1], {k: v for k,v in tensors.items() if not k.startswith('disc.')}, state)
     export_encoder(folder/names[1], folder/names[0])

@@ -48,9 +48,9 @@ class RunComparison:
     def rows(self)->list: # of lists of text
         "The table: a heading, the fields that differ, the steps done, the last score on held-out photos."
         last = [r.metrics[-1] if r.metrics else {} for r in self.runs]
-        score = [f"{m['psnr']:.2f} dB" if 'psnr' in m else f"{m['explained']:.1%} explained" if 'explained' in m else '-' for m in last]
+        score = [f"{m['psnr']:.2f} dB" if 'psnr' in m else next((f'{m[k]:.1%} {k}' for k in ('explained','named') if k in m), '-') for m in last]
         rows = [['', *self.names], *([f, *map(str, v)] for f,v in self.config.items())]
-        return [*rows, ['steps done', *(str(r.history[-1]['step']) for r in self.runs)], ['held-out PSNR' if not any('explained' in m for m in last) else 'held-out score', *score]]
+        return [*rows, ['steps done', *(str(r.history[-1]['step']) for r in self.runs)], ['held-out PSNR' if not any('explained' in m or 'named' in m for m in last) else 'held-out score', *score]]
 
     def __repr__(self): return '\n'.join('  '.join(f'{c:<{w}}' for c,w in zip(row, [max(map(len, col)) for col in zip(*self.rows())])).rstrip() for row in self.rows())
 

@@ -41,7 +41,7 @@ class GANConfig:
     n_critic:   int   = _opt(1, "D's moves for each move of G (WGAN, WGAN-GP: 5)")
     lambda_adv: float = _opt(1., 'weight of L_G; 0 trains without a discriminator')
     lambda_idt: float = _opt(0., 'weight of L_idt (§2.3, eq. 6: 0 or 1)')
-    idt_norm:   str   = _opt('l1', 'norm of L_idt: l1 (eq. 5) or l2')
+    idt_norm:   str   = _opt('l1', 'norm of L_idt: l1 (eq. 5) or l2; ce, cross-entropy, for target codes')
     idt_region: str   = _opt('all', 'where L_idt is taken: all (eq. 5) or hidden')
     lr_g:       float = _opt(5e-4, 'learning rate of the generator (§2.4)')
     lr_d:       float = _opt(1e-4, 'learning rate of the discriminator (§2.4)')
@@ -52,6 +52,10 @@ class GANConfig:
     beta2:      float = _opt(0.999, "Adam's second beta (not given; DCGAN's)")
     wd:         float = _opt(1e-5, 'weight decay, as L2 inside the gradient (§2.4); for adamw apart from it')
     flip:       bool  = _opt(False, 'mirror half of the training photos, others each epoch')
+    crop:       float = _opt(1., 'smallest share of a training photo that is shown, as a square anywhere in it; 1: always all of it')
+    light:      float = _opt(0., 'how strongly contrast and tint of what is seen are changed, for each photo anew; what must be predicted is not changed')
+    negative:   float = _opt(0., 'share of the training photos that are seen as negatives; for digits and drawings')
+    teacher:    str   = _opt('', "an earlier run's folder: the encoder starts from its encoder, and target codes asks for what that one sees")
     bs:         int   = _opt(512, 'images in a batch, over all processes (§2.4)')
     epochs:     int   = _opt(1000, 'passes over the training photos (§2.4)')
     valid:      float = _opt(0.1, 'share held out, where the set has no official part')
@@ -67,12 +71,12 @@ class GANConfig:
     def from_json(cls, s:str): return config_from_dict(json.loads(s))
 
 # %% ../nbs/02_config.ipynb #4c528fbe
-_choices = dict(painter=('decoder','reader'), schedule=('constant','cosine'), idt_norm=('l1','l2'), idt_region=('all','hidden'), optimizer=('adam','adamw'), precision=('no','bf16','fp16'))
+_choices = dict(painter=('decoder','reader'), schedule=('constant','cosine'), idt_norm=('l1','l2','ce'), idt_region=('all','hidden'), optimizer=('adam','adamw'), precision=('no','bf16','fp16'))
 _ranges = dict(visible=('in (0, 1)', lambda v: 0 < v < 1), valid=('in (0, 1)', lambda v: 0 < v < 1),
-    **{k: ('in [0, 1)', lambda v: 0 <= v < 1) for k in ('dropout','warmup')}, size=('a multiple of 16, 32 or more', lambda v: v >= 32 and v % 16 == 0),
+    **{k: ('in [0, 1)', lambda v: 0 <= v < 1) for k in ('dropout','warmup')}, crop=('in (0, 1]', lambda v: 0 < v <= 1), negative=('in [0, 1]', lambda v: 0 <= v <= 1), size=('a multiple of 16, 32 or more', lambda v: v >= 32 and v % 16 == 0),
     beta1=('in [0, 1)', lambda v: 0 <= v < 1), beta2=('in [0, 1)', lambda v: 0 <= v < 1), seed=('0 or more', lambda v: v >= 0),
     **{k: ('1 or more', lambda v: v >= 1) for k in ('width','bs','epochs','n_critic')},
-    **{k: ('0 or more', lambda v: 0 <= v < float('inf')) for k in ('width_d','width_dec','std_last','lambda_adv','lambda_idt','lambda_gp','clip_d','lr_g','lr_d','wd')})
+    **{k: ('0 or more', lambda v: 0 <= v < float('inf')) for k in ('width_d','width_dec','std_last','lambda_adv','lambda_idt','lambda_gp','clip_d','lr_g','lr_d','wd','light')})
 
 # %% ../nbs/02_config.ipynb #33e7b964
 def _check(cfg):
@@ -99,6 +103,8 @@ PRESETS = {c.preset: c for c in [
               lambda_adv=0.005, lambda_idt=1., idt_norm='l2', idt_region='hidden', lr_g=2e-3, lr_d=2e-4, schedule='cosine', warmup=0.1, optimizer='adamw', beta1=0.9, beta2=0.95, wd=0.05, flip=True, bs=128, epochs=60),
     GANConfig(preset='improved', view='canvas', mask='patches', visible=0.4, target='gradients-two-scales', scale_bias=False, between=True, width_dec=64, dropout=0., lambda_adv=0., lambda_idt=1.,
               idt_norm='l2', idt_region='hidden', lr_g=2e-3, schedule='cosine', warmup=0.1, optimizer='adamw', beta1=0.9, beta2=0.95, wd=0.05, flip=True, bs=128, epochs=60),
+    GANConfig(preset='second-round', view='canvas', mask='patches', visible=0.4, target='codes', scale_bias=False, between=True, dropout=0., lambda_adv=0., lambda_idt=1., idt_norm='ce',
+              idt_region='hidden', lr_g=1e-3, schedule='cosine', warmup=0.1, optimizer='adamw', beta1=0.9, beta2=0.95, wd=0.05, flip=True, crop=0.5, light=1., bs=128, epochs=60),
 ]}
 
 # %% ../nbs/02_config.ipynb #f280525c
@@ -128,9 +134,9 @@ def get_preset(
 def deviations(
     cfg:GANConfig, # the config of a run
 )->dict: # field -> (the preset's value, this run's value)
-    "What differs from the preset that the run is named after. The seed and the place of the data are no deviation."
+    "What differs from the preset that the run is named after. The seed and the places of data and teacher are no deviation."
     base = PRESETS[cfg.preset]
-    return {f: (getattr(base, f), v) for f,v in asdict(cfg).items() if v != getattr(base, f) and f not in ('seed','data')}
+    return {f: (getattr(base, f), v) for f,v in asdict(cfg).items() if v != getattr(base, f) and f not in ('seed','data','teacher')}
 
 def config_from_dict(
     d:dict, # as written by `to_json`

@@ -342,7 +342,7 @@ def _sheet(rows, titles, alt, gap=.06, most=1.15):
 
 # %% ../nbs/70_figures.ipynb #fac0cd7e
 _quantities = dict(loss_d="D's loss", adv="G's adversarial loss", idt="G's identity loss", d_real='D says "real" to photos', d_fake='D says "real" to paintings',
-                   loss_g="G's loss in all", psnr='held-out PSNR, dB (more is better)', l1='held-out L1 (less is better)', ssim='held-out SSIM (more is better)', explained='held-out share explained (more is better)')
+                   loss_g="G's loss in all", psnr='held-out PSNR, dB (more is better)', l1='held-out L1 (less is better)', ssim='held-out SSIM (more is better)', explained='held-out share explained (more is better)', named='held-out codes named (more is better)')
 
 def draw_curves(
     runs, # a dict, name -> `GANRun` or the folder of one; or one run

@@ -67,14 +67,15 @@ class Decoder(nn.Module):
         width:int=64, # channels of the encoder's first stage
         *,
         nf:int=3, # channels to paint
-        stride:int=1, # pixels of the photo for each place of the output, along a side: 1, 2, 4 or 8
+        stride:int=1, # pixels of the photo for each place of the output, along a side: 1, 2, 4, 8 or 16
         flat:int=0, # channels of every block; 0: the encoder's, downwards
         bounded:int|None=None, # how many channels end in tanh, the first ones; all if not given
     ):
         super().__init__()
         n, cs = 5-stride.bit_length(), [width*8] + ([flat]*4 if flat else [width*4, width*2, width, max(1, width//2)])
+        if not n: self.read = nn.Conv2d(cs[0], nf, 1)          # no way up: each place of the last stage is read by itself
         for i in range(1, n): self.add_module(f'up{i}', up_block(cs[i-1], cs[i]))
-        self.add_module(f'up{n}', up_block(cs[n-1], nf, hidden=cs[n], last=True, bounded=bounded))
+        if n: self.add_module(f'up{n}', up_block(cs[n-1], nf, hidden=cs[n], last=True, bounded=bounded))
 
     def forward(self, z:Float[Tensor, 'b c4 h4 w4'])->Float[Tensor, 'b nf h w']: # 16/stride times the side; its bounded channels in [-1, 1]
         for stage in self.children(): z = stage(z)

@@ -90,17 +90,18 @@ def gradient_penalty(
     return (slope.flatten(1).norm(dim=1) - 1).square().mean()
 
 # %% ../nbs/40_losses.ipynb #214223c0
-NORMS = {'l1': Tensor.abs, 'l2': Tensor.square}
+NORMS = {'l1': lambda out,target: (out-target).abs(), 'l2': lambda out,target: (out-target).square(),
+         'ce': lambda out,target: F.cross_entropy(out, target, reduction='none')[:,None]}
 
 def identity_loss(
     out:Images, # what the generator painted
     target:Images, # what it should have painted
     hidden:Hidden|None=None, # where to look; everywhere, if not given
     *,
-    norm:str='l1', # l1 or l2 (the square, not its root)
+    norm:str='l1', # l1, l2 (the square, not its root), or ce: cross-entropy over the channels, for a target of codes
 )->Float[Tensor, '']: # mean over the numbers looked at
     "L_idt (§2.3, eq. 5), as a mean over the whole picture or over what is hidden."
-    err = NORMS[check_name(norm, NORMS, 'norm')](out - target)
+    err = NORMS[check_name(norm, NORMS, 'norm')](out, target)
     if hidden is None: return err.mean()
     hidden = hidden.expand_as(err)
     return (err * hidden).sum() / hidden.sum()

@@ -6,7 +6,7 @@ Docs: https://recon-nb.github.io/recon_nb/masks.html.md"""
 
 # %% auto #0
 __all__ = ['VIEWS', 'MASKS', 'window_size', 'window_slice', 'scale_bias', 'compose', 'CentreMask', 'ZoomView', 'CanvasView',
-           'WindowMask', 'PatchMask', 'at_stride', 'Sample', 'Task', 'make_task']
+           'WindowMask', 'PatchMask', 'at_stride', 'where_asked', 'Sample', 'Task', 'make_task']
 
 # %% ../nbs/20_masks.ipynb #78ba80ac
 from typing import NamedTuple
@@ -105,6 +105,14 @@ def at_stride(
 )->Bool[Tensor, 'b 1 h2 w2']: # `h2 = h/stride`, True where all pixels of a place are hidden
     "What is hidden, as a coarser target sees it."
     return hidden if stride == 1 else -F.max_pool2d(-hidden.float(), stride) > 0
+def where_asked(
+    target, # from `TARGETS`
+    hidden:Hidden, # True where the picture is hidden
+)->Bool[Tensor, 'b 1 h2 w2']: # `h2 = h/target.stride`
+    "The places of a target that a generator is asked about: those wholly hidden, or all of them where the target says `everywhere`."
+    if not getattr(target, 'everywhere', False): return at_stride(hidden, target.stride)
+    b, _, h, w = hidden.shape
+    return hidden.new_ones(b, 1, h//target.stride, w//target.stride)
 
 # %% ../nbs/20_masks.ipynb #72878eb7
 class Sample(NamedTuple):
@@ -134,10 +142,11 @@ class Task:
         index, # the images' indices in their set
         *,
         epoch:int=0, # for random masks
+        seen:dict|None=None, # the same cuts as they shall be seen, in another light; as they are, if not given
     )->Sample:
         i_r = cuts['i_r']
         hidden = self.mask(index, epoch=epoch, seed=self.seed).to(i_r.device)
-        return Sample(self.view(cuts, hidden), i_r, hidden, self.target(i_r), at_stride(hidden, self.target.stride))
+        return Sample(self.view(seen or cuts, hidden), i_r, hidden, self.target(i_r), where_asked(self.target, hidden))
 
     def picture(self,
         x:Tensor, # a target, or a generator's output, `b c h w`
@@ -157,6 +166,8 @@ def make_task(
     if cfg.mask not in fits: raise InputError(f"view {cfg.view!r} goes with mask {' or '.join(map(repr, fits))}, not {cfg.mask!r}.")
     if cfg.lambda_adv and not target.picture: raise InputError(f"a discriminator judges pictures, and target {cfg.target!r} is none: choose lambda_adv=0 and lambda_idt=1.")
     if cfg.painter == 'reader' and not 0 < target.picture < target.channels: raise InputError(f"painter 'reader' needs a target with something beside a picture, and {cfg.target!r} has none: choose target='pixels-and-gradients', or painter='decoder'.")
-    if not at_stride(mask(range(64), epoch=0, seed=0), target.stride).flatten(1).any(1).all():
+    if (cfg.idt_norm == 'ce') != (getattr(target, 'norm', '') == 'ce'): raise InputError(f"idt_norm={cfg.idt_norm!r} and target {cfg.target!r}: 'ce' goes with target 'codes', and with that one only.")
+    if cfg.crop < 1 and len(view.cuts) > 1: raise InputError(f"crop={cfg.crop:g} and view {cfg.view!r}: what is seen and what is asked for are cut apart there, and would not fit any more. Choose crop=1, or view='canvas'.")
+    if not where_asked(target, mask(range(64), epoch=0, seed=0)).flatten(1).any(1).all():
         raise InputError(f"visible={cfg.visible:g} with mask {cfg.mask!r} hides no whole place of target {cfg.target!r} ({target.stride} px): nothing is left to predict. Choose a smaller share.")
     return Task(view, mask, target, seed=cfg.seed)

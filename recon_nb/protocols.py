@@ -26,7 +26,8 @@ from .masks import make_task
 from .photos import PHOTO_SUFFIXES
 from .probe import FROZEN,MODES
 from .run import GANRun,estimate_cost,train_gan
-from .trainer import fetch,make_state,train_step
+from .teacher import Teacher
+from .trainer import fetch,make_state,teach,train_step
 
 # %% ../nbs/65_protocols.ipynb #896e7bef
 ARMS = {'baseline': 'paper-baseline', 'baseline + L1': 'paper-l1', 'baseline + s&b': 'paper-sb'}      # Table 2: the row -> its preset
@@ -248,7 +249,9 @@ def _noisy_state(cfg, *, bs):
     "A state whose photos are noise: good enough to count and to time."
     noise = np.random.default_rng(0).integers(0, 256, (40,cfg.size,cfg.size,3), dtype=np.uint8)
     photos = load_photos(noise, size=cfg.size, cuts=make_task(cfg).cuts, progress=False)
-    return make_state(replace(cfg, bs=bs, epochs=1), photos, *split_photos(photos, valid=0.1, seed=0))
+    st = make_state(replace(cfg, bs=bs, epochs=1), photos, *split_photos(photos, valid=0.1, seed=0))
+    if cfg.target == 'codes': teach(st, Teacher(st.nets[0].enc))
+    return st
 
 def count_flops(
     cfg:GANConfig, # of a pretraining
@@ -268,7 +271,7 @@ def describe_pretraining(
     run = run if isinstance(run, GANRun) else GANRun.load(run)
     seen = run.step*run.info.get('bs', run.cfg.bs)
     scores = {k: v for k,v in (run.metrics or [{}])[-1].items() if k not in ('step','epoch')}
-    config = {k: v for k,v in asdict(run.cfg).items() if k != 'data'}                          # it may be a path
+    config = {k: v for k,v in asdict(run.cfg).items() if k not in ('data','teacher')}            # they may be paths
     return dict(schema=1, kind='pretraining', row=row, seed=run.cfg.seed, config=config, updates=run.step, images_seen=seen, flops=seen*count_flops(run.cfg),
                 seconds=(run.history or [{}])[-1].get('seconds'), held_out=scores, photos=run.info.get('photos', ''), machine=run.info.get('machine', {}))
 

@@ -6,7 +6,7 @@ Docs: https://recon-nb.github.io/recon_nb/run.html.md"""
 
 # %% auto #0
 __all__ = ['RUN_FILES', 'Reconstruction', 'as_images', 'GANRun', 'HeldOut', 'estimate_cost', 'duration', 'new_run_dir',
-           'own_folder', 'train_gan']
+           'own_folder', 'train_gan', 'open_teacher']
 
 # %% ../nbs/52_run.ipynb #0e1fb9a2
 import json,os,time,zlib
@@ -21,7 +21,7 @@ from fastcore.basics import patch,patch_to
 from filelock import FileLock,Timeout
 
 # %% ../nbs/52_run.ipynb #47c9bcca
-from .checkpoint import has_checkpoint,load_tensors
+from .checkpoint import has_checkpoint,load_tensors,save_tensors
 from .config import GANConfig,config_from_dict,deviations,get_preset,with_overrides
 from .core import InputError,check_name,describe_machine,read_jsonl,write_atomic
 from .data import SETS,load_photos,split_photos
@@ -34,7 +34,8 @@ from .metrics import best_psnr
 from .photos import cut_square,open_rgb
 from .pixels import to_model,to_pixels
 from .show import show_grid,show_images
-from .trainer import TrainState,fetch,fit,make_networks,make_state,paint,restore,score_predictors,train_step
+from .teacher import Teacher
+from .trainer import TrainState,fetch,fit,make_networks,make_state,make_teacher,paint,restore,score_predictors,teach,train_step
 
 # %% ../nbs/52_run.ipynb #81065f2b
 class Reconstruction(NamedTuple):
@@ -68,7 +69,7 @@ def _as_image(im):
 
 # %% ../nbs/52_run.ipynb #695221fe
 def _say_score(row, digits=1): # of metrics.jsonl
-    return f"held-out PSNR {row['psnr']:.{digits}f} dB" if 'psnr' in row else f"{row['explained']:.0%} of what is hidden explained"
+    return f"held-out PSNR {row['psnr']:.{digits}f} dB" if 'psnr' in row else f"{row['named']:.0%} of the codes named" if 'named' in row else f"{row['explained']:.0%} of what is hidden explained"
 
 # %% ../nbs/52_run.ipynb #3b74e30c
 class GANRun:
@@ -203,6 +204,7 @@ def estimate_cost(
     k = share if st.acc.device.type == 'cuda' else min(share, 32)
     with torch.random.fork_rng(), explain_memory(st.bs, st.cfg.size, st.cfg.precision, st.acc.device):
         trial = make_state(replace(st.cfg, bs=k*st.acc.num_processes), st.photos, st.train, st.valid, acc=st.acc)
+        if teacher := getattr(st.task.target, 'teacher', None): teach(trial, teacher)
         s = fetch(trial, st.train[np.arange(k) % len(st.train)])
         sizes, weights = {}, [p for m in (trial.gen, trial.disc) for p in m.parameters()]
         def note(t): sizes[t.data_ptr()] = t.nbytes; return t
@@ -327,10 +329,13 @@ def train_gan(
         root = root or _known(run_dir).get('root')
     else:
         cfg = get_preset(preset, seed=seed, **overrides)
+    if bool(cfg.teacher) != (cfg.target == 'codes'): raise InputError(f"target {cfg.target!r} and teacher={cfg.teacher!r}: target 'codes' needs a teacher, the folder of an earlier run, and no other target has one.")
+    if cfg.teacher: cfg = replace(cfg, teacher=str(Path(cfg.teacher).expanduser().resolve()))
     if data is not None: cfg = replace(cfg, data=_where(data))            # a moved folder is remembered at its new place
     if cfg.data == 'array' and data is None: raise InputError("this run was trained on an array: pass the same array as `data`.")
     if data is None and Path(cfg.data).is_absolute() and not Path(cfg.data).exists(): raise InputError(f"the photos of the run were in {cfg.data}, which is not there: pass the folder where they are now as `data`.")
     check_name(cfg.adv, ADV, 'adversarial loss'); check_name(cfg.norm_d, D_NORMS, "discriminator's norm")
+    earlier = GANRun.load(cfg.teacher).encoder if cfg.teacher and not resume else None
     hooks = (hooks,) if callable(hooks) else tuple(hooks)
     if not all(callable(h) for h in hooks): raise InputError(f"hooks={hooks!r}; each must be a function of the TrainState.")
     if max_minutes is not None and not max_minutes > 0: raise InputError(f"max_minutes={max_minutes!r}; it must be above 0.")
@@ -340,12 +345,28 @@ def train_gan(
     train,valid = split_photos(photos, valid=cfg.valid, seed=cfg.seed)
     with own_folder(acc, run_dir, cfg, resume=resume) as run_dir:
         st = make_state(cfg, photos, train, valid, acc=acc, run_dir=run_dir)
+        if cfg.teacher: open_teacher(st, earlier)
         _open(st, root=root)
         fit(st, hooks, max_minutes=max_minutes)
     run = GANRun.load(run_dir, device=str(acc.device))
     run.stopped = st.why
     acc.print(_summary(run, st))
     return run
+
+# %% ../nbs/52_run.ipynb #60c95533
+def open_teacher(
+    st:TrainState, # its task and its encoder are changed
+    earlier=None, # an earlier run's encoder; without, the teacher that lies in the run folder
+)->None:
+    "Give a run its teacher (`teach`). Raises `InputError` if he does not fit, or is missing."
+    path = st.run_dir/'teacher.safetensors'
+    def write():
+        teach(st, teacher := make_teacher(st, earlier))
+        save_tensors(path, teacher.state_dict(), dict(teacher=Path(st.cfg.teacher).name))
+    if earlier is not None: on_main(st.acc, write)
+    teacher = Teacher(st.nets[0].enc)
+    teacher.load_state_dict(load_tensors(path)[0])
+    teach(st, teacher)
 
 # %% ../nbs/52_run.ipynb #07278ba3
 def _known(run_dir): # what the folder says about its run so far

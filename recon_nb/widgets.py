@@ -453,7 +453,7 @@ def _charts(info, history, metrics, probe):
     names = dict(loss_d='L_D', adv='L_G', idt='L_idt')
     out = [draw_chart('losses', {n: curve(history, k) for k,n in names.items() if history and k in history[-1]})]
     best = {f'best trivial ({b[0]})': b[1]} if (b := best_psnr(info['trivial']) if info.get('trivial') else None) else {}
-    if metrics and 'explained' in metrics[-1]: out.append(draw_chart('held-out: explained, %', dict(explained=([r['step']/per for r in metrics], [100*r['explained'] for r in metrics]))))
+    if key := next((k for k in ('explained','named') if metrics and k in metrics[-1]), None): out.append(draw_chart(f'held-out: {key}, %', {key: ([r['step']/per for r in metrics], [100*r[key] for r in metrics])}))
     else: out.append(draw_chart('held-out PSNR, dB', dict(PSNR=curve(metrics, 'psnr')), lines=best))
     looks = {f'{k}, {r["data"]}' + ' (D)'*(r['part'] == 'disc'): (r['data'], r['part'], k) for r in probe for k in ('linear', 'knn')}
     if probe: out.append(draw_chart('online probe, % right', {n: ([r['epoch'] for r in probe if (r['data'], r['part']) == (d, p)], [100*r[k] for r in probe if (r['data'], r['part']) == (d, p)]) for n,(d,p,k) in looks.items()}))

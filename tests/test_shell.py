@@ -139,3 +139,21 @@ def test_a_table_in_domain_pretrains_on_the_sets_it_probes(monkeypatch):
     for scale in ('improved', 'ablations', 'small'):
         assert cli.table(['--scale', scale, '--root', 'labelled', '--photos-root', 'photos', '--yes']) == 0
     assert roots == {'improved': 'labelled', 'ablations': 'labelled', 'small': 'photos'}
+
+
+def test_a_second_round(tmp_path):
+    d = tmp_path/'photos'
+    d.mkdir()
+    for i in range(160): Image.fromarray(photo(i, 40, 32)).save(d/f'{i:03d}.png')
+    one, two, tiny = tmp_path/'one', tmp_path/'two', [*TINY[:4], '--epochs', '1', '--bs', '32']
+    assert run('train', d, '--preset', 'improved', '--run-dir', one, *tiny)[0] == 0
+    rc, out, err = run('train', d, '--preset', 'second-round', '--teacher', one, '--run-dir', two, *tiny)
+    assert rc == 0 and 'of the codes named' in out, err
+    one.rename(tmp_path/'gone')                                       # the teacher lies in the run folder
+    assert run('train', '--run-dir', two, '--resume', '--epochs', '2')[0] == 0
+    rc, out, err = run('export', two, '-o', tmp_path/'e.safetensors')
+    assert rc == 0 and str(tmp_path).encode() not in (tmp_path/'e.safetensors').read_bytes(), err
+    for teacher in ([], ['--teacher', one], ['--teacher', d]):        # none; one that has gone; a folder that is no run
+        rc, out, err = run('train', d, '--preset', 'second-round', *teacher, '--run-dir', tmp_path/'x', *tiny)
+        assert rc == 2 and 'Traceback' not in err and len(err.strip().splitlines()) == 1, err
+        assert 'teacher' in err or str(teacher[-1]) in err
