@@ -9,7 +9,7 @@ __all__ = ['Teacher', 'fit_codebook', 'CodeTarget']
 
 # %% ../nbs/33_teacher.ipynb #f753101a
 from copy import deepcopy
-import numpy as np,torch
+import torch
 from jaxtyping import Float,Int
 from torch import Tensor,nn
 from torch.nn import functional as F
