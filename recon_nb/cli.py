@@ -226,7 +226,7 @@ def probe(
 # %% ../nbs/80_cli.ipynb #370520dc
 def _table_parser():
     p = argparse.ArgumentParser('recon-table', allow_abbrev=False, description='The table of an experiment: pretraining, probes, numbers. Can be killed and called again.', formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.add_argument('--scale', default='small', help='small (two cores), or paper (Table 3, for a GPU)')
+    p.add_argument('--scale', default='small', help='small (two cores), paper (Table 3, for a GPU), ablations, improved or second-round')
     p.add_argument('--yes', action='store_true', help='run it; without, only say how long it would take')
     p.add_argument('--out', metavar='FILE', help='the file of records; SCALE.jsonl if not given')
     p.add_argument('--runs', default='runs', metavar='DIR', help='the folder of the pretrainings; what is missing is trained')
@@ -269,5 +269,5 @@ def _show_hours(hours, scale, device):
 def table(
     argv=None, # the words after the command; the shell's if not given
 )->int: # exit status
-    "`recon-table [--scale small|paper] [--yes] [options]`: the shell's `run_protocol` and `table`."
+    "`recon-table [--scale NAME] [--yes] [options]`: the shell's `run_protocol` and `table`."
     return _run('recon-table', _table, argv, _table_parser())

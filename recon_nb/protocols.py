@@ -55,7 +55,7 @@ class Protocol:
     updates:int=0         # of pretraining, at least; 0: the preset's epochs
     bs:int=512            # photos in a batch of pretraining
     photos:str='voc2012'  # what pretraining sees: a set, a folder; or 'own', the training images of the set that is asked about
-    arms:dict=field(default_factory=lambda: ARMS) # row -> preset, or (preset, fields that differ)
+    arms:dict=field(default_factory=lambda: ARMS) # row -> preset, or (preset, fields that differ); a field `teacher` names an earlier row
     fields:dict=field(default_factory=dict)       # of every pretraining, such as epochs
     like:str='paper-sb'   # the preset whose architecture scratch has
     recipes:dict=field(default_factory=dict) # name of a set, or '*' -> fixed fields of `Recipe`
@@ -108,6 +108,10 @@ PROTOCOLS |= {p.name: p for p in [
         Block(('knn','linear'), (25,100,500,None), 5),
         Block(('finetune',), (25,100,500), 5, search=100),
         Block(('finetune',), (None,), 3, sets=('cifar10','svhn'), search=500, matched=True))),
+    Protocol('second-round', width=32, sizes=dict(cifar10=32, svhn=32, imagenette=48), photos='own', bs=128, pretrainings=3, fields=dict(epochs=30, valid=0.02, precision='bf16'), like='improved',
+             arms={'first round': 'improved', 'second round': ('second-round', dict(teacher='first round'))}, recipes={'*': dict(bs=64), 'svhn': dict(flip=False)}, blocks=(
+        Block(('knn','linear'), (25,100,500,None), 5),
+        Block(('finetune',), (25,100,500,None), 3, search=100, matched=True))),
 ]}
 
 # %% ../nbs/65_protocols.ipynb #4a1a6498
@@ -208,11 +212,14 @@ def _epochs(p, cfg, photos, root):
     train,_ = split_photos(load_photos(photos, root=root, size=cfg.size, cuts=make_task(cfg).cuts), valid=cfg.valid, seed=cfg.seed)
     return math.ceil(p.updates/(len(train)//min(cfg.bs, len(train))))
 
+def _taught(p, runs, cfg, data): # a protocol's teacher is a row; a run's is a folder
+    return replace(cfg, teacher=str(run_folder(p, runs, cfg.teacher, data=data, seed=cfg.seed))) if cfg.teacher else cfg
+
 def _is_done(p, folder, cfg):
     "Whether a pretraining is finished. Raises `InputError` if it is another one."
     if not (folder/'weights.safetensors').exists(): return False
     run = GANRun.load(folder)
-    if bad := {k: (v, has) for k,v in asdict(cfg).items() if (has := getattr(run.cfg, k)) != v and k != 'data' and not (k == 'epochs' and p.updates)}:
+    if bad := {k: (v, has) for k,v in asdict(cfg).items() if (has := getattr(run.cfg, k)) != v and k not in ('data','teacher') and not (k == 'epochs' and p.updates)}:
         raise InputError(f"{folder} was trained with {', '.join(f'{k} {has}, not {v}' for k,(v,has) in bad.items())}: give another folder for the runs of {p.name!r}.")
     if run.finished and run.step < p.updates:
         raise InputError(f"{folder} is finished after {run.step} updates, and {p.updates} are asked for. Give another folder for the runs, or go on with it: train_gan(run_dir=..., resume=True, epochs=...).")
@@ -235,7 +242,7 @@ def pretrain(
                 out.setdefault((row,data), []).append(folder)
                 if _is_done(p, folder, cfg): continue
                 if progress: print(f'pretraining {folder.name}', flush=True)
-                if _train(p, folder, cfg, photos_of(p, data, root), _root_of(data, root) if p.photos == 'own' else root).stopped: raise KeyboardInterrupt
+                if _train(p, folder, _taught(p, runs, cfg, data), photos_of(p, data, root), _root_of(data, root) if p.photos == 'own' else root).stopped: raise KeyboardInterrupt
     return out
 
 def _train(p, folder, cfg, photos, root):
@@ -266,14 +273,19 @@ def count_flops(
 def describe_pretraining(
     run, # a `GANRun`, or its folder
     row:str, # which row of a table it belongs to
+    *,
+    first=None, # the earlier run that was its teacher, or its folder: the record counts both, and `rounds` tells them apart
 )->dict: # a record of kind pretraining, for the same file as the probes; a table leaves it out
     "What a finished pretraining cost, and how well it predicts photos held out."
     run = run if isinstance(run, GANRun) else GANRun.load(run)
     seen = run.step*run.info.get('bs', run.cfg.bs)
     scores = {k: v for k,v in (run.metrics or [{}])[-1].items() if k not in ('step','epoch')}
     config = {k: v for k,v in asdict(run.cfg).items() if k not in ('data','teacher')}            # they may be paths
-    return dict(schema=1, kind='pretraining', row=row, seed=run.cfg.seed, config=config, updates=run.step, images_seen=seen, flops=seen*count_flops(run.cfg),
+    record = dict(schema=1, kind='pretraining', row=row, seed=run.cfg.seed, config=config, updates=run.step, images_seen=seen, flops=seen*count_flops(run.cfg),
                 seconds=(run.history or [{}])[-1].get('seconds'), held_out=scores, photos=run.info.get('photos', ''), machine=run.info.get('machine', {}))
+    if first is None: return record
+    rounds = [{k: r[k] for k in ('updates','images_seen','flops','seconds')} for r in (describe_pretraining(first, row), record)]
+    return record | {k: sum(r[k] or 0 for r in rounds) for k in rounds[0]} | dict(rounds=rounds)
 
 # %% ../nbs/65_protocols.ipynb #ba1e28b9
 def _arms(runs, name, rows):
@@ -301,11 +313,13 @@ def best_arm(
     return max((r for r in found if many(r) == max(map(many, found))), key=lambda r: r['score'])['job']['arm']
 
 # %% ../nbs/65_protocols.ipynb #bc060375
-def _describe(runs, out):
+def _describe(p, runs, out):
     "A record for each pretraining that has none."
     known = [(r['row'], r['seed'], r['photos'], r['images_seen']) for r in read_jsonl(out) if r.get('kind') == 'pretraining']
-    for (row,_),folders in runs.items():
-        for r in (describe_pretraining(f, row) for f in folders):
+    for (row,data),folders in runs.items():
+        teacher = arm_config(p, row)[1].get('teacher')
+        for f,first in zip(folders, runs[teacher,data] if teacher else [None]*len(folders)):
+            r = describe_pretraining(f, row, first=first)
             if (who := (r['row'], r['seed'], r['photos'], r['images_seen'])) not in known: known.append(who); append_jsonl(out, r)
 
 def run_protocol(
@@ -318,7 +332,7 @@ def run_protocol(
     progress:bool=True, # a line for each run
 )->list: # the records
     "Every run of a protocol that is missing, and what the pretrainings cost. Can be killed at any moment and called again."
-    _describe(runs, out)
+    _describe(p, runs, out)
     jobs = [j for b in p.blocks if b.arms == 'all' for j in _jobs(p, b, runs, sets)]
     records = run_jobs(in_order(jobs), out=out, device=device, progress=progress)
     last = [b for b in p.blocks if b.arms == 'best']

@@ -360,10 +360,7 @@ def open_teacher(
 )->None:
     "Give a run its teacher (`teach`). Raises `InputError` if he does not fit, or is missing."
     path = st.run_dir/'teacher.safetensors'
-    def write():
-        teach(st, teacher := make_teacher(st, earlier))
-        save_tensors(path, teacher.state_dict(), dict(teacher=Path(st.cfg.teacher).name))
-    if earlier is not None: on_main(st.acc, write)
+    if earlier is not None: on_main(st.acc, lambda: save_tensors(path, make_teacher(st, earlier).state_dict(), dict(teacher=Path(st.cfg.teacher).name)))
     teacher = Teacher(st.nets[0].enc)
     teacher.load_state_dict(load_tensors(path)[0])
     teach(st, teacher)

@@ -157,7 +157,10 @@ def make_teacher(
     *,
     most:int=10_000, # photos to find the codes in
 )->Teacher:
-    "A teacher whose codes fit the photos of a run."
+    "A teacher whose codes fit the photos of a run. Raises `InputError` if his encoder is not of the run's shape, or the photos are too few."
+    ours, his = st.nets[0].enc.state_dict(), enc.state_dict()
+    if bad := next((k for k in {**ours, **his} if k not in ours or k not in his or ours[k].shape != his[k].shape), None):
+        raise InputError(f"the teacher's encoder is another one ({bad} does not fit): give this run the teacher's width and between.")
     some = st.train[np.linspace(0, len(st.train)-1, min(most, len(st.train))).astype(int)]
     batches = (augment_cuts(st, i, epoch=0)[0]['i_r'] for i in np.array_split(some, -(-len(some)//256)))
     return fit_codebook(Teacher(enc).to(st.acc.device), batches, seed=st.cfg.seed)
@@ -166,11 +169,8 @@ def teach(
     st:TrainState, # its task and its encoder are changed
     teacher:Teacher, # with a codebook
 )->None:
-    "Give a run its teacher: what must be predicted are his codes, and the encoder starts as a copy of his. Raises `InputError` if it can't."
-    ours, his = st.nets[0].enc.state_dict(), teacher.enc.state_dict()
-    if bad := next((k for k in {**ours, **his} if k not in ours or k not in his or ours[k].shape != his[k].shape), None):
-        raise InputError(f"the teacher's encoder is another one ({bad} does not fit): give this run the teacher's width and between.")
-    st.nets[0].enc.load_state_dict(his)
+    "Give a run its teacher: what must be predicted are his codes, and the encoder starts as a copy of his."
+    st.nets[0].enc.load_state_dict(teacher.enc.state_dict())
     st.task.target.teacher = teacher.to(st.acc.device)
 
 # %% ../nbs/51_trainer.ipynb #429057f9
