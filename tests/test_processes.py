@@ -67,6 +67,20 @@ def test_two_processes_equal_one(tmp_path):
 
 
 @pytest.mark.slow
+def test_two_processes_share_a_teacher(tmp_path):
+    "One makes the codebook, both ask the same teacher."
+    rc, said = launch(tmp_path, 'edges', processes=1, preset='improved', lambda_adv=0., epochs=1)
+    assert rc == 0, said
+    for folder, processes in (('one', 1), ('two', 2)):
+        rc, said = launch(tmp_path, folder, processes=processes, preset='second-round', teacher=str(tmp_path/'edges'), lambda_adv=0., epochs=2)
+        assert rc == 0, said
+    for read in (tensors, lambda d: load_tensors(d/'teacher.safetensors')[0]):
+        one, two = read(tmp_path/'one'), read(tmp_path/'two')
+        assert one.keys() == two.keys()
+        for k in one: torch.testing.assert_close(two[k], one[k], atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
 def test_two_processes_resume_bit_for_bit(tmp_path):
     "With batch norm and dropout: each process normalises its own half, and each drops by its own numbers."
     rc, said = launch(tmp_path, 'straight', processes=2, norm='norm', dropout=0.5)
