@@ -34,7 +34,7 @@ def random_crop(
     move = (1-side)[:,None] * (2*u[:,1:]-1)                       # of the square's centre; the picture runs from -1 to 1
     where = torch.cat([torch.diag_embed(side[:,None].expand(-1,2)), move[:,:,None]], 2)
     grid = F.affine_grid(where, x.shape, align_corners=False)
-    return F.grid_sample(x, grid, mode='bilinear', padding_mode='border', align_corners=False)
+    return F.grid_sample(x, grid, mode='bilinear', padding_mode='reflection', align_corners=False)
 
 # %% ../nbs/18_augmentation.ipynb #223d629b
 def random_light(

@@ -80,6 +80,7 @@ def _what(run): # in a sentence
     hides = dict(centre='all but the centre was', window='all but a window was', patches=f'{1-c.visible:.0%} of the patches were').get(c.mask, f'{c.mask} was')
     shown = ', the centre being shown enlarged' if c.view == 'zoom' else ''
     judge = ', with a discriminator as judge' if c.lambda_adv else ', without a discriminator'
+    if c.teacher: return f"An image encoder that learned without labels. Of each picture {hides} hidden{shown}; it named the codes that an earlier run's encoder, from which it began, gives to the whole ({c.target}){judge}."
     return f"An image encoder that learned without labels. Of each picture {hides} hidden{shown}; it predicted what was hidden ({c.target}){judge}."
 
 # %% ../nbs/66_card.ipynb #dad48168
@@ -88,8 +89,9 @@ def _training(run, source):
     changed = ', '.join(f'{k} {v[1]}' for k,v in deviations(run.cfg).items()) or 'nothing'
     time = duration(d['seconds']) if d['seconds'] else 'time not kept'
     m = run.info.get('machine', {})
+    first = f" It began as a copy of the encoder of an earlier run (`{Path(run.cfg.teacher).name}`), which was its teacher, too: that run's photos, their terms and its cost come on top." if run.cfg.teacher else ''
     return (f"Preset `{run.cfg.preset}` of recon_nb {__version__}, changed: {changed}. Seed {run.cfg.seed}. Photos: {source}. {d['updates']:,} updates, {d['images_seen']:,} photos seen, "
-            f"{d['flops']:.1e} floating-point operations, {time} on {run.info.get('device', 'a device not kept')} ({m.get('threads', '?')} threads, PyTorch {m.get('torch', '?')}).")
+            f"{d['flops']:.1e} floating-point operations, {time} on {run.info.get('device', 'a device not kept')} ({m.get('threads', '?')} threads, PyTorch {m.get('torch', '?')}).{first}")
 
 # %% ../nbs/66_card.ipynb #ae10f10f
 # long: the card's text

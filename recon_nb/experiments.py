@@ -130,6 +130,7 @@ def list_jobs(
     jobs = []
     for d in sets:
         fixed = tuple(sorted({**recipes.get('*', {}), **recipes.get(d.name, {})}.items()))
+        for k,_ in fixed: check_name(k, Recipe.__dataclass_fields__, 'field of a recipe')
         Recipe(**dict(fixed))
         for k in labels: label_subset(d.train_y, k, seed=0, classes=d.classes)
         for name,group in arms.items():
@@ -163,8 +164,10 @@ def in_order(
 
 # %% ../nbs/62_experiments.ipynb #3e4ebc1b
 @contextmanager
-def _alone(out):
-    "Nobody else writes to this file meanwhile."
+def locked_records(
+    out, # the file of records; made if it is missing
+):
+    "A file of records that nobody else writes to meanwhile. Raises `InputError` if somebody does, or if it can't be written."
     out = Path(out).expanduser()
     lock = FileLock(f'{out}.lock')
     try: out.parent.mkdir(parents=True, exist_ok=True); lock.acquire(timeout=0)
@@ -210,7 +213,7 @@ def run_jobs(
     progress:bool=True, # a line for each run
 )->list: # the records of all these jobs
     "Run what is missing, a record each. Can be killed at any moment and called again."
-    with _alone(out) as out:
+    with locked_records(out) as out:
         done = {json.dumps(r['job'], sort_keys=True): r for r in read_jsonl(out) if 'job' in r}
         prints = _check_images(jobs, done, out)
         missing = [j for j in jobs if j.key not in done]

@@ -105,7 +105,9 @@ def as_arm(
 )->Arm:
     "One side of a comparison, tried out. Raises `InputError` if it can't be probed."
     check_name(part, ('encoder', 'disc'), 'part')
-    if isinstance(encoder, Arm): return encoder
+    if isinstance(encoder, Arm):
+        if size in (None, encoder.size): return encoder
+        _try(encoder.net, size); return replace(encoder, size=size)
     if isinstance(encoder, str) and encoder == 'pixels': name, (net, own, source) = 'pixels', (Pixels(), None, {})
     elif encoder is not None: name, (net, own, source) = part if not isinstance(encoder, nn.Module) else 'module', _open(encoder, part)
     elif like is None and width is None: raise InputError("scratch needs an architecture: give like=, a run or a config, or width= and size=.")
@@ -167,7 +169,7 @@ def encode(
 )->Float[Tensor, 'n d']: # on the CPU; the stages side by side, each `channels x places`
     "What a frozen encoder makes of photos. Remembered: the same weights and photos are not computed twice."
     key = _fingerprint(net, photos), stages, side
-    if key not in _memory:
+    if not remember or key not in _memory:
         with frozen(deepcopy(net).to(device, memory_format=torch.channels_last)) as copy:
             parts = [[_pool(f, side) for f in (maps[s] for s in stages)] for i in range(0, len(photos), bs) for maps in [copy.features(_batch(photos[i:i+bs], device))]]
         out = torch.cat([torch.cat(p, 1) for p in parts])

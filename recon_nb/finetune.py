@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float,Int64
 from torch import Tensor,nn
-from .core import check_name,epoch_order,sample_uniform
+from .core import InputError,check_name,epoch_order,sample_uniform
 from .features import frozen
 from .pixels import Photo8,to_model
 
@@ -41,6 +41,7 @@ class Recipe:
 
     def __post_init__(self):
         check_name(self.mode, ('finetune', 'paper-finetune'), 'mode'); check_name(self.precision, ('no', 'bf16'), 'precision of fine-tuning')
+        if self.bs < 1 or self.updates(1) < 1: raise InputError(f"bs={self.bs}, steps={self.steps}, epochs={self.epochs}: a recipe needs images in a batch, and at least one update.")
     def updates(self, n:int)->int: # for n labels
         return max(self.steps, self.epochs*max(1, n//min(self.bs, n)))
 
@@ -158,6 +159,8 @@ def param_groups(
     "Parameters with their share of the learning rate."
     stages = stages_of(model.enc)
     parts = [(r.layer_decay**(len(stages)-i), s) for i,s in enumerate(stages)] + [(1., model.head)]
+    own = nn.ParameterList(model.enc.parameters(recurse=False)) if stages != [model.enc] else nn.ParameterList()
+    if len(own): parts.append((r.layer_decay**len(stages), own))         # what belongs to no stage, such as positions
     groups = [(scale, r.wd*many, [p for p in part.parameters() if (p.dim() > 1) == many]) for scale,part in parts for many in (True, False)]
     return [dict(params=ps, scale=scale, weight_decay=wd, lr=r.lr*scale) for scale,wd,ps in groups if ps]
 

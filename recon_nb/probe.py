@@ -107,7 +107,7 @@ def _paper_frozen(arm, data, i, seed, device):
     with torch.no_grad(): return (head(f).argmax(1), head(test_f).argmax(1)), bs*steps, dict(lr=lr, steps=steps, bs=bs), dict(what='lr', on='a fifth of the given labels', scores=scores)
 
 def _features(arm, data, i, seed, device, **how):
-    net = arm.build(seed)
+    net, how['remember'] = arm.build(seed), arm.name != 'module'             # a module's code may have changed, and its weights not
     return encode(net, data.train_x[i], device=device, **how), encode(net, data.test_x, device=device, **how)
 
 # %% ../nbs/60_probe.ipynb #e35d5261

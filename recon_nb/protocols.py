@@ -19,8 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from .config import GANConfig,get_preset
 from .core import InputError,append_jsonl,check_name,read_jsonl
 from .data import SETS,load_photos,split_photos
-from .experiments import Job,count_work,in_order,list_jobs,measure_speed,run_jobs
+from .experiments import Job,count_work,in_order,list_jobs,locked_records,measure_speed,run_jobs
 from .features import as_arm
+from .finetune import Recipe
 from .labelled import load_labelled
 from .masks import make_task
 from .photos import PHOTO_SUFFIXES
@@ -125,6 +126,7 @@ def narrow(
     "A part of a protocol. Raises `InputError` if nothing is left."
     for n in sets or (): check_name(n, p.sizes, 'set of this table')
     for m in modes or (): check_name(m, MODES, 'mode')
+    Recipe(precision=precision or 'no')                           # refused now, not after pretraining
     blocks = [replace(b, modes=tuple(m for m in b.modes if not modes or m in modes)) for b in p.blocks]
     blocks = tuple(b for b in blocks if b.modes and (not b.sets or not sets or set(sets) & set(b.sets)))
     if not blocks: raise InputError(f"{p.name!r} has no {' or '.join(modes)}{' on ' + ' or '.join(sets) if sets else ''}; it has {', '.join(dict.fromkeys(m for b in p.blocks for m in b.modes))}.")
@@ -219,6 +221,7 @@ def _is_done(p, folder, cfg):
     "Whether a pretraining is finished. Raises `InputError` if it is another one."
     if not (folder/'weights.safetensors').exists(): return False
     run = GANRun.load(folder)
+    if (was := Path(run.cfg.teacher).name) != Path(cfg.teacher).name: raise InputError(f"{folder} was taught by {was or 'nobody'}, not by {Path(cfg.teacher).name or 'nobody'}: give another folder for the runs of {p.name!r}.")
     if bad := {k: (v, has) for k,v in asdict(cfg).items() if (has := getattr(run.cfg, k)) != v and k not in ('data','teacher') and not (k == 'epochs' and p.updates)}:
         raise InputError(f"{folder} was trained with {', '.join(f'{k} {has}, not {v}' for k,(v,has) in bad.items())}: give another folder for the runs of {p.name!r}.")
     if run.finished and run.step < p.updates:
@@ -238,11 +241,11 @@ def pretrain(
     for data in p.sizes:
         for seed in range(p.pretrainings):
             for row in p.arms:
-                folder, cfg = run_folder(p, runs, row, data=data, seed=seed), _config(p, row, data, seed)
+                folder, cfg = run_folder(p, runs, row, data=data, seed=seed), _taught(p, runs, _config(p, row, data, seed), data)
                 out.setdefault((row,data), []).append(folder)
                 if _is_done(p, folder, cfg): continue
                 if progress: print(f'pretraining {folder.name}', flush=True)
-                if _train(p, folder, _taught(p, runs, cfg, data), photos_of(p, data, root), _root_of(data, root) if p.photos == 'own' else root).stopped: raise KeyboardInterrupt
+                if _train(p, folder, cfg, photos_of(p, data, root), _root_of(data, root) if p.photos == 'own' else root).stopped: raise KeyboardInterrupt
     return out
 
 def _train(p, folder, cfg, photos, root):
@@ -274,7 +277,7 @@ def describe_pretraining(
     run, # a `GANRun`, or its folder
     row:str, # which row of a table it belongs to
     *,
-    first=None, # the earlier run that was its teacher, or its folder: the record counts both, and `rounds` tells them apart
+    first=(), # the earlier run that was its teacher, or its folder; a list, if that one had a teacher, too: the record counts all, and `rounds` tells them apart
 )->dict: # a record of kind pretraining, for the same file as the probes; a table leaves it out
     "What a finished pretraining cost, and how well it predicts photos held out."
     run = run if isinstance(run, GANRun) else GANRun.load(run)
@@ -283,8 +286,9 @@ def describe_pretraining(
     config = {k: v for k,v in asdict(run.cfg).items() if k not in ('data','teacher')}            # they may be paths
     record = dict(schema=1, kind='pretraining', row=row, seed=run.cfg.seed, config=config, updates=run.step, images_seen=seen, flops=seen*count_flops(run.cfg),
                 seconds=(run.history or [{}])[-1].get('seconds'), held_out=scores, photos=run.info.get('photos', ''), machine=run.info.get('machine', {}))
-    if first is None: return record
-    rounds = [{k: r[k] for k in ('updates','images_seen','flops','seconds')} for r in (describe_pretraining(first, row), record)]
+    earlier = [*first] if isinstance(first, (list, tuple)) else [first]
+    if not earlier: return record
+    rounds = [{k: r[k] for k in ('updates','images_seen','flops','seconds')} for r in (*(describe_pretraining(f, row) for f in earlier[::-1]), record)]
     return record | {k: sum(r[k] or 0 for r in rounds) for k in rounds[0]} | dict(rounds=rounds)
 
 # %% ../nbs/65_protocols.ipynb #ba1e28b9
@@ -315,12 +319,17 @@ def best_arm(
 # %% ../nbs/65_protocols.ipynb #bc060375
 def _describe(p, runs, out):
     "A record for each pretraining that has none."
-    known = [(r['row'], r['seed'], r['photos'], r['images_seen']) for r in read_jsonl(out) if r.get('kind') == 'pretraining']
-    for (row,data),folders in runs.items():
-        teacher = arm_config(p, row)[1].get('teacher')
-        for f,first in zip(folders, runs[teacher,data] if teacher else [None]*len(folders)):
-            r = describe_pretraining(f, row, first=first)
-            if (who := (r['row'], r['seed'], r['photos'], r['images_seen'])) not in known: known.append(who); append_jsonl(out, r)
+    who = lambda r: (r['row'], r['seed'], r['photos'], r.get('data'), r['config']['size'], r['images_seen'])
+    with locked_records(out) as out:
+        known = [who(r) for r in read_jsonl(out) if r.get('kind') == 'pretraining']
+        for (row,data),folders in runs.items():
+            for i,f in enumerate(folders):
+                r = describe_pretraining(f, row, first=_firsts(p, runs, row, data, i)) | (dict(data=data) if p.photos == 'own' else {})
+                if who(r) not in known: known.append(who(r)); append_jsonl(out, r)
+
+def _firsts(p, runs, row, data, i): # the runs before this one, the last first
+    teacher = arm_config(p, row)[1].get('teacher')
+    return [runs[teacher,data][i], *_firsts(p, runs, teacher, data, i)] if teacher else []
 
 def run_protocol(
     p:Protocol, # which table

@@ -205,12 +205,13 @@ def estimate_cost(
     with torch.random.fork_rng(), explain_memory(st.bs, st.cfg.size, st.cfg.precision, st.acc.device):
         trial = make_state(replace(st.cfg, bs=k*st.acc.num_processes), st.photos, st.train, st.valid, acc=st.acc)
         if teacher := getattr(st.task.target, 'teacher', None): teach(trial, teacher)
-        s = fetch(trial, st.train[np.arange(k) % len(st.train)])
+        some = st.train[np.arange(k) % len(st.train)]
+        s = fetch(trial, some, augment=True)
         sizes, weights = {}, [p for m in (trial.gen, trial.disc) for p in m.parameters()]
         def note(t): sizes[t.data_ptr()] = t.nbytes; return t
         with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t): train_step(trial, s)
         ticks = [time.monotonic()]
-        for _ in range(3): float(train_step(trial, s)['loss_g']); ticks.append(time.monotonic())    # reading a loss waits for the device
+        for _ in range(3): float(train_step(trial, fetch(trial, some, augment=True))['loss_g']); ticks.append(time.monotonic())    # reading a loss waits for the device
         per_image = min(np.diff(ticks)) / len(s.i_in)
     st.acc.free_memory()
     if scaler: st.acc.scaler.load_state_dict(scaler)
@@ -252,6 +253,7 @@ def _resumed_config(run_dir, overrides, *, seed, preset):
     if not path.parent.is_dir(): raise InputError(f"there is no folder {run_dir}: nothing to resume.")
     if not path.exists(): raise InputError(f"{run_dir} holds no config.json: there is nothing to resume.")
     cfg = config_from_dict(json.loads(path.read_text()))
+    if overrides.get('teacher'): overrides = {**overrides, 'teacher': str(Path(overrides['teacher']).expanduser().resolve())}     # as it is kept
     new = with_overrides(cfg, **overrides)
     changed = {k for k,v in asdict(new).items() if v != getattr(cfg, k)} - {*_may_change}
     changed |= {k for k,v,default in (('seed', seed, 0), ('preset', preset, 'quick')) if v not in (default, getattr(cfg, k))}
@@ -282,7 +284,7 @@ def _unlock(lock):
     path = Path(lock.lock_file)
     lock.release()
     with suppress(OSError):                                    # a run that failed before its first file leaves no folder
-        if [*path.parent.iterdir()] == [path]: path.unlink(); path.parent.rmdir()
+        if (left := {*path.parent.iterdir()}) <= {path, path.with_name('teacher.safetensors')}: [f.unlink() for f in left]; path.parent.rmdir()
 
 # %% ../nbs/52_run.ipynb #08a3685f
 def _check_place(run_dir, cfg, resume): # before the photos are read

@@ -55,9 +55,11 @@ def fit_codebook(
     codes, dims = teacher.centres.shape
     if len(x) < 2*codes: raise InputError(f"{len(x)} places of features are too few for {codes} codes: give more photos, {2*codes} places or more.")
     mean = x.mean(0)
-    _, s, vt = torch.linalg.svd(x-mean, full_matrices=False)
+    x -= mean
+    var, v = torch.linalg.eigh(x.T @ x)                                   # of channels x channels: the photos may be many
+    s, vt = var.flip(0).clamp_min(0).sqrt(), v.flip(1).T
     teacher.mean.copy_(mean); teacher.whiten.copy_(vt[:dims].T / s[:dims].clamp_min(1e-6*s[0]) * len(x)**0.5)
-    z = F.normalize((x-mean).float() @ teacher.whiten.cpu(), dim=1).numpy()
+    z = F.normalize(x.float() @ teacher.whiten.cpu(), dim=1).numpy()
     from sklearn.cluster import MiniBatchKMeans                           # slow to import, and needed here only
     found = MiniBatchKMeans(codes, n_init=3, random_state=seed, batch_size=4096, max_iter=60).fit(z)
     teacher.centres.copy_(torch.from_numpy(found.cluster_centers_))

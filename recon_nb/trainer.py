@@ -344,8 +344,8 @@ def score_predictors(
 )->dict: # predictor -> scores; empty if the photo's pixels are no part of the target
     "The trivial predictors on the same held-out photos."
     spread = np.linspace(0, len(st.train)-1, min(fit, len(st.train))).astype(int)      # not the first: they may be all of one class
-    s, t = held_out(st, n), fetch(st, st.train[spread])
     if not st.task.paints: return {}
+    s, t = held_out(st, n), fetch(st, st.train[spread])
     predictors = TrivialPredictors(t.i_in.cpu(), t.i_r.cpu())                           # double precision is not everywhere
     scores = score_trivial(predictors, s.i_in.cpu(), s.i_r.cpu(), s.hidden.cpu(), window_slice(st.cfg.size, st.cfg.visible))
     return scores if st.cfg.mask == 'centre' else {'mean image': scores['mean image']}  # the others need a window in the centre
