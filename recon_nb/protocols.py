@@ -331,6 +331,7 @@ def _firsts(p, runs, row, data, i): # the runs before this one, the last first
     teacher = arm_config(p, row)[1].get('teacher')
     return [runs[teacher,data][i], *_firsts(p, runs, teacher, data, i)] if teacher else []
 
+# %% ../nbs/65_protocols.ipynb #2ea57770
 def run_protocol(
     p:Protocol, # which table
     sets:dict, # name of a set -> `LabelledSet`, from `find_labelled`
