@@ -277,7 +277,7 @@ def describe_pretraining(
     run, # a `GANRun`, or its folder
     row:str, # which row of a table it belongs to
     *,
-    first=(), # the earlier run that was its teacher, or its folder; a list, if that one had a teacher, too: the record counts all, and `rounds` tells them apart
+    earlier=(), # runs, or folders, that it goes on from, in the order of training: the record counts them, too, and `rounds` tells them apart
 )->dict: # a record of kind pretraining, for the same file as the probes; a table leaves it out
     "What a finished pretraining cost, and how well it predicts photos held out."
     run = run if isinstance(run, GANRun) else GANRun.load(run)
@@ -286,9 +286,8 @@ def describe_pretraining(
     config = {k: v for k,v in asdict(run.cfg).items() if k not in ('data','teacher')}            # they may be paths
     record = dict(schema=1, kind='pretraining', row=row, seed=run.cfg.seed, config=config, updates=run.step, images_seen=seen, flops=seen*count_flops(run.cfg),
                 seconds=(run.history or [{}])[-1].get('seconds'), held_out=scores, photos=run.info.get('photos', ''), machine=run.info.get('machine', {}))
-    earlier = [*first] if isinstance(first, (list, tuple)) else [first]
     if not earlier: return record
-    rounds = [{k: r[k] for k in ('updates','images_seen','flops','seconds')} for r in (*(describe_pretraining(f, row) for f in earlier[::-1]), record)]
+    rounds = [{k: r[k] for k in ('updates','images_seen','flops','seconds')} for r in (*(describe_pretraining(e, row) for e in earlier), record)]
     return record | {k: sum(r[k] or 0 for r in rounds) for k in rounds[0]} | dict(rounds=rounds)
 
 # %% ../nbs/65_protocols.ipynb #ba1e28b9
@@ -324,12 +323,12 @@ def _describe(p, runs, out):
         known = [who(r) for r in read_jsonl(out) if r.get('kind') == 'pretraining']
         for (row,data),folders in runs.items():
             for i,f in enumerate(folders):
-                r = describe_pretraining(f, row, first=_firsts(p, runs, row, data, i)) | (dict(data=data) if p.photos == 'own' else {})
+                r = describe_pretraining(f, row, earlier=_earlier(p, runs, row, data, i)) | (dict(data=data) if p.photos == 'own' else {})
                 if who(r) not in known: known.append(who(r)); append_jsonl(out, r)
 
-def _firsts(p, runs, row, data, i): # the runs before this one, the last first
+def _earlier(p, runs, row, data, i): # the runs that the i-th of a row goes on from, the first one first
     teacher = arm_config(p, row)[1].get('teacher')
-    return [runs[teacher,data][i], *_firsts(p, runs, teacher, data, i)] if teacher else []
+    return [*_earlier(p, runs, teacher, data, i), runs[teacher,data][i]] if teacher else []
 
 # %% ../nbs/65_protocols.ipynb #2ea57770
 def run_protocol(
