@@ -12,7 +12,7 @@ import hashlib,os
 from collections import OrderedDict
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass,field
+from dataclasses import dataclass,field,replace
 from pathlib import Path
 import numpy as np,torch
 import torch.nn.functional as F
