@@ -132,7 +132,7 @@ def test_a_file_cut_at_any_byte(monkeypatch, tmp_path, toy, arms):
 
 def test_a_second_process_is_told(monkeypatch, tmp_path, toy, arms):
     use_fake(monkeypatch, tmp_path/'t.txt')
-    with experiments._alone(tmp_path/'a.jsonl'):
+    with experiments.locked_records(tmp_path/'a.jsonl'):
         with pytest.raises(InputError, match='in use'): compare(arms, toy, **HOW, out=tmp_path/'a.jsonl')
     compare(arms, toy, **HOW, out=tmp_path/'a.jsonl', progress=False)
     (tmp_path/'file').write_text('')
