@@ -89,7 +89,7 @@ def _training(run, source):
     changed = ', '.join(f'{k} {v[1]}' for k,v in deviations(run.cfg).items()) or 'nothing'
     time = duration(d['seconds']) if d['seconds'] else 'time not kept'
     m = run.info.get('machine', {})
-    first = f" It began as a copy of the encoder of an earlier run (`{Path(run.cfg.teacher).name}`), which was its teacher, too: that run's photos, their terms and its cost come on top." if run.cfg.teacher else ''
+    first = f" It began as a copy of the encoder of an earlier run (`{run.cfg.teacher_name}`), which was its teacher, too: that run's photos, their terms and its cost come on top." if run.cfg.teacher else ''
     return (f"Preset `{run.cfg.preset}` of recon_nb {__version__}, changed: {changed}. Seed {run.cfg.seed}. Photos: {source}. {d['updates']:,} updates, {d['images_seen']:,} photos seen, "
             f"{d['flops']:.1e} floating-point operations, {time} on {run.info.get('device', 'a device not kept')} ({m.get('threads', '?')} threads, PyTorch {m.get('torch', '?')}).{first}")
 
@@ -163,7 +163,7 @@ def write_release(
     if bad: raise InputError(f"weights of {run.dir} are not finite ({bad[0]}): its training diverged. Release another run.")
     card = model_card(run, records=records)
     data = source_of(run)
-    state['config'] |= dict(data=data if data in TERMS else 'folder', teacher=Path(run.cfg.teacher).name)          # never a path of yours
+    state['config'] |= dict(data=data if data in TERMS else 'folder', teacher=run.cfg.teacher_name)          # never a path of yours
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(folder/names[1], {k: v for k,v in tensors.items() if not k.startswith('disc.')}, state)
     export_encoder(folder/names[1], folder/names[0])

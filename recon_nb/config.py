@@ -10,6 +10,7 @@ __all__ = ['PRESETS', 'GANConfig', 'field_docs', 'with_overrides', 'get_preset',
 # %% ../nbs/02_config.ipynb #ee3e6a6f
 import json
 from dataclasses import asdict,dataclass,field,fields,replace
+from pathlib import PureWindowsPath
 from .core import InputError,check_name
 
 # %% ../nbs/02_config.ipynb #c530c291
@@ -66,6 +67,8 @@ class GANConfig:
     schema:     int   = _opt(1, 'version of this list of fields')
 
     def __post_init__(self): _check(self)
+    @property
+    def teacher_name(self)->str: return PureWindowsPath(self.teacher).name           # without the path, whichever system wrote it
     def to_json(self)->str: return json.dumps(asdict(self), indent=1)
     @classmethod
     def from_json(cls, s:str): return config_from_dict(json.loads(s))

@@ -42,7 +42,7 @@ def describe_encoder(
         channels=list(enc.channels), reductions=[f['reduction'] for f in enc.feature_info],
         preprocessing=dict(size=cfg.size, crop='centre square', resize='bicubic, antialiased', channels='RGB', range=[-1,1], mean=[.5]*3, std=[.5]*3),
         training=dict(preset=cfg.preset, deviations={k: list(v) for k,v in deviations(cfg).items()}, photos=source, step=step,
-                      **(dict(teacher=cfg.teacher.replace('\\', '/').split('/')[-1]) if cfg.teacher else {}), schema=cfg.schema, recon_nb=__version__))
+                      **(dict(teacher=cfg.teacher_name) if cfg.teacher else {}), schema=cfg.schema, recon_nb=__version__))
 
 # %% ../nbs/53_export.ipynb #b2913537
 @dataclass(frozen=True)

@@ -221,7 +221,7 @@ def _is_done(p, folder, cfg):
     "Whether a pretraining is finished. Raises `InputError` if it is another one."
     if not (folder/'weights.safetensors').exists(): return False
     run = GANRun.load(folder)
-    if (was := Path(run.cfg.teacher).name) != Path(cfg.teacher).name: raise InputError(f"{folder} was taught by {was or 'nobody'}, not by {Path(cfg.teacher).name or 'nobody'}: give another folder for the runs of {p.name!r}.")
+    if (was := run.cfg.teacher_name) != cfg.teacher_name: raise InputError(f"{folder} was taught by {was or 'nobody'}, not by {cfg.teacher_name or 'nobody'}: give another folder for the runs of {p.name!r}.")
     if bad := {k: (v, has) for k,v in asdict(cfg).items() if (has := getattr(run.cfg, k)) != v and k not in ('data','teacher') and not (k == 'epochs' and p.updates)}:
         raise InputError(f"{folder} was trained with {', '.join(f'{k} {has}, not {v}' for k,(v,has) in bad.items())}: give another folder for the runs of {p.name!r}.")
     if run.finished and run.step < p.updates:

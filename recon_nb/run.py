@@ -253,7 +253,6 @@ def _resumed_config(run_dir, overrides, *, seed, preset):
     if not path.parent.is_dir(): raise InputError(f"there is no folder {run_dir}: nothing to resume.")
     if not path.exists(): raise InputError(f"{run_dir} holds no config.json: there is nothing to resume.")
     cfg = config_from_dict(json.loads(path.read_text()))
-    if overrides.get('teacher'): overrides = {**overrides, 'teacher': str(Path(overrides['teacher']).expanduser().resolve())}     # as it is kept
     new = with_overrides(cfg, **overrides)
     changed = {k for k,v in asdict(new).items() if v != getattr(cfg, k)} - {*_may_change}
     changed |= {k for k,v,default in (('seed', seed, 0), ('preset', preset, 'quick')) if v not in (default, getattr(cfg, k))}
@@ -284,7 +283,9 @@ def _unlock(lock):
     path = Path(lock.lock_file)
     lock.release()
     with suppress(OSError):                                    # a run that failed before its first file leaves no folder
-        if (left := {*path.parent.iterdir()}) <= {path, path.with_name('teacher.safetensors')}: [f.unlink() for f in left]; path.parent.rmdir()
+        if (left := {*path.parent.iterdir()}) <= {path, path.with_name('teacher.safetensors')}:
+            for f in left: f.unlink()
+            path.parent.rmdir()
 
 # %% ../nbs/52_run.ipynb #08a3685f
 def _check_place(run_dir, cfg, resume): # before the photos are read
@@ -325,6 +326,7 @@ def train_gan(
     **overrides, # any field of `GANConfig`, such as `epochs=10`
 )->GANRun:
     "Train the paper's GAN on photos. Raises `InputError` for a wrong call before anything is computed; Ctrl-C saves and returns the run."
+    if overrides.get('teacher'): overrides['teacher'] = str(Path(overrides['teacher']).expanduser().resolve())      # as the config keeps it
     if resume:
         if run_dir is None: raise InputError("resume=True needs run_dir=, the folder of the run to go on with.")
         cfg = _resumed_config(run_dir, overrides, seed=seed, preset=preset)
@@ -332,7 +334,6 @@ def train_gan(
     else:
         cfg = get_preset(preset, seed=seed, **overrides)
     if bool(cfg.teacher) != (cfg.target == 'codes'): raise InputError(f"target {cfg.target!r} and teacher={cfg.teacher!r}: target 'codes' needs a teacher, the folder of an earlier run, and no other target has one.")
-    if cfg.teacher: cfg = replace(cfg, teacher=str(Path(cfg.teacher).expanduser().resolve()))
     if data is not None: cfg = replace(cfg, data=_where(data))            # a moved folder is remembered at its new place
     if cfg.data == 'array' and data is None: raise InputError("this run was trained on an array: pass the same array as `data`.")
     if data is None and Path(cfg.data).is_absolute() and not Path(cfg.data).exists(): raise InputError(f"the photos of the run were in {cfg.data}, which is not there: pass the folder where they are now as `data`.")
@@ -362,7 +363,7 @@ def open_teacher(
 )->None:
     "Give a run its teacher (`teach`). Raises `InputError` if he does not fit, or is missing."
     path = st.run_dir/'teacher.safetensors'
-    if earlier is not None: on_main(st.acc, lambda: save_tensors(path, make_teacher(st, earlier).state_dict(), dict(teacher=Path(st.cfg.teacher).name)))
+    if earlier is not None: on_main(st.acc, lambda: save_tensors(path, make_teacher(st, earlier).state_dict(), dict(teacher=st.cfg.teacher_name)))
     teacher = Teacher(st.nets[0].enc)
     teacher.load_state_dict(load_tensors(path)[0])
     teach(st, teacher)
