@@ -64,6 +64,7 @@ def _train_parser():
     p.add_argument('--run-dir', default=argparse.SUPPRESS, help="the run's folder; runs/<preset>-<number> if not given")
     p.add_argument('--max-minutes', type=float, default=argparse.SUPPRESS, metavar='MINUTES', help='stop cleanly after so many minutes; --resume goes on')
     p.add_argument('--resume', action='store_true', default=argparse.SUPPRESS, help='go on with the run in --run-dir')
+    p.add_argument('--quiet', dest='progress', action='store_false', default=argparse.SUPPRESS, help='no bar and no report; print the run folder only')
     g = p.add_argument_group("the config's fields; the preset's value if not given")
     for name,(kind,_,doc) in field_docs().items():
         if name in ('preset','data','schema'): continue
@@ -74,7 +75,9 @@ def _train_parser():
 # %% ../nbs/80_cli.ipynb #68ef34bd
 def _train(args):
     from recon_nb.run import train_gan
-    return 130 if train_gan(**vars(args)).stopped == 'signal' else 0
+    run = train_gan(**vars(args))
+    if 'progress' in args: print(run.dir)
+    return 130 if run.stopped == 'signal' else 0
 
 def train(
     argv=None, # the words after the command; the shell's if not given

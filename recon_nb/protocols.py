@@ -91,6 +91,7 @@ WITHOUT = { # `improved`, with one thing changed
     'normalised patches': ('improved', dict(target='normalised-patches')),
     'one window seen': ('improved', dict(mask='window', visible=0.6)),
     'the centre seen': ('improved', dict(mask='centre', visible=0.6)),
+    "the paper's view": ('improved', dict(view='zoom', mask='centre', visible=1/3)),
     'a quarter seen': ('improved', dict(visible=0.25)),
     'six tenths seen': ('improved', dict(visible=0.6)),
     'dropout': ('improved', dict(dropout=0.5)),

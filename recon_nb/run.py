@@ -322,6 +322,7 @@ def train_gan(
     seed:int=0, # fixes initial weights, order, split and dropout
     max_minutes:float|None=None, # stop cleanly after so many minutes; `resume=True` goes on
     hooks=(), # functions of the `TrainState`, called at begin, step, epoch, evaluate and end
+    progress:bool=True, # say what is planned, show a bar, say what came out
     accelerator=None, # an `accelerate.Accelerator`: device, precision and processes; found by itself if not given
     **overrides, # any field of `GANConfig`, such as `epochs=10`
 )->GANRun:
@@ -344,16 +345,16 @@ def train_gan(
     if max_minutes is not None and not max_minutes > 0: raise InputError(f"max_minutes={max_minutes!r}; it must be above 0.")
     acc = accelerator or make_accelerator(cfg.precision)
     on_main(acc, lambda: _check_place(run_dir, cfg, resume))
-    with acc.main_process_first(): photos = load_photos(cfg.data if data is None else data, root=root, size=cfg.size, cuts=make_task(cfg).cuts)
+    with acc.main_process_first(): photos = load_photos(cfg.data if data is None else data, root=root, size=cfg.size, cuts=make_task(cfg).cuts, progress=progress)
     train,valid = split_photos(photos, valid=cfg.valid, seed=cfg.seed)
     with own_folder(acc, run_dir, cfg, resume=resume) as run_dir:
         st = make_state(cfg, photos, train, valid, acc=acc, run_dir=run_dir)
         if cfg.teacher: open_teacher(st, earlier)
-        _open(st, root=root)
-        fit(st, hooks, max_minutes=max_minutes)
+        _open(st, root=root, progress=progress)
+        fit(st, hooks, max_minutes=max_minutes, progress=progress)
     run = GANRun.load(run_dir, device=str(acc.device))
     run.stopped = st.why
-    acc.print(_summary(run, st))
+    if progress: acc.print(_summary(run, st))
     return run
 
 # %% ../nbs/52_run.ipynb #60c95533
@@ -379,7 +380,7 @@ def _info(st, root):
                 trivial=score_predictors(st), machine=describe_machine(), device=str(st.acc.device), processes=st.acc.num_processes)
 
 # %% ../nbs/52_run.ipynb #7a3c0eaf
-def _open(st, *, root):
+def _open(st, *, root, progress):
     "Go to the last checkpoint, if there is one; write what is known before the first step."
     known, fingerprint = _known(st.run_dir), _fingerprint(st.photos, st.train, st.valid)
     if known and known['fingerprint'] != fingerprint:
@@ -387,7 +388,7 @@ def _open(st, *, root):
     if has_checkpoint(st.run_dir) or (st.run_dir/'history.jsonl').exists(): restore(st)      # steps without a checkpoint are an error, not a new beginning
     if st.step > st.total_steps: raise InputError(f"the run has done {st.step} steps, more than epochs={st.cfg.epochs} has ({st.total_steps}): give more epochs.")
     info = dict(known or _info(st, root), fingerprint=fingerprint, steps=st.total_steps, deviations=deviations(st.cfg))
-    st.acc.print(f'resumed at step {st.step}. ' * bool(known) + _announce(st))
+    if progress: st.acc.print(f'resumed at step {st.step}. ' * bool(known) + _announce(st))
     st.acc.wait_for_everyone()              # all have read what lies there; now it may change
     if st.acc.is_main_process: _write_info(st, info)
 

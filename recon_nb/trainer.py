@@ -437,13 +437,14 @@ def fit(
     max_minutes:float|None=None, # stop cleanly after so many minutes
     save_every:float=300., # seconds between checkpoints
     read_every:int=20, # steps between two looks at the losses; a look waits for the device
+    progress:bool=True, # show a bar
 )->TrainState: # `st`
     "Train to the config's last epoch, or to a stop. Raises `TrainingDiverged` at a loss that is no number, `InputError` if memory runs out."
     looks, begun, st.stop, st.why = evaluation_epochs(st.cfg.epochs), time.monotonic(), False, ''
     alone, saved, end = st.acc.num_processes == 1, begun, begun + 60*max_minutes if max_minutes else math.inf
     st.gen.train(); st.disc.train()
     if st.step == 0: save(st)        # whatever happens from here on, there is something to resume from
-    bar = progress_bar(total=st.total_steps*st.bs, initial=st.step*st.bs, unit='img', show=st.acc.is_main_process)
+    bar = progress_bar(total=st.total_steps*st.bs, initial=st.step*st.bs, unit='img', show=progress and st.acc.is_main_process)
     with stop_on_signal(st), bar, explain_memory(st.bs, st.cfg.size, st.cfg.precision, st.acc.device):
         call_hooks(hooks, st, 'begin')
         while st.step < st.total_steps:

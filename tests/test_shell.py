@@ -57,6 +57,12 @@ def test_mixed_folder_trains_and_lists_the_broken_files(mixed, tmp_path):
     assert str(tmp_path/'run'/'samples') in out and (tmp_path/'run'/'weights.safetensors').exists()
 
 
+def test_quiet_prints_the_run_folder_and_nothing_else(mixed, tmp_path):
+    rc, out, err = run('train', mixed, '--run-dir', tmp_path/'run', *TINY, '--quiet')
+    assert (rc, out.strip()) == (0, str(tmp_path/'run'))
+    assert err.count('\n') == 1 and 'warning' in err and '3' in err          # the broken files are still told
+
+
 def test_seventeen_photos_train(tmp_path):
     d = tmp_path/'few'
     d.mkdir()
