@@ -14,9 +14,8 @@ from . import __version__
 from .checkpoint import load_tensors,save_tensors
 from .config import deviations
 from .core import InputError,write_atomic
-from .experiments import fingerprint
 from .export import export_encoder
-from .features import as_arm,count_macs
+from .features import as_arm,count_macs,fingerprint
 from .protocols import describe_pretraining
 from .run import GANRun,duration
 from .tables import summarize
@@ -43,22 +42,25 @@ def source_of(
 # %% ../nbs/66_card.ipynb #12a4deae
 def _own_rows(run, records):
     "The records of the arms that this encoder belongs to, and of the controls."
-    mine = {r['job']['arm'] for r in records if r.get('kind') == 'probe' and r['job']['weights'] == fingerprint(as_arm(run))}
-    if records and not mine: raise InputError("no record was made with the weights of this run: give the file that `compare` wrote for it, or none.")
-    return mine, [r for r in records if r.get('kind') == 'probe' and (r['job']['arm'] in mine or r['arm'] in ('scratch','pixels'))]
+    weights, mark, arm = lambda r: r.get('job', r).get('weights'), fingerprint(as_arm(run)), lambda r: r.get('job', {}).get('arm')
+    probes = [r for r in records if r.get('kind', 'probe') == 'probe']
+    mine = {arm(r) for r in probes if weights(r) == mark}                # of `compare`: the arm, with all its pretrainings
+    if records and not mine: raise InputError("no record was made with the weights of this run: give the file that `compare` or `recon-probe --out` wrote for it, or none.")
+    return [r for r in probes if weights(r) == mark or arm(r) and arm(r) in mine or r['arm'] in ('scratch','pixels')]
 
 def _numbers(run, records):
-    mine, rows = _own_rows(run, records)
-    if not mine: return 'Not measured.'
+    rows = _own_rows(run, records)
+    if not rows: return 'Not measured.'
     lines = ['| set | labels a class | how | accuracy, % | reference, % | difference [95 % interval] |', '|---|---|---|---|---|---|']
     s = summarize(rows)
-    for c in s[s.arm.isin(mine)].to_dict('records'):
+    own = ~s.arm.isin(['scratch','random','raw pixels'])
+    for c in s[own].to_dict('records'):
         ref = s[(s['mode'] == c['mode']) & (s.data == c['data']) & (s.labels == c['labels']) & s.arm.isin(['scratch','random'])]
         base = f"{ref.arm.item()} {ref['mean'].item():.1f}" if len(ref) else '-'
         diff = '-' if math.isnan(c['diff']) else f"{c['diff']:+.1f}" + ('' if math.isnan(c['low']) else f" [{c['low']:+.1f}, {c['high']:+.1f}]")
         spread = '' if math.isnan(c['std']) else f" ± {c['std']:.1f}"
         lines.append(f"| {c['data']} | {c['labels']} | {c['mode']} | {c['mean']:.1f}{spread} ({c['n']}) | {base} | {diff} |")
-    chosen = sorted({r['selected']['on'] for r in rows if r['job']['arm'] in mine and r.get('selected')})
+    chosen = sorted({r['selected']['on'] for r in rows if r['arm'] not in ('scratch','pixels') and r.get('selected')})
     return '\n'.join(lines) + f"\n\n± is the standard deviation; in brackets: runs, or pretrainings x runs. The interval is over pretrainings, where there are several. Settings were chosen on {' and '.join(chosen) or 'nothing'}; the test set was asked once a run."
 
 # %% ../nbs/66_card.ipynb #eae11d50
@@ -98,7 +100,7 @@ def _training(run, source):
 def model_card(
     run, # a `GANRun`, or its folder
     *,
-    records=(), # of `compare`, this run's among them
+    records=(), # of `compare` or `probe`, this run's among them
 )->str: # Markdown, with a head that model hubs read
     "What a user of these weights must know. Raises `InputError` if the records are of other weights."
     run = run if isinstance(run, GANRun) else GANRun.load(run)

@@ -17,7 +17,8 @@ from .config import PRESETS,field_docs
 from .core import InputError,write_atomic
 
 # %% ../nbs/80_cli.ipynb #2ba3648f
-_words = {r'\bpass resume=True\b': 'add --resume', r'\bresume=True\b': '--resume', r'\brun_dir=': '--run-dir ', r'\brun_dir\b': '--run-dir', r'\broot=': '--root ',
+_words = {r'\bpass resume=True\b': 'add --resume', r'\bresume=True\b': '--resume', r'\brun_dir\b=?(?=\W|$)': '--run-dir', r'\brun_dir=': '--run-dir ', r'\broot=(?=\W|$)': '--root', r'\broot=': '--root ', r"\bteacher=''": 'no --teacher',
+          r'`run\.transform\(images\)`': 'recon-embed',
           r'\bmax_minutes=': '--max-minutes ', r'\bclear_cache\(\) frees them': 'RECON_NB_CACHE says where', ' as `data`': ' as DATA'}
 
 def _in_shell_words(text): # the library speaks Python
@@ -31,6 +32,10 @@ class _InShellWords:
     def __getattr__(self, name): return getattr(self.out, name)
 
 # %% ../nbs/80_cli.ipynb #aa8b63cd
+class _Parser(argparse.ArgumentParser):
+    "A mistake is answered in one line: who wants the options asks for them."
+    def error(self, message): self.exit(2, f'{self.prog}: {message}. {self.prog} --help lists what there is.\n')
+
 def _parse(parser, argv):
     parser.add_argument('--version', action='version', version=f'recon_nb {__version__}')
     args, unknown = parser.parse_known_args(argv)
@@ -57,7 +62,7 @@ def _run(prog, call, argv, parser):
 
 # %% ../nbs/80_cli.ipynb #2b4482bd
 def _train_parser():
-    p = argparse.ArgumentParser('recon-train', allow_abbrev=False, description='Train the GAN of the paper on photos.', formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p = _Parser('recon-train', allow_abbrev=False, description='Train the GAN of the paper on photos.', formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument('data', nargs='?', default=argparse.SUPPRESS, help="folder of photos or name of a set; the preset's own if not given")
     p.add_argument('--preset', default='quick', help=', '.join(PRESETS))
     p.add_argument('--root', default=argparse.SUPPRESS, help="where a named set's original copy lies")
@@ -87,7 +92,7 @@ def train(
 
 # %% ../nbs/80_cli.ipynb #716c0de8
 def _reconstruct_parser():
-    p = argparse.ArgumentParser('recon-reconstruct', allow_abbrev=False, description='Show what a trained generator makes of photos: what it sees, what it paints, the same with the real centre, the photo.')
+    p = _Parser('recon-reconstruct', allow_abbrev=False, description='Show what a trained generator makes of photos: what it sees, what it paints, the same with the real centre, the photo.')
     p.add_argument('run', help='a run folder')
     p.add_argument('photos', nargs='+', help='photos of any format and size')
     p.add_argument('-o', '--out', default='reconstruction.png', help='the picture to write (default: %(default)s)')
@@ -115,7 +120,7 @@ def reconstruct(
 
 # %% ../nbs/80_cli.ipynb #bb7d9772
 def _embed_parser():
-    p = argparse.ArgumentParser('recon-embed', allow_abbrev=False, description="The encoder's features of every photo in a folder, as a NumPy array.")
+    p = _Parser('recon-embed', allow_abbrev=False, description="The encoder's features of every photo in a folder, as a NumPy array.")
     p.add_argument('run', help='a run folder')
     p.add_argument('folder', help='a folder of photos')
     p.add_argument('-o', '--out', default='features.npy', help='the array to write, (photos, channels) float32; their names go to OUT.txt (default: %(default)s)')
@@ -145,7 +150,7 @@ def embed(
 
 # %% ../nbs/80_cli.ipynb #edc5834a
 def _export_parser():
-    p = argparse.ArgumentParser('recon-export', allow_abbrev=False, description='Write the encoder of a run as one file, with its preprocessing in it.')
+    p = _Parser('recon-export', allow_abbrev=False, description='Write the encoder of a run as one file, with its preprocessing in it.')
     p.add_argument('run', help='a run folder, or its weights.safetensors')
     p.add_argument('-o', '--out', default='encoder.safetensors', help='the file to write: .safetensors, or .onnx (default: %(default)s)')
     return p
@@ -164,7 +169,7 @@ def export(
 
 # %% ../nbs/80_cli.ipynb #319b1610
 def _release_parser():
-    p = argparse.ArgumentParser('recon-release', allow_abbrev=False, description='Write the weights of a run with a model card: encoder.safetensors, generator.safetensors, README.md.')
+    p = _Parser('recon-release', allow_abbrev=False, description='Write the weights of a run with a model card: encoder.safetensors, generator.safetensors, README.md.')
     p.add_argument('run', help='a run folder')
     p.add_argument('-o', '--out', default='release', help='the folder to write (default: %(default)s)')
     p.add_argument('--records', nargs='+', metavar='FILE', default=[], help='files of records with probes of this run; without, the card says "not measured"')
@@ -186,7 +191,7 @@ def release(
 # %% ../nbs/80_cli.ipynb #764db9cf
 # long: an option a line
 def _probe_parser():
-    p = argparse.ArgumentParser('recon-probe', allow_abbrev=False, description='How much of a labelled set an encoder helps to classify.', formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p = _Parser('recon-probe', allow_abbrev=False, description='How much of a labelled set an encoder helps to classify.', formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument('encoder', help="a run folder, or scratch, or pixels; scratch in a frozen mode is a random encoder")
     p.add_argument('data', help='name of a labelled set, or a folder with train/<class>/ and test/<class>/')
     p.add_argument('--mode', default='finetune', help='knn, linear, paper-frozen, paper-finetune or finetune')
@@ -202,7 +207,9 @@ def _probe_parser():
     p.add_argument('--out', metavar='FILE', help='append the records to this file (JSON Lines)')
     return p
 
-def _count(text): return None if text == 'all' else int(text)
+def _count(text):
+    if text != 'all' and not text.isdecimal(): raise argparse.ArgumentTypeError(f'{text!r} is no number of labels; give a whole number, or all')
+    return None if text == 'all' else int(text)
 
 # %% ../nbs/80_cli.ipynb #19d2cdef
 def _device(name):
@@ -211,14 +218,11 @@ def _device(name):
     return str(check_device(name or ('cuda' if torch.cuda.is_available() else 'cpu')))
 
 def _probe(args):
-    from recon_nb.core import append_jsonl
-    from recon_nb.probe import FROZEN,probe,search_recipe
+    from recon_nb.probe import FROZEN,probe
     encoder = {'scratch': None}.get(args.encoder, args.encoder)
     how = dict(mode=args.mode, labels_per_class=args.labels, part=args.part, like=args.like, size=args.size, width=args.width, root=args.root, device=_device(args.device))
     if args.search and args.mode in FROZEN: raise InputError(f'--search is for trained modes; {args.mode} chooses by itself.')
-    found = probe(encoder, args.data, seeds=args.seeds, recipe=search_recipe(encoder, args.data, **how) if args.search else None, **how)
-    if args.out: append_jsonl(args.out, *found.records())
-    print(found)
+    print(probe(encoder, args.data, seeds=args.seeds, recipe='search' if args.search else None, out=args.out, **how))
 
 def probe(
     argv=None, # the words after the command; the shell's if not given
@@ -228,7 +232,7 @@ def probe(
 
 # %% ../nbs/80_cli.ipynb #370520dc
 def _table_parser():
-    p = argparse.ArgumentParser('recon-table', allow_abbrev=False, description='The table of an experiment: pretraining, probes, numbers. Can be killed and called again.', formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p = _Parser('recon-table', allow_abbrev=False, description='The table of an experiment: pretraining, probes, numbers. Can be killed and called again.', formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument('--scale', default='small', help='small (two cores), paper (Table 3, for a GPU), ablations, improved or second-round')
     p.add_argument('--yes', action='store_true', help='run it; without, only say how long it would take')
     p.add_argument('--out', metavar='FILE', help='the file of records; SCALE.jsonl if not given')
@@ -249,6 +253,7 @@ def _table(args):
     from recon_nb.protocols import PROTOCOLS,estimate_hours,find_labelled,narrow,pretrain,run_protocol
     p = narrow(PROTOCOLS[check_name(args.scale, PROTOCOLS, 'scale')], sets=args.sets, modes=args.modes, precision=args.precision)
     device = _device(args.device)
+    if not args.yes: print('trying a few steps of each network, to say how long it takes ...', flush=True)
     if not args.yes: return _show_hours(estimate_hours(p, device=device), args.scale, device)
     sets = {name: find_labelled(name, size=size, root=args.root) for name,size in p.sizes.items()}
     runs = pretrain(p, args.runs, root=args.root if p.photos == 'own' else args.photos_root)

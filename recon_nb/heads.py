@@ -75,10 +75,12 @@ def fit_linear(
     return Linear(out.mean, out.scale, w.detach().float(), l2)
 
 # %% ../nbs/57_heads.ipynb #4c9e4164
+FOLDED = 2000 # labels at most that are left out in turn; of more, the seed draws those that are left out
+
 def _folds(y, seed):
     "Index pairs (to fit, to score), class by class."
     smallest = int(np.bincount(y).min())
-    if len(y) > 2000: return [split_labels(y, share=.2, seed=seed)]
+    if len(y) > FOLDED: return [split_labels(y, share=.2, seed=seed)]
     turns = min(5, smallest)
     fold = np.empty(len(y), dtype=int)
     for c in np.unique(y): fold[y == c] = np.arange((y == c).sum()) % turns      # subsets are drawn at random: their order will do

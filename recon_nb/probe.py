@@ -8,18 +8,18 @@ Docs: https://recon-nb.github.io/recon_nb/probe.html.md"""
 __all__ = ['MODES', 'FROZEN', 'ProbeResult', 'search_recipe', 'probe']
 
 # %% ../nbs/60_probe.ipynb #a851fd17
-import sys,time
+import hashlib,sys,time
 from dataclasses import asdict,dataclass
 from types import ModuleType
 import numpy as np
 import torch
 from fastcore.basics import patch
-from .core import InputError,check_name,describe_machine,progress_bar
+from .core import InputError,append_jsonl,check_name,describe_machine,progress_bar
 from .devices import check_device
-from .features import as_arm,count_macs,encode
-from .finetune import Recipe,choose_lr,classify,finetune,fit_paper_head,paper_recipe
+from .features import as_arm,count_macs,encode,fingerprint
+from .finetune import Recipe,choose_lr,classify,finetune,fit_paper_head,paper_recipe,paper_updates
 from .finetune import search_recipe as search_from
-from .heads import choose_l2,fit_linear,knn_predict
+from .heads import FOLDED,choose_l2,fit_linear,knn_predict
 from .labelled import DEV_SEED,development_images,label_subset,load_labelled,split_labels
 from .trainer import TrainingDiverged
 
@@ -69,7 +69,7 @@ def show(self:ProbeResult,
     return axes
 
 # %% ../nbs/60_probe.ipynb #81b69615
-def _row(arm, data, mode, per_class, seed, i, predictions, seconds, images_seen, config, selected):
+def _row(arm, data, mode, per_class, seed, i, predictions, seconds, device, images_seen, config, selected):
     "One seed's findings, JSON-ready."
     (train, test), k = predictions, len(data.classes)
     confusion = np.zeros((k,k), dtype=int)
@@ -77,47 +77,58 @@ def _row(arm, data, mode, per_class, seed, i, predictions, seconds, images_seen,
     return dict(schema=1, arm=arm.name, source=arm.source, mode=mode, data=data.name, size=data.size, classes=k, labels_per_class=per_class, n_train=len(i), n_test=len(test),
                 seed=seed, test_accuracy=float((test == data.test_y).mean()), train_accuracy=float((train == data.train_y[i]).mean()), chance=float(np.bincount(data.test_y).max()/len(test)),
                 per_class=(confusion.diagonal()/confusion.sum(1)).round(4).tolist(), confusion=confusion.tolist(), histogram=np.bincount(test, minlength=k).tolist(),
-                seconds=round(seconds, 2), macs=count_macs(arm.net, data.size), images_seen=images_seen, config=config, selected=selected, machine=describe_machine())
+                seconds=round(seconds, 2), macs=count_macs(arm.net, data.size), images_seen=images_seen, config=config, selected=selected, weights=fingerprint(arm), subset=hashlib.blake2b(i.tobytes(), digest_size=6).hexdigest(),
+                device=str(device), machine=describe_machine())
 
 # %% ../nbs/60_probe.ipynb #c1009097
 def _knn(arm, data, i, seed, device):
-    f, test_f = _features(arm, data, i, seed, device, stages=(-1,), side=1)
-    y, k = torch.from_numpy(data.train_y[i]), min(20, int(np.bincount(data.train_y[i]).min()))
+    f, test_f, y = _features(arm, data, i, seed, device, stages=(-1,), side=1)
+    k = min(20, int(np.bincount(data.train_y[i]).min()))
     own = knn_predict(f, y, f, k=k, leave_out=True)
     return (own, knn_predict(f, y, test_f, k=k)), 0, dict(k=k), {}
 
 def _linear(arm, data, i, seed, device):
-    f, test_f = _features(arm, data, i, seed, device, stages=tuple(range(-min(3, len(arm.net.channels)), 0)), side=2 if arm.name != 'pixels' else None)
-    y, k = torch.from_numpy(data.train_y[i]), len(data.classes)
+    f, test_f, y = _features(arm, data, i, seed, device, stages=tuple(range(-min(3, len(arm.net.channels)), 0)), side=2 if arm.name != 'pixels' else None)
+    k = len(data.classes)
     l2, scores = choose_l2(f, y, n_classes=k, seed=seed)
     head = fit_linear(f, y, l2=l2, n_classes=k)
     return (head.predict(f), head.predict(test_f)), 0, dict(l2=l2), dict(what='l2', on='the given labels, left out in turn', scores=scores)
 
 # %% ../nbs/60_probe.ipynb #de6d61e9
 def _paper_frozen(arm, data, i, seed, device):
-    f, test_f = _features(arm, data, i, seed, device, stages=(-1,), side=None)
-    y, k = torch.from_numpy(data.train_y[i]), len(data.classes)
-    steps, bs, lr, scores = max(3000, 10*len(i)//32), min(32, len(i)), 3e-4, {}
+    f, test_f, y = _features(arm, data, i, seed, device, stages=(-1,), side=None)
+    k = len(data.classes)
+    steps, bs, lr, scores = paper_updates(len(i)), min(32, len(i)), 3e-4, {}
     if np.bincount(data.train_y[i]).min() > 1:            # one label a class leaves nothing to choose by
-        fit, val = split_labels(data.train_y[i], share=0.2, seed=seed)
-        def score(lr): return float((fit_paper_head(f[fit], y[fit], classes=k, lr=lr, seed=seed, steps=steps)(f[val]).argmax(1) == y[val]).float().mean())
+        (x, x_val), (c, c_val) = ([v[j] for j in split_labels(data.train_y[i], share=0.2, seed=seed)] for v in (f, y))
+        def score(lr): return float((fit_paper_head(x, c, classes=k, lr=lr, seed=seed, steps=steps)(x_val).argmax(1) == c_val).float().mean())
         scores = choose_lr(score, grid=(1e-4, 3e-4, 1e-3))
         lr = max(scores, key=scores.get)
     head = fit_paper_head(f, y, classes=k, lr=lr, seed=seed, steps=steps)
     with torch.no_grad(): return (head(f).argmax(1), head(test_f).argmax(1)), bs*steps, dict(lr=lr, steps=steps, bs=bs), dict(what='lr', on='a fifth of the given labels', scores=scores)
 
-def _features(arm, data, i, seed, device, **how):
+def _features(arm, data, i, seed, device, **how): # of the given labels and of the test images, and the given classes
     net, how['remember'] = arm.build(seed), arm.name != 'module'             # a module's code may have changed, and its weights not
-    return encode(net, data.train_x[i], device=device, **how), encode(net, data.test_x, device=device, **how)
+    place = device if 'cuda' in str(device) else 'cpu'                       # heads need double precision: a CPU has it, and CUDA
+    f, test_f = (encode(net, x, device=device, **how).to(place) for x in (data.train_x[i], data.test_x))
+    return f, test_f, torch.from_numpy(data.train_y[i]).to(place)
 
 # %% ../nbs/60_probe.ipynb #e35d5261
-def _trained(arm, data, i, seed, device, recipe):
+def _alike(arm, mode, subsets): # does nothing vary from seed to seed?
+    steady = arm.name != 'scratch' and (mode == 'knn' or mode == 'linear' and len(subsets[0]) <= FOLDED)
+    return steady and len(subsets) > 1 and all(np.array_equal(i, subsets[0]) for i in subsets)
+
+def _trained(arm, data, i, seed, device, recipe, tick=None):
     if not any(True for _ in arm.net.parameters()): raise InputError(f"{arm.name} has no weights to train; modes for it: knn, linear.")
-    model = finetune(arm.build(seed), data.train_x[i], data.train_y[i], recipe, classes=len(data.classes), seed=seed, device=device)
+    model = finetune(arm.build(seed), data.train_x[i], data.train_y[i], recipe, classes=len(data.classes), seed=seed, device=device, tick=tick)
     if not all(p.isfinite().all() for p in model.parameters()): raise TrainingDiverged(f"weights are not finite after training {arm.name} with lr={recipe.lr:g}. Give a recipe with a lower lr, or recipe='search'.")
     return (classify(model, data.train_x[i], device=device), classify(model, data.test_x, device=device)), recipe.updates(len(i))*min(recipe.bs, len(i)), {k: v for k,v in asdict(recipe).items() if k != 'selected'}, recipe.selected
 
 # %% ../nbs/60_probe.ipynb #f7e56bcc
+def _asked(encoder, like, width, **how): # the arm of a call
+    if encoder is not None and (like is not None or width is not None): raise InputError("like and width are for scratch: an encoder that is given has its own architecture.")
+    return as_arm(encoder, like=like, width=width, **how)
+
 def search_recipe(
     encoder, # as for `probe`
     data, # as for `probe`
@@ -130,18 +141,20 @@ def search_recipe(
     width:int|None=None, # for scratch without `like`
     root=None, # where a named set lies
     device='cpu', # where to compute
+    progress:bool=True, # show a bar
     **recipe, # fields of `Recipe` to start from, such as flip=False for digits
 )->Recipe:
     "The recipe that suits an arm best, judged on development images. Costs six trainings or more."
     check_name(mode, MODES[3:], 'mode')
-    arm = as_arm(encoder, part=part, like=like, size=size, width=width)
+    arm = _asked(encoder, like, width, part=part, size=size)
     data = load_labelled(data, size=arm.size, root=root)
     dev = development_images(data.train_y)
     rest = np.setdiff1d(np.arange(len(data.train_y)), dev)
     few = labels_per_class is not None and labels_per_class <= np.bincount(data.train_y[rest], minlength=len(data.classes)).min()
     i = label_subset(data.train_y, labels_per_class, seed=DEV_SEED, last=dev, classes=data.classes) if few else rest
     start = paper_recipe(**recipe) if mode == 'paper-finetune' else Recipe(**recipe)
-    return search_from(arm.build, data.train_x[i], data.train_y[i], (data.train_x[dev], data.train_y[dev]), start, classes=len(data.classes), seed=DEV_SEED, device=device)
+    bar = progress_bar(total=6*start.updates(len(i)), desc=f'{arm.name} {mode}, search', unit='update', show=progress)
+    with bar: return search_from(arm.build, data.train_x[i], data.train_y[i], (data.train_x[dev], data.train_y[dev]), start, classes=len(data.classes), seed=DEV_SEED, device=device, tick=bar.update)
 
 # %% ../nbs/60_probe.ipynb #4d6798f1
 # long: the one call, its checks in the order they are made
@@ -160,6 +173,7 @@ def probe(
     root=None, # where a named set lies
     name:str|None=None, # what records shall call the set
     device='cpu', # where to compute
+    out=None, # a file (JSON Lines) that gets each record as soon as it is made
     progress:bool=True, # show a bar
 )->ProbeResult:
     "How much of a labelled set an encoder helps to classify. Raises `InputError` before any training."
@@ -167,21 +181,29 @@ def probe(
     device = check_device(device)
     seeds = [*range(seeds)] if isinstance(seeds, int) else [int(s) for s in seeds]
     if not seeds: raise InputError("seeds is empty; give a number, or a list of numbers.")
-    arm = as_arm(encoder, part=part, like=like, size=size, width=width)
+    arm = _asked(encoder, like, width, part=part, size=size)
     if arm.name == 'pixels' and mode not in ('knn', 'linear'): raise InputError(f"raw pixels have nothing to train or to flatten: mode {mode!r} is for encoders; use knn or linear.")
     data = load_labelled(data, size=arm.size, root=root, name=name, progress=progress)
     dev, rows = development_images(data.train_y), []
     subsets = [label_subset(data.train_y, labels_per_class, seed=s, last=dev, classes=data.classes) for s in seeds]
-    if recipe == 'search' and mode not in FROZEN: recipe = search_recipe(arm, data, mode=mode, labels_per_class=labels_per_class, device=device)
+    if _alike(arm, mode, subsets):
+        if progress: print(f'all {len(seeds)} seeds draw the same labels, and nothing else varies: one run')
+        seeds, subsets = seeds[:1], subsets[:1]
+    if out: append_jsonl(out)                                      # refused now, not after the work
+    if recipe == 'search' and mode not in FROZEN: recipe = search_recipe(arm, data, mode=mode, labels_per_class=labels_per_class, device=device, progress=progress)
     elif recipe is not None and (not isinstance(recipe, Recipe) or recipe.mode != mode): raise InputError(f"recipe={recipe!r} does not go with mode {mode!r}: give a Recipe for that mode or 'search'; frozen modes have none.")
     recipe = recipe or (paper_recipe() if mode == 'paper-finetune' else Recipe())
-    for seed,i in zip(progress_bar(seeds, desc=f'{arm.name} {mode}', unit='seed', show=progress), subsets):
+    how = {'knn': _knn, 'linear': _linear, 'paper-frozen': _paper_frozen}.get(mode)
+    bar = progress_bar(total=len(seeds)*(1 if how else recipe.updates(len(subsets[0]))), desc=f'{arm.name} {mode}', unit='seed' if how else 'update', show=progress)
+    for seed,i in zip(seeds, subsets):
         start = time.monotonic()
-        how = {'knn': _knn, 'linear': _linear, 'paper-frozen': _paper_frozen}.get(mode)
         with torch.random.fork_rng(devices=[]):                    # training seeds itself; the caller's random numbers go on as if nothing had been
-            found = how(arm, data, i, seed, device) if how else _trained(arm, data, i, seed, device, recipe)
+            found = how(arm, data, i, seed, device) if how else _trained(arm, data, i, seed, device, recipe, tick=bar.update)
+        if how: bar.update(1)
         predictions, *rest = found
-        rows.append(_row(arm, data, mode, labels_per_class, seed, i, [np.asarray(p) for p in predictions], time.monotonic()-start, *rest))
+        rows.append(_row(arm, data, mode, labels_per_class, seed, i, [torch.as_tensor(p).numpy(force=True) for p in predictions], time.monotonic()-start, device, *rest))
+        if out: append_jsonl(out, rows[-1])
+    bar.close()
     return ProbeResult(rows, data.classes)
 
 # %% ../nbs/60_probe.ipynb #d46e1930

@@ -47,9 +47,11 @@ def _row(r):
     "A record as a row; `arm` is the table's row, `pretraining` tells encoders of one arm apart."
     job, source = r.get('job', {}), r.get('source', {})
     arm = job.get('arm') or ', '.join(v for v in (source.get('preset'), source.get('part')) if v) or source.get('module') or r['arm']
+    kin = None if job.get('arm') or not source else json.dumps({k: v for k,v in source.items() if k not in ('run','seed')}, sort_keys=True)
     plain = dict(pixels='raw pixels', scratch='random' if r['mode'] in FROZEN else 'scratch').get(r['arm'])
     return dict(arm=plain or arm, mode=r['mode'], data=r['data'], labels=r['labels_per_class'] or 'all', seed=r['seed'], acc=100*r['test_accuracy'],
-                pretraining=job.get('weights') or json.dumps(source, sort_keys=True), per_class=r['n_train']/r['classes'], chance=100*r['chance'],
+                pretraining=job.get('weights') or r.get('weights') or json.dumps(source, sort_keys=True), kin=kin, run=source.get('run'), born=source.get('seed'),
+                draw=r.get('subset') or (r['seed'] if r['labels_per_class'] else 'all'), per_class=r['n_train']/r['classes'], chance=100*r['chance'],
                 n_test=r['n_test'], size=r['size'], settings=json.dumps(job.get('settings', _settings(r) if r['mode'] not in FROZEN else None), sort_keys=True))
 
 def _settings(r): # what was searched is a finding
@@ -60,6 +62,13 @@ def _agree(rows, by, what, say):
     for key,g in rows.groupby(by, sort=False):
         if g[what].nunique() > 1: raise InputError(f"{' / '.join(map(str, key))} comes with {what} {' and '.join(map(str, g[what].unique()[:3]))}: {say}")
 
+def _apart(rows):
+    "Encoders that are not one pretraining, repeated with other seeds, get a row each. (`compare` is told which belong together.)"
+    for arm,g in rows[rows.kin.notna()].groupby('arm'):
+        each = g.drop_duplicates('pretraining')
+        if each.kin.nunique() > 1 or each.born.duplicated().any(): rows.loc[g.index, 'arm'] = arm + ', ' + (g.run if each.run.notna().all() and each.run.is_unique else g.pretraining)
+    return rows
+
 def tidy(
     records, # dicts, as `compare` writes them or `ProbeResult.records()` gives them; those of another kind are left out
 )->pd.DataFrame: # a row a run; `acc` and `chance` in per cent
@@ -67,6 +76,7 @@ def tidy(
     try: rows = pd.DataFrame([_row(r) for r in records if r.get('kind', 'probe') == 'probe'])
     except KeyError as e: raise InputError(f"a record has no {e}: this is no record of a probe. Give files that `compare` or `recon-probe --out` wrote.") from None
     if not len(rows): raise InputError("there is no record of a probe. Run `compare`, or give the file that it wrote.")
+    rows = _apart(rows)
     for what in ('size','n_test'): _agree(rows, ['data'], what, 'give each its own name, or keep them in tables of their own.')
     _agree(rows, ['arm','mode','data','labels'], 'settings', 'these runs were trained in different ways; keep them in tables of their own.')
     controls = rows[rows.arm.isin(['scratch','random','raw pixels']) & (rows.pretraining != '{}')]
@@ -100,7 +110,6 @@ def _independent(arm, ref, level):
     "Two arms, each with pretrainings of its own that all met the same seeds: the luck of both counts."
     a, b = (x.pivot(index='pretraining', columns='seed', values='acc') for x in (arm, ref))
     seeds = a.columns.intersection(b.columns)
-    if not len(seeds): return {}
     a, b = (x[seeds].dropna(how='all') for x in (a, b))
     parts, by_seed = [(m.var()/len(m), len(m)-1) for m in (a.mean(axis=1), b.mean(axis=1)) if len(m) > 1], a.mean()-b.mean()
     diff = a.mean(axis=1).mean() - b.mean(axis=1).mean()
@@ -109,6 +118,8 @@ def _independent(arm, ref, level):
 
 # %% ../nbs/63_tables.ipynb #ad6f4a05
 def _difference(arm, ref, level):
+    ref = ref[ref.seed.isin(arm.seed)]
+    if ref.empty: return {}
     if ref.groupby('seed')['pretraining'].nunique().max() > 1: return _independent(arm, ref, level)
     d = _pair(arm, ref)
     if d.empty: return {}
@@ -129,9 +140,10 @@ def summarize(
     for (mode,data,labels,arm),g in rows.groupby(['mode','data','labels','arm'], sort=False):
         ref = 'random' if against == 'scratch' and mode in FROZEN else against
         cell = rows[(rows['mode'] == mode) & (rows.data == data) & (rows.labels == labels)]
-        means, seeds = g.groupby('pretraining', sort=False)['acc'].mean(), g.groupby('pretraining', sort=False).size()
-        x = g.acc if len(means) == 1 else means
-        n = str(len(g)) if len(means) == 1 else f'{len(means)}x{seeds.min()}' + (f'-{seeds.max()}' if seeds.max() > seeds.min() else '')
+        means, seeds = (by := g.groupby('pretraining', sort=False))['acc'].mean(), by.size()
+        if mode in FROZEN and (by[['acc','draw']].nunique() == 1).all(axis=None): seeds[:] = 1      # the same labels each time, and nothing else varies: one run
+        x = g.acc[:seeds.iloc[0]] if len(means) == 1 else means
+        n = str(len(x)) if len(means) == 1 else f'{len(means)}x{seeds.min()}' + (f'-{seeds.max()}' if seeds.max() > seeds.min() else '')
         out.append(dict(mode=mode, data=data, labels=labels, arm=arm, mean=x.mean(), std=x.std(), n=n, chance=g.chance.max(), per_class=g.per_class.iloc[0],
                         **(_difference(g, cell[cell.arm == ref], level) if arm != ref else {})))
     columns = 'mode data labels arm mean std n chance per_class diff low high low_both high_both n_diff over'.split()

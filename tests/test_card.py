@@ -62,6 +62,17 @@ def test_card_can_be_read_and_its_lines_run(run, records, tmp_path, monkeypatch)
     assert [f.shape[1] for f in names['features']] == list(run.encoder.channels)
 
 
+def test_records_of_a_probe_serve_as_well(run, records, tmp_path):
+    from recon_nb.probe import probe
+    (x, y), (tx, ty) = draw_shapes(200, size=32, seed=0), draw_shapes(60, size=32, seed=1)
+    toy = LabelledSet('toy', x, y, tx, ty, SHAPES)
+    own, scratch = (probe(e, toy, mode='knn', labels_per_class=4, seeds=2, like=None if e else run, progress=False).records() for e in (run, None))
+    text, of_compare = model_card(run, records=own+scratch), model_card(run, records=records[1])
+    row = lambda t: next(line for line in t.splitlines() if '| toy | 4 | knn |' in line)
+    assert row(text) == row(of_compare)
+    with pytest.raises(InputError, match='no record was made with the weights'): model_card(run, records=scratch)
+
+
 def test_weights_that_are_not_finite(run, tmp_path):
     shutil.copytree(run.dir, tmp_path/'run')
     tensors, state = load_tensors(run.dir/'weights.safetensors')

@@ -360,7 +360,7 @@ def test_a_stopped_pretraining_stops_the_table(monkeypatch, home, tmp_path):
 
 def test_the_shells_probe(home, tmp_path, capsys):
     out = str(tmp_path/'p.jsonl')
-    for encoder in ('scratch', 'pixels'): assert cli.probe([encoder, str(home/'toy'), '--mode', 'knn', '--labels', '4', '--seeds', '2', '--size', '32', '--width', '4', '--device', 'cpu', '--out', out]) == 0
+    for encoder in (['scratch', '--width', '4'], ['pixels']): assert cli.probe([*encoder, str(home/'toy'), '--mode', 'knn', '--labels', '4', '--seeds', '2', '--size', '32', '--device', 'cpu', '--out', out]) == 0
     assert [(r['arm'], r['seed'], r['data']) for r in read_jsonl(out)] == [('scratch', 0, 'toy'), ('scratch', 1, 'toy'), ('pixels', 0, 'toy'), ('pixels', 1, 'toy')]
     assert capsys.readouterr().out.count('knn on toy, 4 labels a class') == 2
     assert cli.probe(['pixels', str(home/'toy'), '--mode', 'knn', '--search', '--size', '32']) == 2

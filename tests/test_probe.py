@@ -1,5 +1,7 @@
 "The probe under checked types: wrong calls end before any training, equal calls give equal numbers, frozen encoders stay as they are."
 import json
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -197,3 +199,37 @@ def test_probe_can_be_called_by_its_short_name(data):
 def test_a_training_that_diverges_is_no_result(data):
     from recon_nb.trainer import TrainingDiverged
     with pytest.raises(TrainingDiverged, match='lower lr'): ask(None, data, 'paper-finetune', width=4, size=32, recipe=paper_recipe(steps=30, epochs=1, lr=1e30))
+
+
+def test_records_are_written_as_they_are_made_and_a_bad_file_is_refused_first(run, data, tmp_path, monkeypatch):
+    module, made = sys.modules['recon_nb.probe'], []
+    real = module._knn
+
+    def stop_after_one(*args):
+        if made: raise KeyboardInterrupt
+        made.append(1)
+        return real(*args)
+    monkeypatch.setattr(module, '_knn', stop_after_one)
+    with pytest.raises(OSError): ask(run, data, 'knn', out=tmp_path)                       # a folder
+    assert not made
+    with pytest.raises(KeyboardInterrupt): ask(run, data, 'knn', seeds=3, out=tmp_path/'r.jsonl')
+    row, = read_jsonl(tmp_path/'r.jsonl')
+    assert row['seed'] == 0 and row['weights'] and row['device'] == 'cpu'
+
+
+def test_seeds_that_cannot_differ_are_one_run(run, data, capsys):
+    few = LabelledSet('few', data.train_x[:60], data.train_y[:60], data.test_x, data.test_y, SHAPES)
+    left = int(np.bincount(np.delete(few.train_y, development_images(few.train_y))).min())
+    for mode, labels, n in (('knn', None, 1), ('linear', None, 1), ('knn', left, 3), ('finetune', None, 3)):
+        found = ask(run, few, mode, labels_per_class=labels, seeds=3)
+        same = len({r['subset'] for r in found.rows}) == 1
+        assert found.n == (1 if same and mode != 'finetune' else 3) and (labels or found.n == n)
+    assert ask(None, few, 'knn', labels_per_class=None, seeds=3, like=run).n == 3          # random weights differ
+    assert 'draw the same labels' not in capsys.readouterr().out
+    ask(run, few, 'knn', labels_per_class=None, seeds=3, progress=True)
+    assert 'draw the same labels' in capsys.readouterr().out
+
+
+def test_like_and_width_beside_an_encoder(run, data):
+    for how in (dict(width=8), dict(like=run)):
+        with pytest.raises(InputError, match='for scratch'): ask(run, data, 'knn', **how)
