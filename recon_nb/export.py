@@ -14,17 +14,15 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
-import numpy as np
 import torch
 from torch import nn
 from . import __version__
 from .checkpoint import load_tensors,save_tensors
 from .config import GANConfig,config_from_dict,deviations
 from .core import InputError,write_atomic
-from .photos import cut_square
 from .generator import Encoder
 from .pixels import Images,to_model
-from .run import GANRun,as_images
+from .run import GANRun,cut_photos
 from .trainer import make_networks
 
 # %% ../nbs/53_export.ipynb #734f072b
@@ -56,11 +54,11 @@ class Preprocess:
         share:float=1., # side of the centred square, as a share of the shorter side
     )->Images:
         if not 0 < share <= 1: raise InputError(f"share={share}; it must be in (0, 1].")
-        return to_model(np.stack([np.asarray(cut_square(im, share=share, size=self.size)) for im in as_images(images)]))
+        return to_model(cut_photos(images, share=share, size=self.size))
 
 # %% ../nbs/53_export.ipynb #600cf92a
 class Pretrained(NamedTuple):
-    "An encoder in evaluation mode, with all that belongs to it. Made by `load_pretrained`."
+    "An encoder in evaluation mode, on the CPU, with all that belongs to it. Made by `load_pretrained`."
     encoder: Encoder
     decoder: nn.Module|None # if the source has one: takes the last stage; a `Reader` takes the input and all stages
     preprocess: Preprocess # photos -> what the encoder expects
@@ -68,7 +66,9 @@ class Pretrained(NamedTuple):
 
 def _of_nets(enc, dec, card): return Pretrained(enc.eval(), dec and dec.eval(), Preprocess(card['preprocessing']['size']), card)
 
-def _of_run(run): return _of_nets(run.encoder, run.generator.dec, describe_encoder(run.encoder, run.cfg, step=run.step, photos=run.info.get('photos')))
+def _of_run(run):
+    gen = deepcopy(run.generator).cpu()                    # the run's own stay where they are
+    return _of_nets(gen.enc, gen.dec, describe_encoder(gen.enc, run.cfg, step=run.step, photos=run.info.get('photos')))
 
 def _of_weights(tensors, state): # the three networks of a run, in one file
     cfg = config_from_dict(state['config'])

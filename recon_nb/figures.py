@@ -28,10 +28,11 @@ from torch.nn import functional as F
 from .compare import curve
 from .core import InputError,check_name
 from .features import as_arm,encode,frozen
+from .heads import closest
 from .masks import window_slice
 from .metrics import best_psnr
 from .photos import cut_square
-from .pixels import to_model
+from .pixels import to_model,to_pixels
 from .run import GANRun,as_images
 
 # %% ../nbs/70_figures.ipynb #efc07a7f
@@ -251,8 +252,8 @@ def _ends(net, size, photo):
         return net, size, (look.i_in[0], look.painted[0])
     if photo is None: return net, size, (None, None)
     i_in = np.asarray(cut_square(_one(photo), share=run.cfg.visible if run and run.cfg.view == 'zoom' else 1., size=size))
-    with frozen(net): out = net(to_model(i_in[None]))
-    return net, size, (i_in, np.uint8((out[0].clamp(-1,1)+1).mul(127.5).permute(1,2,0).numpy()) if out.ndim == 4 and out.shape[1] == 3 else None)
+    with frozen(net): out = net(to_model(i_in[None], next(net.parameters(), torch.zeros(0)).device))
+    return net, size, (i_in, to_pixels(out)[0] if out.ndim == 4 and out.shape[1] == 3 else None)
 
 # %% ../nbs/70_figures.ipynb #81cd79c9
 def _group(stages):
@@ -402,13 +403,11 @@ def nearest(
     k:int=6, # how many answers
 )->tuple: # (indices, cosines): int64 and float, nearest first; the query itself is left out
     "The rows nearest to a row, by cosine."
-    f = F.normalize(torch.as_tensor(features).double().flatten(1), dim=1)
+    f = torch.as_tensor(features).double().flatten(1)
     if not -len(f) <= query < len(f): raise InputError(f"query={query}; there are {len(f)} images, 0 to {len(f)-1}.")
     if not 1 <= k < len(f): raise InputError(f"k={k}; of {len(f)} images one asks, so 1 to {len(f)-1} can answer.")
-    close = f @ f[query]
-    close[query] = -2
-    top = close.topk(k)
-    return top.indices.numpy(), top.values.numpy()
+    (cosines, near), = closest(f, f[query][None], k=k, own=torch.tensor([query]))
+    return near[0].numpy(), cosines[0].numpy()
 
 def _features(encoder, photos):
     if isinstance(encoder, (np.ndarray, Tensor)):

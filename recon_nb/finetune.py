@@ -144,7 +144,8 @@ class Classifier(nn.Module):
     ):
         super().__init__()
         self.enc, self.mode, c = enc, mode, enc.channels[-1]
-        with frozen(enc): side = enc.features(torch.zeros(1,3,size,size))[-1].shape[-1]
+        grey = torch.zeros(1,3,size,size, device=next(enc.parameters(), torch.zeros(0)).device)      # where the encoder is
+        with frozen(enc): side = enc.features(grey)[-1].shape[-1]
         self.head = nn.Sequential(nn.BatchNorm1d(c, affine=False), nn.Linear(c, classes)) if mode == 'finetune' else paper_head(c*side*side, classes)
 
     def forward(self, x): # logits

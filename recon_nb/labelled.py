@@ -13,7 +13,7 @@ from dataclasses import dataclass,replace
 from pathlib import Path
 import numpy as np
 from .core import InputError,sample_uniform
-from .data import SETS,load_photos
+from .data import SETS,list_visible,load_photos
 
 # %% ../nbs/15_labelled.ipynb #5334da36
 @dataclass(frozen=True, eq=False, repr=False)
@@ -75,7 +75,7 @@ def load_labelled(
 # %% ../nbs/15_labelled.ipynb #29531c1b
 def _load_parts(folder, how):
     "A folder of two parts with the same classes."
-    dirs = lambda p: sorted(d.name for d in p.iterdir() if d.is_dir() and d.name[0] not in '._') if p.is_dir() else []
+    dirs = lambda p: [n for n in list_visible(p) if (p/n).is_dir()] if p.is_dir() else []      # the same folders that `load_photos` enters
     found = dirs(folder)
     test = next((p for p in ('test', 'val') if p in found), None)
     if 'train' not in found or test is None:

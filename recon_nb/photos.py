@@ -57,16 +57,21 @@ def _upright(im):
     except Exception: turn = None    # unreadable EXIF says nothing about the pixels
     return im if turn is None else im.transpose(turn)
 
+def _plain(im):
+    im = _to_rgb(_upright(im))
+    im.info = {}    # who opens it again must not turn it again
+    return im
+
 # %% ../nbs/11_photos.ipynb #049b68e4
 def open_rgb(
     src, # a path, a binary file or a Pillow image
 )->Image.Image: # RGB, upright
     "A photo as RGB, turned as its EXIF says. Raises `OSError` if it can't be read whole."
     try:
-        if isinstance(src, Image.Image): return _to_rgb(_upright(src))
+        if isinstance(src, Image.Image): return _plain(src)
         with Image.open(src, formats=_formats) as im:
             im.load()
-            return _to_rgb(_upright(im))
+            return _plain(im)
     except OSError: raise
     except Exception as e: raise OSError(f"{type(e).__name__}: {e}") from e
 
@@ -99,6 +104,8 @@ def _write_header(f, shape):
     f.seek(0)
     np.lib.format.write_array_header_1_0(f, dict(descr='|u1', fortran_order=False, shape=shape))
 
+def _stamp(folder, cuts): return {k: [(s := os.stat(folder/f'{k}.npy')).st_size, s.st_mtime_ns] for k in cuts}
+
 def _write_rows(folder, rows, *, n, size, cuts):
     "Write the cuts of each row, a .npy file for each kind of cut; returns the entry's record."
     names, skipped, crc = [], [], dict.fromkeys(cuts, 0)
@@ -110,17 +117,24 @@ def _write_rows(folder, rows, *, n, size, cuts):
             names.append(name)
             for k,a in zip(cuts, got): files[k].write(a.tobytes()); crc[k] = zlib.crc32(a.tobytes(), crc[k])
         for f in files.values(): _write_header(f, (len(names),size,size,3)); f.flush(); os.fsync(f.fileno())
-    return dict(names=names, skipped=skipped, crc=crc)
+    for k in cuts: os.utime(folder/f'{k}.npy', (time.time()-10,)*2)    # in the past: clocks are coarse, and the next write must show
+    return dict(names=names, skipped=skipped, crc=crc, stamp=_stamp(folder, cuts))
+
+def _write_meta(folder, meta): write_atomic(folder/'meta.json', json.dumps({**meta, 'seal': _seal(meta)}))
 
 # %% ../nbs/11_photos.ipynb #9daa9297
 def _open_entry(folder, *, size, cuts):
     "The arrays and the record of an entry, checked; raises one thing or another if it is damaged."
     meta = json.loads((folder/'meta.json').read_text())
     if meta['seal'] != _seal(meta): raise ValueError('meta.json does not match its checksum')
+    now, known = _stamp(folder, cuts), meta.get('stamp', {})
     arrays = {k: np.load(folder/f'{k}.npy', mmap_mode='r') for k in cuts}
     for k,a in arrays.items():
-        if (a.shape, a.dtype) != ((len(meta['names']),size,size,3), np.uint8) or zlib.crc32(a) != meta['crc'][k]:
+        if (a.shape, a.dtype) != ((len(meta['names']),size,size,3), np.uint8) or (now[k] != known.get(k) and zlib.crc32(a) != meta['crc'][k]):
             raise ValueError(f'{k}.npy does not match its checksum')
+    if now != known:    # copied or touched, and whole: this once is enough
+        with suppress(OSError):
+            if folder.is_dir(): _write_meta(folder, dict(meta, stamp=now))
     return arrays, meta
 
 # %% ../nbs/11_photos.ipynb #0e12c4fd
@@ -167,7 +181,7 @@ def _build_entry(folder, rows, *, n, size, cuts):
         temp.mkdir(parents=True)
         if shutil.disk_usage(temp).free < need: raise OSError(f'{megabytes(need)} are needed')
         meta = _write_rows(temp, rows, n=n, size=size, cuts=cuts)
-        write_atomic(temp/'meta.json', json.dumps({**meta, 'seal': _seal(meta)}))
+        _write_meta(temp, meta)
         try: os.rename(temp, folder)
         except OSError:
             if not folder.exists(): raise
@@ -273,7 +287,7 @@ class Photos:
         index, # which photos: an index array
     )->dict: # name of the cut -> bytes (b, size, size, 3), a copy
         "Some photos' cuts."
-        return {k: np.array(a[np.asarray(index)]) for k,a in self.cuts.items()}
+        return {k: np.asarray(a)[np.atleast_1d(index)] for k,a in self.cuts.items()}    # one number alone would give a view
 
 # %% ../nbs/11_photos.ipynb #a7fc43af
 def cut_files(

@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from PIL import Image
 from fastcore.basics import patch
-from torch.nn import functional as F
 
 # %% ../nbs/71_widgets.ipynb #26491fee
 from .core import InputError,check_name
 from .features import as_arm,encode
 from .flipbook import STYLE,Control,Fragment,Layer,Panel,draw_chart,make_flipbook
+from .heads import closest
 from .labelled import LabelledSet
 from .masks import compose,scale_bias,window_size
 from .metrics import best_psnr,hidden_psnr
@@ -48,17 +48,18 @@ class Latest:
     def __call__(self):
         with self.lock:
             self.asked += 1
-            if self.thread is None: self.thread = threading.Thread(target=self._work, daemon=True); self.thread.start()
+            if self.thread is None: self._start()
+
+    def _start(self): (t := threading.Thread(target=self._work, daemon=True)).start(); self.thread = t
 
     def _work(self):
-        while True:
-            time.sleep(self.wait)
-            seen = self.asked
-            try: self.f()
-            finally:
-                with self.lock:
-                    if done := self.asked == seen: self.thread = None
-            if done: return
+        time.sleep(self.wait)
+        seen = self.asked
+        try: self.f()
+        finally:    # whatever became of this wish, a later one gets a thread of its own
+            with self.lock:
+                if self.asked == seen: self.thread = None
+                else: self._start()
 
     def settle(self)->None:
         "Wait until everything that was asked for is done."
@@ -500,15 +501,15 @@ def find_neighbours(
     images:np.ndarray, # uint8 (n, h, w, 3)
     *,
     k:int=6, # how many for each
-)->np.ndarray: # (n, k) indices, the nearest first, never the image itself
+    first:int|None=None, # ask for the first images only; for all if not given
+)->np.ndarray: # (n or `first`, k) indices, the nearest first, never the image itself
     "The nearest images by the cosine of the last stage's averaged features, less their mean. Raises `InputError` if the encoder can't be used."
     arm = as_arm(encoder, size=images.shape[1] if isinstance(encoder, torch.nn.Module) or encoder == 'pixels' else None)
     if arm.size != images.shape[1]: images = np.stack([np.asarray(cut_square(Image.fromarray(im), share=1., size=arm.size)) for im in images])
     f = encode(arm.build(0), images, side=1 if arm.name != 'pixels' else None)
-    f = F.normalize(f-f.mean(0), dim=1)              # what all images share says nothing about one of them
-    close = f @ f.T
-    close.fill_diagonal_(-2)
-    return close.topk(min(k, len(images)-1), dim=1).indices.numpy()
+    f = f-f.mean(0)              # what all images share says nothing about one of them
+    own = torch.arange(len(f))[:first]
+    return torch.cat([near for _,near in closest(f, f[own], k=k, own=own)]).numpy()
 
 # %% ../nbs/71_widgets.ipynb #192c1319
 # long: a control a line
@@ -526,7 +527,7 @@ class NeighbourExplorer(Viewer):
         self.images, self.labels, self.near, self.faults, self.query = np.asarray(images), labels, {}, [], 0
         named = encoders.items() if isinstance(encoders, Mapping) else [(_name(e), e) for e in (encoders if isinstance(encoders, (list, tuple)) else [encoders])]
         for name,e in named:
-            try: self.near[name] = find_neighbours(e, self.images, k=k)
+            try: self.near[name] = find_neighbours(e, self.images, k=k, first=shown)
             except (InputError, OSError, ValueError) as fault: self.faults.append(f'{name}: {fault}')
         self.buttons = [W.Button(tooltip=self._word(i), layout=W.Layout(width='48px', height='48px', margin='2px')) for i in range(min(shown, len(self.images)))]
         for i,b in enumerate(self.buttons): b.add_class(f'rnb-{id(self)}-{i}'); b.on_click(lambda _, i=i: self.choose(i))
@@ -534,7 +535,8 @@ class NeighbourExplorer(Viewer):
         self._build(W.HTML(f'<style>{looks}</style>'), *self.buttons, watch=())
 
     def choose(self, i:int)->None:
-        "Show the neighbours of image `i`."
+        "Show the neighbours of image `i`, one of those that can be clicked."
+        if not 0 <= i < len(self.buttons): raise InputError(f"image {i}; neighbours were looked for of 0 to {len(self.buttons)-1}. Give a larger shown=.")
         self.query = i
         self.latest()
 

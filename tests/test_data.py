@@ -1,5 +1,6 @@
 "What a notebook can't do to the cache and to a folder of photos: two builders at once, kills, damage, links in a circle, and files that lie."
-import io, json, multiprocessing as mp, os, shutil, signal, time, warnings, zlib
+import io, json, multiprocessing as mp, os, shutil, signal, time, tracemalloc, warnings, zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,54 @@ def test_damage_is_found_and_mended(photos, harm, no_decoding):
     assert crcs(got) == want and got.names[0] == '00.png' and entries() == [entry] and not entries(hidden=True)
     no_decoding()
     assert crcs(load_photos(photos, **HOW)) == want
+
+@pytest.fixture
+def pixels_read(monkeypatch):
+    "How many of an entry's pixels were read for their checksum, call by call."
+    seen, crc32 = [], zlib.crc32
+    def counted(data, *start):
+        if isinstance(data, np.ndarray): seen.append(data.nbytes)
+        return crc32(data, *start)
+    monkeypatch.setattr(reading.zlib, 'crc32', counted)
+    def since(): n = sum(seen); seen.clear(); return n
+    return since
+
+def test_an_entry_is_read_whole_only_after_a_change(photos, cache, pixels_read):
+    one = 12*16*16*3
+    for _ in range(2): load_photos(photos, **HOW); assert pixels_read() == 0               # not even when it was just built
+    entry, = entries()
+    shutil.move(cache, copy := photos.parent/'copy')
+    shutil.copytree(copy, cache, copy_function=shutil.copyfile)                            # without the files' times
+    load_photos(photos, **HOW); assert pixels_read() == 2*one
+    load_photos(photos, **HOW); assert pixels_read() == 0
+    meta = json.loads((entry/'meta.json').read_text())
+    del meta['stamp']; (entry/'meta.json').write_text(json.dumps({**meta, 'seal': reading._seal(meta)}))      # as an older version wrote it
+    load_photos(photos, **HOW); assert pixels_read() == 2*one
+    load_photos(photos, **HOW); assert pixels_read() == 0
+    os.utime(entry/'i_r.npy'); load_photos(photos, **HOW); assert pixels_read() == one
+
+def test_an_entry_that_goes_while_it_is_checked_stays_away(photos, monkeypatch):
+    load_photos(photos, **HOW)
+    entry, = entries()
+    os.utime(entry/'i_r.npy')
+    crc32 = zlib.crc32
+    def cleared(data, *start):
+        if isinstance(data, np.ndarray): shutil.rmtree(entry, ignore_errors=True)
+        return crc32(data, *start)
+    monkeypatch.setattr(reading.zlib, 'crc32', cleared)
+    assert len(load_photos(photos, **HOW)) == 12 and not entry.exists()
+
+def test_taken_photos_are_copies(photos):
+    got = load_photos(photos, **HOW)
+    for index in ([3], 3, np.arange(12) == 3, np.array([3])):
+        x = got.take(index)['i_r']
+        assert type(x) is np.ndarray and x.shape == (1,16,16,3) and x.base is None and x.flags.writeable and (x == got.cuts['i_r'][3]).all()
+    with pytest.raises(IndexError): got.take(slice(0, 3))
+    many = replace(got, cuts=dict(i_r=np.zeros((1000,32,32,3), dtype=np.uint8)))
+    tracemalloc.start()
+    try: many.take(np.arange(1000)); peak = tracemalloc.get_traced_memory()[1]
+    finally: tracemalloc.stop()
+    assert peak < 1.2*many.cuts['i_r'].nbytes                                              # copied once
 
 def test_a_loaded_set_outlives_its_entry(photos):
     got = load_photos(photos, **HOW)

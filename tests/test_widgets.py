@@ -12,7 +12,7 @@ from recon_nb.masks import window_size
 from recon_nb.run import GANRun, train_gan
 from recon_nb.shapes import draw_shapes
 from recon_nb.trainer import TrainState, _write_snapshot
-from recon_nb.widgets import SORTS, Latest, MaskExplorer, NeighbourExplorer, ReconBrowser, TrainingMonitor
+from recon_nb.widgets import SORTS, Latest, MaskExplorer, NeighbourExplorer, ReconBrowser, TrainingMonitor, find_neighbours
 
 TINY = dict(width=4, width_d=4, bs=16, size=32)
 
@@ -59,6 +59,23 @@ def test_a_failing_call_does_not_block_the_next():
         latest(); latest.settle()
     finally: threading.excepthook = hook
     assert len(done) == 2
+
+
+def test_a_failing_call_does_not_swallow_a_waiting_wish():
+    begun, waiting, done = threading.Event(), threading.Event(), []
+    def f():
+        done.append(1)
+        if len(done) == 1: begun.set(); waiting.wait(5); raise KeyError('first')
+    hook, threading.excepthook = threading.excepthook, lambda args: None
+    try:
+        latest = Latest(f, wait=.001); latest()
+        assert begun.wait(5)
+        latest(); waiting.set()
+        settled = threading.Thread(target=latest.settle, daemon=True); settled.start(); settled.join(5)
+        assert not settled.is_alive() and len(done) == 2 and latest.thread is None
+        latest(); latest.settle()
+    finally: threading.excepthook = hook
+    assert len(done) == 3
 
 
 def test_the_last_slider_value_is_drawn():
@@ -252,8 +269,10 @@ def test_neighbours(runs):
     assert (pictures[0] == x[7]).all() and len(pictures) == 1+2*4
     for row,name in enumerate(w.near):
         assert all((pictures[1+4*row+r] == x[j]).all() for r,j in enumerate(w.near[name][7]))
-    twin = NeighbourExplorer(runs['one'], np.concatenate([x, x[3:4]]), k=2)
-    assert twin.near['one'][3,0] == 50 and twin.near['one'][50,0] == 3                   # a copy is the nearest
+    assert [near.shape for near in w.near.values()] == [(10,4)]*2                        # only those that can be clicked
+    with pytest.raises(InputError, match='0 to 9'): w.choose(10)
+    twin = find_neighbours(runs['one'], np.concatenate([x, x[3:4]]), k=2)
+    assert twin.shape == (51,2) and twin[3,0] == 50 and twin[50,0] == 3                   # a copy is the nearest
     assert 'no/such' in said(NeighbourExplorer('no/such/run', x))
 
 

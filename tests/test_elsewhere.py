@@ -1,0 +1,130 @@
+"Networks that live on another device (here torch's `meta`: weights without numbers), and more photos than fit into memory."
+import gc, io, weakref
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from PIL import ExifTags, Image
+from torch import nn
+
+import recon_nb.run as running
+from recon_nb import GANRun, load_pretrained
+from recon_nb.config import get_preset
+from recon_nb.core import InputError
+from recon_nb.export import Preprocess
+from recon_nb.figures import draw_architecture
+from recon_nb.finetune import Classifier
+from recon_nb.generator import Encoder
+from recon_nb.shapes import draw_shapes
+from recon_nb.trainer import make_networks
+
+CFG = get_preset('quick', size=32, width=4)
+
+
+def make_run(device='cpu'):
+    torch.manual_seed(0)
+    return GANRun('nowhere', CFG, *(net.to(device) for net in make_networks(CFG)))
+
+
+@pytest.fixture
+def files(tmp_path):
+    paths = [tmp_path/f'{i}.png' for i in range(7)]
+    for p,photo in zip(paths, draw_shapes(7, size=60)[0]): Image.fromarray(photo).save(p)
+    return paths
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    "Of every photo that was opened: a weak reference."
+    seen, open_rgb = [], running.open_rgb
+    def watched(src): im = open_rgb(src); seen.append(weakref.ref(im)); return im
+    monkeypatch.setattr(running, 'open_rgb', watched)
+    return seen
+
+
+def alive(refs): gc.collect(); return sum(r() is not None for r in refs)
+
+
+# --- more photos than fit
+
+def test_transform_holds_one_batch(files, opened):
+    run, at, maps = make_run(), [], []
+    def seen(module, args, out): at.append((len(opened), alive(opened), alive(maps))); maps.append(weakref.ref(out))
+    run.encoder.conv4.register_forward_hook(seen)
+    f = run.transform(files, bs=2)
+    assert [n for n,_,_ in at] == [2, 4, 6, 7]                                    # each photo is opened when its batch comes
+    assert {n for _,n,_ in at} == {0} and max(n for _,_,n in at) <= 1             # no photo is kept, and no map but the last
+    run = make_run()
+    np.testing.assert_allclose(f, run.transform(files), atol=1e-5)
+
+
+def test_preprocess_holds_one_photo(files, opened, monkeypatch):
+    most, cut = [], running.cut_square
+    def watched(im, **how): most.append(alive(opened)); return cut(im, **how)
+    monkeypatch.setattr(running, 'cut_square', watched)
+    assert Preprocess(16)(files).shape == (7,3,16,16) and len(opened) == 7 and max(most) == 1
+
+
+def test_a_bad_photo_is_named(files, opened, tmp_path):
+    run = make_run()
+    (tmp_path/'text.jpg').write_text('no photo')
+    for call in (lambda photos: run.transform(photos, bs=2), Preprocess(16)):
+        with pytest.raises(InputError, match='text.jpg is not a photo that can be read'): call([*files, tmp_path/'text.jpg'])
+        assert len(opened) == 7; opened.clear()
+        for bad,said in ((tmp_path/'lost.jpg', 'lost.jpg is not a photo'), (tmp_path, 'is a folder'), (7, 'a int is not a photo'), (np.zeros((9,9,3)), 'array of float64')):
+            with pytest.raises(InputError, match=said): call([*files, bad])
+            assert not opened                                                     # said before any photo is opened
+
+
+def test_a_turned_photo_is_turned_once():
+    scene, exif, buf = draw_shapes(1, size=60)[0][0], Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(scene).save(buf, 'PNG', exif=exif)
+    run = make_run()
+    once, = running.as_images(buf)
+    assert (np.asarray(once) == np.rot90(scene, -1)).all() and (np.asarray(running.as_images(once)[0]) == np.asarray(once)).all()
+    assert (run.reconstruct(buf).i_r == run.reconstruct(np.asarray(once)).i_r).all() and (run.reconstruct(once).i_r == run.reconstruct(np.asarray(once)).i_r).all()
+
+
+# --- networks on another device
+
+@pytest.fixture
+def no_numbers(monkeypatch):
+    "Weights without numbers can't be compared; `frozen` wants to."
+    equal = torch.equal
+    monkeypatch.setattr(torch, 'equal', lambda a, b: a.is_meta and b.is_meta or equal(a, b))
+
+
+def places(net): return {p.device.type for p in net.parameters()}
+
+
+@pytest.mark.parametrize('mode', ['finetune', 'paper-finetune'])
+def test_a_classifier_tries_its_encoder_where_that_is(mode, no_numbers):
+    enc = Encoder(4).to('meta')
+    assert Classifier(enc, 10, mode=mode, size=32).enc is enc and places(enc) == {'meta'}
+    assert Classifier(Encoder(4), 10, mode=mode, size=32).head[-1].out_features == 10
+
+
+def test_an_architecture_is_drawn_where_the_network_is(no_numbers):
+    run, seen = make_run('meta'), []
+    run.generator.register_forward_pre_hook(lambda module, args: seen.append(args[0].device.type))
+    run.generator.register_forward_hook(lambda module, args, out: torch.full(out.shape, .2))       # numbers to look at
+    fig = draw_architecture(run, photo=draw_shapes(1, size=60)[0][0])
+    assert seen[0] == 'meta' and places(run.generator) == {'meta'}
+    assert any((im.get_array() == 153).all() for im in fig.axes[0].get_images())                   # 127.5*1.2
+
+
+def test_pretrained_networks_come_to_the_cpu():
+    def fetch(net): return net.to_empty(device='cpu')                             # there are no numbers to copy
+    run = make_run('meta')
+    with mock.patch.object(nn.Module, 'cpu', fetch): p = load_pretrained(run)
+    assert places(p.encoder) == places(p.decoder) == {'cpu'} and places(run.generator) == {'meta'}
+    assert p.encoder(p.preprocess(draw_shapes(2, size=60)[0])).shape == (2,32,2,2)
+
+
+def test_pretrained_networks_are_copies():
+    run = make_run()
+    p, before = load_pretrained(run), run.encoder.conv1[0].weight.clone()
+    with torch.no_grad(): p.encoder.conv1[0].weight.zero_()
+    assert torch.equal(run.encoder.conv1[0].weight, before)
