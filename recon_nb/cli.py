@@ -19,7 +19,7 @@ from .core import InputError,write_atomic
 # %% ../nbs/80_cli.ipynb #2ba3648f
 _words = {r'\bpass resume=True\b': 'add --resume', r'\bresume=True\b': '--resume', r'\brun_dir\b=?(?=\W|$)': '--run-dir', r'\brun_dir=': '--run-dir ', r'\broot=(?=\W|$)': '--root', r'\broot=': '--root ', r"\bteacher=''": 'no --teacher',
           r'`run\.transform\(images\)`': 'recon-embed',
-          r'\bmax_minutes=': '--max-minutes ', r'\bclear_cache\(\) frees them': 'RECON_NB_CACHE says where', ' as `data`': ' as DATA'}
+          r'\bmax_minutes=': '--max-minutes ', r'\bclear_cache\(\) frees them': lambda m: f"in {sys.modules['recon_nb.photos'].cache_dir()}", ' as `data`': ' as DATA'}
 
 def _in_shell_words(text): # the library speaks Python
     for python,shell in _words.items(): text = re.sub(python, shell, text)
@@ -121,7 +121,7 @@ def reconstruct(
 # %% ../nbs/80_cli.ipynb #bb7d9772
 def _embed_parser():
     p = _Parser('recon-embed', allow_abbrev=False, description="The encoder's features of every photo in a folder, as a NumPy array.")
-    p.add_argument('run', help='a run folder')
+    p.add_argument('run', help='a run folder, an exported encoder or a release')
     p.add_argument('folder', help='a folder of photos')
     p.add_argument('-o', '--out', default='features.npy', help='the array to write, (photos, channels) float32; their names go to OUT.txt (default: %(default)s)')
     p.add_argument('--stage', type=int, default=-1, choices=range(-4, 4), help="the encoder's stage, 0 to 3 or from the end (default: the last)")
@@ -132,20 +132,23 @@ def _embed(args):
     import io
     import numpy as np
     from recon_nb.data import load_photos
-    from recon_nb.run import GANRun
+    from recon_nb.export import load_pretrained
+    from recon_nb.features import encode
     out = Path(args.out)
     if out.suffix != '.npy': raise InputError(f'the features are a NumPy file; --out {args.out!r} should end in .npy.')
-    run = GANRun.load(args.run)
-    photos = load_photos(args.folder, size=run.cfg.size, cuts={'i_r': 1.})
-    buf = io.BytesIO()
-    np.save(buf, f := run.transform(photos.cuts['i_r'], stage=args.stage), allow_pickle=False)
-    write_atomic(out, buf.getvalue()); write_atomic(names := out.with_name(out.name+'.txt'), '\n'.join(photos.names)+'\n')
+    if out.is_dir() or not out.parent.is_dir(): raise InputError(f"{out} can't be written: {f'there is no folder {out.parent}' if not out.is_dir() else 'it is a folder'}.")
+    names = out.with_name(out.name+'.txt')
+    p = load_pretrained(args.run)
+    photos = load_photos(args.folder, size=p.preprocess.size, cuts={'i_r': 1.})
+    f, buf = encode(p.encoder, photos.cuts['i_r'], stages=(args.stage,), device=_device(''), remember=False).numpy(), io.BytesIO()
+    np.save(buf, f, allow_pickle=False)
+    write_atomic(out, buf.getvalue()); write_atomic(names, ''.join(' '.join(n.splitlines())+'\n' for n in photos.names))      # a line a photo, whatever its name
     print(f"{out}: {len(f)} photos, {f.shape[1]} features; names in {names}")
 
 def embed(
     argv=None, # the words after the command; the shell's if not given
 )->int: # exit status
-    "`recon-embed RUN FOLDER -o OUT.npy`: the shell's `GANRun.transform`."
+    "`recon-embed RUN FOLDER -o OUT.npy`: features of whole photos, averaged over places."
     return _run('recon-embed', _embed, argv, _embed_parser())
 
 # %% ../nbs/80_cli.ipynb #edc5834a

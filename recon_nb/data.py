@@ -13,7 +13,7 @@ from collections import Counter,deque
 from functools import partial
 from pathlib import Path
 import numpy as np
-from .core import check_name,InputError,sample_uniform
+from .core import InputError,check_name,sample_uniform
 from .photos import PHOTO_SUFFIXES,Photos,cache_rows,cut_files,cut_images,list_skipped
 from .sets import is_voc,load_cifar10,load_dogs,load_stl10,load_svhn,load_voc
 from .shapes import SHAPES,draw_shapes
@@ -42,12 +42,16 @@ def _walk(root):
         yield from (p.relative_to(root).as_posix() for p in paths if not os.path.isdir(p))
 
 # %% ../nbs/14_data.ipynb #336efe9e
+_unread = {'.heic', '.heif', '.avif', '.gif', '.jxl', '.dng', '.cr2', '.cr3', '.nef', '.arw', '.raf', '.orf', '.rw2'}    # pictures all the same: whoever has them must be told
+
 def _list_photos(root):
     "The files below `root` that claim to be photos, sorted."
     names = list(_walk(root))
     photos = sorted(n for n in names if n.endswith('/') or Path(n).suffix.lower() in PHOTO_SUFFIXES)
-    if photos: return photos
     kinds = Counter(Path(n).suffix.lower() or 'without suffix' for n in names)
+    if photos and (left := ', '.join(f'{n} {k}' for k,n in kinds.most_common() if k in _unread)):
+        warnings.warn(f"left out: {left}. Such files are not read; convert them to jpg or png to have them, too.", stacklevel=4)
+    if photos: return photos
     found = ', '.join(f'{n} {k}' for k,n in kinds.most_common(5)) or 'nothing'
     raise InputError(f"no photo in {root}: it holds {found}. Photos end in {' '.join(PHOTO_SUFFIXES)}.")
 
@@ -60,6 +64,7 @@ def _labels(names):
 
 # %% ../nbs/14_data.ipynb #0e3b099b
 def _load_folder(data, **how):
+    if not str(data): raise InputError("data is an empty text: give a folder, or the name of a set.")
     root = Path(data).expanduser()
     if root.is_file(): raise InputError(f"{data} is a file; give the folder that holds the photos.")
     if not root.is_dir():

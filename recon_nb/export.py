@@ -22,7 +22,7 @@ from .config import GANConfig,config_from_dict,deviations
 from .core import InputError,write_atomic
 from .generator import Encoder
 from .pixels import Images,to_model
-from .run import GANRun,cut_photos
+from .run import RUN_FILES,GANRun,cut_photos
 from .trainer import make_networks
 
 # %% ../nbs/53_export.ipynb #734f072b
@@ -134,6 +134,7 @@ def export_encoder(
     path = Path(path).expanduser()
     write = _writers.get(path.suffix.lower())
     if not write: raise InputError(f"{path}: an encoder is written as {' or '.join(_writers)}; give a name that ends so.")
+    if path.name in RUN_FILES: raise InputError(f"{path}: a run keeps a file of this name. Give another one, such as encoder.safetensors.")
     p = load_pretrained(run)
     try: return write(p, path)
     except OSError as e: raise InputError(f"{path} can't be written ({e.strerror or e}). Choose another place.") from None

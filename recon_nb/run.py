@@ -129,10 +129,13 @@ def load(cls,
     if not run_dir.is_dir(): raise InputError(f"there is no folder {run_dir}; give the folder of a run.")
     if not path.exists(): raise InputError(f"{run_dir} holds no weights.safetensors: it is not the folder of a run, or the run was stopped before its first checkpoint.")
     tensors,state = load_tensors(path)
-    cfg = config_from_dict(state['config'])
-    gen,disc = make_networks(cfg)
-    gen.load_state_dict({k: v for k,v in tensors.items() if not k.startswith('disc.')})
-    disc.load_state_dict({k[5:]: v for k,v in tensors.items() if k.startswith('disc.')})
+    try:
+        cfg = config_from_dict(state['config'])
+        gen,disc = make_networks(cfg)
+        gen.load_state_dict({k: v for k,v in tensors.items() if not k.startswith('disc.')})
+        disc.load_state_dict({k[5:]: v for k,v in tensors.items() if k.startswith('disc.')})
+    except (KeyError, RuntimeError) as e:
+        raise InputError(f"{path} holds other weights than a run's ({type(e).__name__}: {str(e).splitlines()[-1].strip()}). Resume the run: it writes them anew.") from None
     return cls(run_dir, cfg, gen.to(device), disc.to(device), step=state['step'])
 
 # %% ../nbs/52_run.ipynb #d9cdb05a

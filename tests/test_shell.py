@@ -163,3 +163,47 @@ def test_a_second_round(tmp_path):
         rc, out, err = run('train', d, '--preset', 'second-round', *teacher, '--run-dir', tmp_path/'x', *tiny)
         assert rc == 2 and 'Traceback' not in err and len(err.strip().splitlines()) == 1, err
         assert 'teacher' in err or str(teacher[-1]) in err
+
+
+def test_pictures_that_are_not_read_are_told(mixed, tmp_path):
+    for name in ('a.HEIC', 'b.heic', 'c.gif'): (mixed/name).write_bytes(b'?')
+    rc, out, err = run('train', mixed, '--run-dir', tmp_path/'run', *TINY)
+    assert rc == 0 and '2 .heic, 1 .gif' in err and 'convert' in err
+
+
+def test_embed_opens_runs_files_and_releases_and_names_each_photo_once(tmp_path):
+    photos = tmp_path/'photos'
+    photos.mkdir()
+    for i, name in enumerate(('a', 'b\nc', 'd')): Image.fromarray(photo(i)).save(photos/f'{name}.png')
+    assert run('train', photos, '--run-dir', tmp_path/'run', *TINY)[0] == 0
+    assert run('export', tmp_path/'run', '-o', tmp_path/'e.safetensors')[0] == 0
+    assert run('release', tmp_path/'run', '-o', tmp_path/'given')[0] == 0
+    found = []
+    for source in (tmp_path/'run', tmp_path/'e.safetensors', tmp_path/'given', tmp_path/'run'/'weights.safetensors'):
+        rc, out, err = run('embed', source, photos, '-o', tmp_path/'f.npy')
+        assert rc == 0, err
+        assert (tmp_path/'f.npy.txt').read_text().splitlines() == ['a.png', 'b c.png', 'd.png']
+        found.append(np.load(tmp_path/'f.npy'))
+        assert found[-1].shape == (3, 32) and np.array_equal(found[-1], found[0])
+    rc, out, err = run('embed', tmp_path/'run', photos, '-o', tmp_path/'nowhere'/'f.npy')
+    assert rc == 2 and 'nowhere' in err
+
+
+def test_an_export_does_not_replace_a_run_s_own_weights(tmp_path):
+    assert run('train', '--run-dir', tmp_path/'run', *TINY, '--max-minutes', '0.01')[0] in (0, 130)
+    before = (tmp_path/'run'/'weights.safetensors').read_bytes()
+    rc, out, err = run('export', tmp_path/'run', '-o', tmp_path/'run'/'weights.safetensors')
+    assert rc == 2 and 'a run keeps a file of this name' in err and (tmp_path/'run'/'weights.safetensors').read_bytes() == before
+    (tmp_path/'run'/'weights.safetensors').write_bytes((tmp_path/'run'/'checkpoint.safetensors').read_bytes())
+    rc, out, err = run('reconstruct', tmp_path/'run', 'x.png')
+    assert rc == 2 and 'Resume the run' in err and 'Traceback' not in err
+
+
+def test_messages_speak_the_shells_language(tmp_path):
+    for argv, says in ((['--resume'], '--resume needs --run-dir, the folder'), ([''], 'an empty text'), (['--preset', 'second-round'], 'no --teacher')):
+        rc, out, err = run('train', *argv)
+        assert rc == 2 and says in err and err.count('\n') == 1, err
+    rc, out, err = run('train', '--epochs', 'many')
+    assert rc == 2 and err.count('\n') == 1 and '--help' in err
+    rc, out, err = run('probe', 'scratch', 'x', '--labels', 'few')
+    assert rc == 2 and "'few' is no number of labels" in err
