@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from .core import InputError,check_name,describe_machine,progress_bar
-from .devices import check_device
+from .devices import check_device,fork_random
 from .features import as_arm,count_macs,encode
 from .finetune import Recipe,choose_lr,classify,finetune,fit_paper_head,paper_recipe
 from .finetune import search_recipe as search_from
@@ -178,7 +178,7 @@ def probe(
     for seed,i in zip(progress_bar(seeds, desc=f'{arm.name} {mode}', unit='seed', show=progress), subsets):
         start = time.monotonic()
         how = {'knn': _knn, 'linear': _linear, 'paper-frozen': _paper_frozen}.get(mode)
-        with torch.random.fork_rng(devices=[]):                    # training seeds itself; the caller's random numbers go on as if nothing had been
+        with fork_random(device):                                  # training seeds itself; the caller's random numbers go on as if nothing had been
             found = how(arm, data, i, seed, device) if how else _trained(arm, data, i, seed, device, recipe)
         predictions, *rest = found
         rows.append(_row(arm, data, mode, labels_per_class, seed, i, [np.asarray(p) for p in predictions], time.monotonic()-start, *rest))
