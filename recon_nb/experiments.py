@@ -144,7 +144,7 @@ def _cell(name, group, prints, d, mode, k, seeds, settings, search, matched):
 def in_order(
     jobs, # a list of `Job`
 )->list: # the same jobs and their searches, each once
-    "Cheap before dear, few labels before many, a seed of every arm before the next seed."
+    "Frozen modes first, an encoder at a time; then the trained ones, few labels before many, a seed of every arm before the next seed."
     rank = lambda name: {v: i for i,v in enumerate(dict.fromkeys(getattr(j, name) for j in jobs))}
     data, arm, weights = rank('data'), rank('arm'), rank('weights')
     def place(j):

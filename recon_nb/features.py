@@ -14,14 +14,14 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass,field,replace
 from pathlib import Path
-import numpy as np,torch
-import torch.nn.functional as F
+import numpy as np,torch,torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor,nn
 from torch.nn.utils.parametrize import is_parametrized
 from torch.utils.flop_counter import FlopCounterMode
 from .config import GANConfig
 from .core import InputError,check_name
+from .devices import fork_random
 from .discriminator import Discriminator
 from .export import Pretrained,load_pretrained
 from .generator import Encoder
@@ -67,7 +67,7 @@ class Arm:
 def _fresh(net, seed):
     "Start anew: every layer's own start; in our networks then DCGAN's for convolutions and batch norms, as `train_gan` does."
     ours = isinstance(net, (Encoder, Discriminator))
-    with torch.random.fork_rng(devices=[]):
+    with fork_random():
         torch.manual_seed(seed)
         for p in net.requires_grad_(True).parameters(): p.data.fill_(torch.nan)          # what nobody renews will show
         for m in [*net.modules()][::1 if ours else -1]:                                  # children before parents: these may know better
@@ -127,7 +127,7 @@ def _open(given, part):
             raise InputError(f"a {type(given).__name__} can't be probed: it needs features(x), a list of feature maps (b c h w), and channels, a number for each map.")
         return _headless(deepcopy(given)).cpu().requires_grad_(True), None, dict(module=type(given).__name__)
     if isinstance(given, GANConfig):
-        with torch.random.fork_rng(devices=[]):
+        with fork_random():
             net = Encoder(given.width, dropout=given.dropout, between=given.between) if part == 'encoder' else Discriminator(given.width_d or given.width, size=given.size, norm=given.norm_d)
         return _headless(net), given.size, {}
     if isinstance(given, (str, os.PathLike)): given = GANRun.load(path) if (path := Path(given).expanduser()).is_dir() and not (path/'generator.safetensors').is_file() else load_pretrained(path)        # a run, or a file or folder of weights alone
@@ -135,6 +135,7 @@ def _open(given, part):
         if part == 'disc': raise InputError("an exported encoder comes without its discriminator; give the folder of the run.")
         return deepcopy(given.encoder).cpu().requires_grad_(True), given.preprocess.size, given.config['training']
     if not isinstance(given, GANRun): raise InputError(f"{type(given).__name__} can't be probed; give a GANRun, the folder of one, an exported encoder, a module, None for scratch, or 'pixels'.")
+    if part == 'disc' and given.disc is None: raise InputError("the discriminator of this run was never trained (lambda_adv=0): there is nothing to probe. Take its encoder, or a run with an adversary.")
     cfg, net = given.cfg, deepcopy(given.encoder if part == 'encoder' else given.disc).requires_grad_(True)
     source = dict(run=given.dir.name, preset=cfg.preset, data=os.path.basename(cfg.data), width=cfg.width, seed=cfg.seed, step=given.step)
     return _headless(net).cpu(), cfg.size, source | (dict(part=part) if part == 'disc' else {})

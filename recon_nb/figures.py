@@ -25,7 +25,7 @@ from torch import Tensor,nn
 from torch.nn import functional as F
 
 # %% ../nbs/70_figures.ipynb #d2386c10
-from .compare import curve
+from .compare import QUANTITIES,curve
 from .core import InputError,check_name
 from .features import as_arm,encode,frozen
 from .heads import closest
@@ -342,9 +342,6 @@ def _sheet(rows, titles, alt, gap=.06, most=1.15):
     return fig
 
 # %% ../nbs/70_figures.ipynb #fac0cd7e
-_quantities = dict(loss_d="D's loss", adv="G's adversarial loss", idt="G's identity loss", d_real='D says "real" to photos', d_fake='D says "real" to paintings',
-                   loss_g="G's loss in all", psnr='held-out PSNR, dB (more is better)', l1='held-out L1 (less is better)', ssim='held-out SSIM (more is better)', explained='held-out share explained (more is better)', named='held-out codes named (more is better)')
-
 def draw_curves(
     runs, # a dict, name -> `GANRun` or the folder of one; or one run
     keys=None, # columns of their records, such as loss_d, idt, psnr; the losses and the held-out scores if not given
@@ -354,7 +351,7 @@ def draw_curves(
     for n,r in runs.items():
         if not r.info or not r.history: raise InputError(f"{n!r} has no records: its folder holds only weights, or training was stopped before the first step.")
     columns = {k for r in runs.values() for rows in (r.history, r.metrics) for row in rows[:1] for k,v in row.items() if v is not None} - {'step','epoch','seconds','n'}
-    known = [k for k in dict.fromkeys([*_quantities, *sorted(columns)]) if k in columns]
+    known = [k for k in dict.fromkeys([*QUANTITIES, *sorted(columns)]) if k in columns]
     keys = [check_name(k, known, 'quantity') for k in ([keys] if isinstance(keys, str) else keys or [k for k in known if k not in ('d_real','d_fake','loss_g')])]
     tall = -(-len(keys)//2)
     with rc_context(STYLE):
@@ -362,7 +359,7 @@ def draw_curves(
         fig.get_layout_engine().set(w_pad=.1, h_pad=.09, hspace=.04)
         for ax,key in zip(fig.subplots(tall, 2, squeeze=False).flat, keys): _panel(ax, runs, key)
         for ax in fig.axes[len(keys):]: ax.axis('off')
-    fig.alt = f"Curves of {', '.join(runs)} over the epochs: {', '.join(_quantities.get(k, k) for k in keys)}."
+    fig.alt = f"Curves of {', '.join(runs)} over the epochs: {', '.join(QUANTITIES.get(k, k) for k in keys)}."
     return fig
 
 # %% ../nbs/70_figures.ipynb #d1c310c4
@@ -378,7 +375,7 @@ def _panel(ax, runs, key):
     for name,y in bars:
         ax.axhline(y, color=SOFT, ls=':', lw=1.1, label='trivial')
         ends.append((f'{name} (trivial)', ax.get_xlim()[1], y, SOFT))
-    ax.set(title=_quantities.get(key, key), xlabel='epochs', xlim=(0, None)); ax.grid(axis='y')
+    ax.set(title=QUANTITIES.get(key, key), xlabel='epochs', xlim=(0, None)); ax.grid(axis='y')
     _name_ends(ax, ends)
 
 # %% ../nbs/70_figures.ipynb #ef3b4ca8

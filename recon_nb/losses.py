@@ -23,6 +23,7 @@ class AdvLoss(NamedTuple):
     "An adversarial game: what D minimises, what G minimises."
     disc: Callable # (real logits, fake logits) -> scalar
     gen: Callable # (fake logits) -> scalar
+    logits: bool = False # whether D's values are log-odds; only then is their sigmoid a probability
 
 def bce_disc(
     real:Float[Tensor, ' b'], # D's logits for photos
@@ -37,7 +38,7 @@ def bce_gen(
     "L_G (§2.3, eq. 2): be called real. Non-saturating."
     return F.softplus(-fake).mean()
 
-ADV = {'bce': AdvLoss(bce_disc, bce_gen)}
+ADV = {'bce': AdvLoss(bce_disc, bce_gen, logits=True)}
 
 # %% ../nbs/40_losses.ipynb #e33c3eb8
 def ls_disc(

@@ -59,22 +59,26 @@ def hidden_ssim(
     _,full = structural_similarity_index_measure(out, i_r, data_range=2., sigma=1.5*kernel/11, reduction='none', return_full_image=True)
     return _hidden_mean(full.clamp(-1,1), where)
 
-# %% ../nbs/41_metrics.ipynb #0c73cab0
+# %% ../nbs/41_metrics.ipynb #6856de41
 def _centre4(i_in): # b c h w -> b 49: the input at 4x4 pixels, and a constant
     x = F.interpolate(i_in, size=4, mode='area').flatten(1)
     return torch.cat([x, torch.ones_like(x[:,:1])], 1)
 
+# %% ../nbs/41_metrics.ipynb #0c73cab0
 class TrivialPredictors:
     "Five predictors that need no network: fitted on training photos, asked about others."
     def __init__(self,
-        i_in:Images, # what the generator sees of the training photos
-        i_r:Images, # the training photos
+        batches, # of training photos: pairs of what the generator sees (`Images`) and the photos (`Images`)
         *,
         penalty:float=1., # ridge's L2 penalty, in units of one photo
     ):
-        self.mean = i_r.mean(0, keepdim=True)
-        x,y = _centre4(i_in).double(), (i_r-self.mean).flatten(1).double()
-        self.w = torch.linalg.solve(x.T@x + penalty*torch.eye(x.shape[1], dtype=x.dtype, device=x.device), x.T@y)
+        xx = xy = 0.
+        for i_in,i_r in batches:
+            x,y = _centre4(i_in).double(), i_r.flatten(1).double()
+            xx, xy = xx + x.T@x, xy + x.T@y
+        mean = (xy[-1]/xx[-1,-1]).float()                        # the constant's rows hold the sum of the photos, and their number
+        self.mean = mean.view_as(i_r[:1])
+        self.w = torch.linalg.solve(xx + penalty*torch.eye(len(xx), dtype=xx.dtype, device=xx.device), xy - xx[-1][:,None]*mean.double())
 
     def __call__(self,
         i_in:Images, # what the generator sees

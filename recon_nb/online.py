@@ -45,6 +45,7 @@ class OnlineProbe:
 @patch
 def _begin(self:OnlineProbe, st):
     "Read the images, try the network, and forget the looks at steps that will be made again."
+    if self.part == 'disc' and not st.cfg.lambda_adv: raise InputError("part='disc', and the discriminator of this run is never trained (lambda_adv=0): choose part='encoder'.")
     data = load_labelled(self.data, size=st.cfg.size, root=self.root)
     as_arm(self._net(st), size=st.cfg.size)
     y, dev = data.train_y, development_images(data.train_y)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from .core import InputError,append_jsonl,check_name,describe_machine,progress_bar
-from .devices import check_device
+from .devices import check_device,fork_random
 from .features import as_arm,count_macs,encode,fingerprint
 from .finetune import Recipe,choose_lr,classify,finetune,fit_paper_head,paper_recipe,paper_updates
 from .finetune import search_recipe as search_from
@@ -197,7 +197,7 @@ def probe(
     bar = progress_bar(total=len(seeds)*(1 if how else recipe.updates(len(subsets[0]))), desc=f'{arm.name} {mode}', unit='seed' if how else 'update', show=progress)
     for seed,i in zip(seeds, subsets):
         start = time.monotonic()
-        with torch.random.fork_rng(devices=[]):                    # training seeds itself; the caller's random numbers go on as if nothing had been
+        with fork_random(device):                                  # training seeds itself; the caller's random numbers go on as if nothing had been
             found = how(arm, data, i, seed, device) if how else _trained(arm, data, i, seed, device, recipe, tick=bar.update)
         if how: bar.update(1)
         predictions, *rest = found

@@ -260,7 +260,8 @@ def _noisy_state(cfg, *, bs):
     "A state whose photos are noise: good enough to count and to time."
     noise = np.random.default_rng(0).integers(0, 256, (40,cfg.size,cfg.size,3), dtype=np.uint8)
     photos = load_photos(noise, size=cfg.size, cuts=make_task(cfg).cuts, progress=False)
-    st = make_state(replace(cfg, bs=bs, epochs=1), photos, *split_photos(photos, valid=0.1, seed=0))
+    train,valid = split_photos(photos, valid=0.1, seed=0)
+    st = make_state(replace(cfg, bs=bs, epochs=1), photos, np.resize(train, bs), valid)       # a whole batch, however few the photos
     if cfg.target == 'codes': teach(st, Teacher(st.nets[0].enc))
     return st
 
@@ -356,8 +357,8 @@ COUNTS = dict(PUBLISHED, imagenette=(5000,3000), voc2012=(5717,))
 
 def _seconds_per_photo(cfg):
     "One photo through one step of the GAN."
-    st = _noisy_state(cfg, bs=32)
-    return estimate_cost(st)[0]/(32*st.total_steps)
+    st = _noisy_state(cfg, bs=cfg.bs)
+    return estimate_cost(st)[0]/(st.bs*st.total_steps)
 
 def _hours_of_arm(p, row, name, counts):
     cfg = _config(p, row, name, 0)

@@ -25,7 +25,7 @@ from .checkpoint import has_checkpoint,load_tensors,save_tensors
 from .config import GANConfig,config_from_dict,deviations,get_preset,with_overrides
 from .core import InputError,check_name,describe_machine,read_jsonl,write_atomic
 from .data import SETS,load_photos,split_photos
-from .devices import check_device,explain_memory,make_accelerator,on_main
+from .devices import check_device,explain_memory,fork_random,make_accelerator,on_main
 from .discriminator import D_NORMS,Discriminator
 from .generator import Generator
 from .losses import ADV
@@ -95,11 +95,11 @@ class GANRun:
         run_dir, # the run folder
         cfg:GANConfig, # every choice of the run
         generator:Generator, # with its weights
-        disc:Discriminator, # with its weights
+        disc:Discriminator|None, # with its weights; None if it was never trained
         *,
         step:int=0, # steps done
     ):
-        self.dir,self.cfg,self.generator,self.disc,self.step = Path(run_dir),cfg,generator.eval(),disc.eval(),step
+        self.dir,self.cfg,self.generator,self.disc,self.step = Path(run_dir),cfg,generator.eval(),disc and disc.eval(),step
         self.encoder,self.task,self.device = generator.enc,make_task(cfg),next(generator.parameters()).device
         self.stopped = '' # why training ended before its time: signal, max_minutes or hook
 
@@ -133,10 +133,10 @@ def load(cls,
         cfg = config_from_dict(state['config'])
         gen,disc = make_networks(cfg)
         gen.load_state_dict({k: v for k,v in tensors.items() if not k.startswith('disc.')})
-        disc.load_state_dict({k[5:]: v for k,v in tensors.items() if k.startswith('disc.')})
+        if cfg.lambda_adv: disc.load_state_dict({k[5:]: v for k,v in tensors.items() if k.startswith('disc.')})
     except (KeyError, RuntimeError) as e:
         raise InputError(f"{path} holds other weights than a run's ({type(e).__name__}: {str(e).splitlines()[-1].strip()}). Resume the run: it writes them anew.") from None
-    return cls(run_dir, cfg, gen.to(device), disc.to(device), step=state['step'])
+    return cls(run_dir, cfg, gen.to(device), disc.to(device) if cfg.lambda_adv else None, step=state['step'])
 
 # %% ../nbs/52_run.ipynb #d9cdb05a
 def _check_paints(run):
@@ -215,6 +215,14 @@ def transform(self:GANRun,
         out.append((f.mean((2,3)) if pool else f).float().cpu())
     return torch.cat(out).numpy()
 
+# %% ../nbs/52_run.ipynb #c4a1d7e2
+def _time_steps(trial, some): # seconds for each photo: the best of three rounds, in each of which G moves once
+    ticks, n = [time.monotonic()], trial.cfg.n_critic
+    for _ in range(3):
+        for trial.step in range(n): losses = train_step(trial, fetch(trial, some, augment=True))
+        float([*losses.values()][0]); ticks.append(time.monotonic())         # reading a loss waits for the device
+    return min(np.diff(ticks))/(n*len(some))
+
 # %% ../nbs/52_run.ipynb #6daf8c29
 def estimate_cost(
     st:TrainState, # at its start; not changed
@@ -222,7 +230,7 @@ def estimate_cost(
     "Time and memory of a run, from a few trial steps of throw-away networks on a few photos."
     share, scaler = st.bs//st.acc.num_processes, st.acc.scaler and st.acc.scaler.state_dict()
     k = share if st.acc.device.type == 'cuda' else min(share, 32)
-    with torch.random.fork_rng(), explain_memory(st.bs, st.cfg.size, st.cfg.precision, st.acc.device):
+    with fork_random(st.acc.device), explain_memory(st.bs, st.cfg.size, st.cfg.precision, st.acc.device):
         trial = make_state(replace(st.cfg, bs=k*st.acc.num_processes), st.photos, st.train, st.valid, acc=st.acc)
         if teacher := getattr(st.task.target, 'teacher', None): teach(trial, teacher)
         some = st.train[np.arange(k) % len(st.train)]
@@ -230,9 +238,7 @@ def estimate_cost(
         sizes, weights = {}, [p for m in (trial.gen, trial.disc) for p in m.parameters()]
         def note(t): sizes[t.data_ptr()] = t.nbytes; return t
         with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t): train_step(trial, s)
-        ticks = [time.monotonic()]
-        for _ in range(3): float(train_step(trial, fetch(trial, some, augment=True))['loss_g']); ticks.append(time.monotonic())    # reading a loss waits for the device
-        per_image = min(np.diff(ticks)) / len(s.i_in)
+        per_image = _time_steps(trial, some)
     st.acc.free_memory()
     if scaler: st.acc.scaler.load_state_dict(scaler)
     for p in weights: sizes.pop(p.data_ptr(), None)
@@ -407,10 +413,9 @@ def _open(st, *, root, progress):
         raise InputError(f"the photos are not those of the run in {st.run_dir} ({known['train']} + {known['held_out']} there, {len(st.train)} + {len(st.valid)} here): a resumed run must see the same ones.")
     if has_checkpoint(st.run_dir) or (st.run_dir/'history.jsonl').exists(): restore(st)      # steps without a checkpoint are an error, not a new beginning
     if st.step > st.total_steps: raise InputError(f"the run has done {st.step} steps, more than epochs={st.cfg.epochs} has ({st.total_steps}): give more epochs.")
-    info = dict(known or _info(st, root), fingerprint=fingerprint, steps=st.total_steps, deviations=deviations(st.cfg))
     if progress: st.acc.print(f'resumed at step {st.step}. ' * bool(known) + _announce(st))
     st.acc.wait_for_everyone()              # all have read what lies there; now it may change
-    if st.acc.is_main_process: _write_info(st, info)
+    if st.acc.is_main_process: _write_info(st, dict(known or _info(st, root), fingerprint=fingerprint, steps=st.total_steps, deviations=deviations(st.cfg)))
 
 def _write_info(st, info):
     write_atomic(st.run_dir/'config.json', st.cfg.to_json())         # first: from here on this folder is a run

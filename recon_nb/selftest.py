@@ -169,7 +169,7 @@ def check_paper(
     for precision in ('no', 'bf16'):
         cfg = get_preset('paper-sb', bs=512 if device=='cuda' else 64, precision=precision)
         photos,train = _photos(cfg)
-        st = make_state(cfg, photos, train, train[:8], acc=_accelerator(device, precision))
+        st = make_state(cfg, photos, np.resize(train, cfg.bs), train[:8], acc=_accelerator(device, precision))       # a whole batch, however few the photos
         seconds,memory = estimate_cost(st)
         says.append(f"{'32 bits' if precision=='no' else precision}: {duration(seconds/st.total_steps/st.bs*5717*1000)}, {memory/2**30:.1f} GiB for a batch of {st.bs}")
     return '; '.join(says)

@@ -18,12 +18,14 @@ from .pixels import Images
 from .targets import TARGETS
 
 # %% ../nbs/33_teacher.ipynb #252fa2ec
+_codes = 256 # how many: of the teacher, and so of the target's channels
+
 class Teacher(nn.Module):
     "A trained encoder that is held still, and the codes for what its last stage says."
     def __init__(self,
         enc:nn.Module, # with `features` and `channels`; copied
         *,
-        codes:int=256, # how many
+        codes:int=_codes, # how many
         dims:int=64, # directions that count, at most
     ):
         super().__init__()
@@ -68,7 +70,7 @@ def fit_codebook(
 # %% ../nbs/33_teacher.ipynb #4105a5f3
 class CodeTarget:
     "A teacher's codes, one for each place of the last stage."
-    channels, stride, picture = 256, 16, 0
+    channels, stride, picture = _codes, 16, 0
     everywhere, norm = True, 'ce' # asked about at seen places, too; with cross-entropy
     teacher = None # a `Teacher`, before the first call
     def __call__(self, i_r:Images)->Float[Tensor, 'b 256 h16 w16']: # 1 for the code, 0 for the others

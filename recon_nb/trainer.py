@@ -151,6 +151,8 @@ def batch_index(
     return batch[st.acc.process_index::st.acc.num_processes]
 
 # %% ../nbs/51_trainer.ipynb #b0d6cb86
+def _spread(index, n): return index[np.linspace(0, len(index)-1, min(n, len(index))).astype(int)] # not the first: they may be all of one class
+
 def make_teacher(
     st:TrainState, # whose photos, at step 0
     enc:nn.Module, # an earlier run's encoder
@@ -161,7 +163,7 @@ def make_teacher(
     ours, his = st.nets[0].enc.state_dict(), enc.state_dict()
     if bad := next((k for k in {**ours, **his} if k not in ours or k not in his or ours[k].shape != his[k].shape), None):
         raise InputError(f"the teacher's encoder is another one ({bad} does not fit): give this run the teacher's width and between.")
-    some = st.train[np.linspace(0, len(st.train)-1, min(most, len(st.train))).astype(int)]
+    some = _spread(st.train, most)
     batches = (augment_cuts(st, i, epoch=0)[0]['i_r'] for i in np.array_split(some, -(-len(some)//256)))
     return fit_codebook(Teacher(enc).to(st.acc.device), batches, seed=st.cfg.seed)
 
@@ -178,7 +180,7 @@ def disc_step(
     st:TrainState, # D and its optimiser are changed, G is not
     real, # what D shall call real, `b c h w`
     fake, # what D shall call fake: I_f (or G's output), with or without history
-)->dict: # loss_d, and D's mean opinions as probabilities
+)->dict: # loss_d, and D's mean opinions: as probabilities, if the game has them
     "D's move (§2.3, eq. 3): one step on L_D, with G held."
     st.opt_d.zero_grad()
     on_real, on_fake = st.disc(real), st.disc(fake.detach())
@@ -187,7 +189,8 @@ def disc_step(
     st.acc.backward(loss)
     st.opt_d.step()
     if (c := st.cfg.clip_d): [p.data.clamp_(-c, c) for p in st.disc.parameters()]
-    return dict(loss_d=loss.detach(), d_real=on_real.detach().sigmoid().mean(), d_fake=on_fake.detach().sigmoid().mean())
+    opinion = lambda v: (v.sigmoid() if st.adv.logits else v).mean()
+    return dict(loss_d=loss.detach(), d_real=opinion(on_real.detach()), d_fake=opinion(on_fake.detach()))
 
 # %% ../nbs/51_trainer.ipynb #f8cdb63f
 def gen_step(
@@ -289,7 +292,7 @@ def held_out(
     n:int, # how many at most
 )->Sample: # always the same photos, spread evenly over the held-out part
     "Held-out photos as one batch."
-    return fetch(st, st.valid[np.linspace(0, len(st.valid)-1, min(n, len(st.valid))).astype(int)])
+    return fetch(st, _spread(st.valid, n))
 
 def evaluation_epochs(
     epochs:int, # how many the run has
@@ -343,11 +346,12 @@ def score_predictors(
     fit:int=4000, # training photos to fit the predictors on, at most
 )->dict: # predictor -> scores; empty if the photo's pixels are no part of the target
     "The trivial predictors on the same held-out photos."
-    spread = np.linspace(0, len(st.train)-1, min(fit, len(st.train))).astype(int)      # not the first: they may be all of one class
     if not st.task.paints: return {}
-    s, t = held_out(st, n), fetch(st, st.train[spread])
-    predictors = TrivialPredictors(t.i_in.cpu(), t.i_r.cpu())                           # double precision is not everywhere
-    scores = score_trivial(predictors, s.i_in.cpu(), s.i_r.cpu(), s.hidden.cpu(), window_slice(st.cfg.size, st.cfg.visible))
+    some = _spread(st.train, fit)
+    on_cpu = lambda i: st.task({k: to_model(v) for k,v in st.photos.take(i).items()}, i)   # double precision is not everywhere; and the device has better things to hold
+    batches = (on_cpu(i) for i in np.array_split(some, -(-len(some)//256)))
+    predictors, s = TrivialPredictors((b.i_in, b.i_r) for b in batches), on_cpu(_spread(st.valid, n))
+    scores = score_trivial(predictors, s.i_in, s.i_r, s.hidden, window_slice(st.cfg.size, st.cfg.visible))
     return scores if st.cfg.mask == 'centre' else {'mean image': scores['mean image']}  # the others need a window in the centre
 
 # %% ../nbs/51_trainer.ipynb #0d49bc8e
@@ -355,8 +359,9 @@ def save_weights(
     st:TrainState, # its networks
     path, # the file
 )->Path: # `path`
-    "Encoder, decoder and discriminator with all that is needed to use them elsewhere: config, geometry, normalisation."
+    "Encoder, decoder and discriminator (if it was trained) with all that is needed to use them elsewhere: config, geometry, normalisation."
     gen,disc = (net.state_dict() for net in st.nets)
+    if not st.cfg.lambda_adv: disc = {}
     geometry = dict(size=st.cfg.size, visible=st.cfg.visible, cuts=st.task.cuts, resize='bicubic, antialiased')
     state = dict(config=json.loads(st.cfg.to_json()), geometry=geometry, normalisation=dict(range=[-1,1], mean=[.5]*3, std=[.5]*3, channels='RGB'),
                  step=st.step, epoch=st.epoch)
