@@ -19,7 +19,7 @@ from .core import InputError,write_atomic
 # %% ../nbs/80_cli.ipynb #2ba3648f
 _words = {r'\bpass resume=True\b': 'add --resume', r'\bresume=True\b': '--resume', r'\brun_dir\b=?(?=\W|$)': '--run-dir', r'\brun_dir=': '--run-dir ', r'\broot=(?=\W|$)': '--root', r'\broot=': '--root ', r"\bteacher=''": 'no --teacher',
           r'`run\.transform\(images\)`': 'recon-embed',
-          r'\bmax_minutes=': '--max-minutes ', r'\bclear_cache\(\) frees them': lambda m: f"in {sys.modules['recon_nb.photos'].cache_dir()}", ' as `data`': ' as DATA'}
+          r'\bmax_minutes=': '--max-minutes ', r'\bGive width=': 'Add --width ', r'\bclear_cache\(\) frees them': lambda m: f"in {sys.modules['recon_nb.photos'].cache_dir()}", ' as `data`': ' as DATA'}
 
 def _in_shell_words(text): # the library speaks Python
     for python,shell in _words.items(): text = re.sub(python, shell, text)
@@ -64,7 +64,7 @@ def _run(prog, call, argv, parser):
 def _train_parser():
     p = _Parser('recon-train', allow_abbrev=False, description='Train the GAN of the paper on photos.', formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument('data', nargs='?', default=argparse.SUPPRESS, help="folder of photos or name of a set; the preset's own if not given")
-    p.add_argument('--preset', default='quick', help=', '.join(PRESETS))
+    p.add_argument('--preset', default=argparse.SUPPRESS, help=f"{', '.join(PRESETS)}; quick if not given")
     p.add_argument('--root', default=argparse.SUPPRESS, help="where a named set's original copy lies")
     p.add_argument('--run-dir', default=argparse.SUPPRESS, help="the run's folder; runs/<preset>-<number> if not given")
     p.add_argument('--max-minutes', type=float, default=argparse.SUPPRESS, metavar='MINUTES', help='stop cleanly after so many minutes; --resume goes on')

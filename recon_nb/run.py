@@ -86,7 +86,7 @@ def cut_photos(
 
 # %% ../nbs/52_run.ipynb #695221fe
 def _say_score(row, digits=1): # of metrics.jsonl
-    return f"held-out PSNR {row['psnr']:.{digits}f} dB" if 'psnr' in row else f"{row['named']:.0%} of the codes named" if 'named' in row else f"{row['explained']:.0%} of what is hidden explained"
+    return f"held-out PSNR {row['psnr']:.{digits}f} dB" if 'psnr' in row else f"{row['named']:.0%} of the codes named (by chance: less than 1%)" if 'named' in row else f"{row['explained']:.0%} of what is hidden explained (0%: the mean, whatever is seen)"
 
 # %% ../nbs/52_run.ipynb #3b74e30c
 class GANRun:
@@ -281,7 +281,7 @@ def _resumed_config(run_dir, overrides, *, seed, preset):
     cfg = config_from_dict(json.loads(path.read_text()))
     new = with_overrides(cfg, **overrides)
     changed = {k for k,v in asdict(new).items() if v != getattr(cfg, k)} - {*_may_change}
-    changed |= {k for k,v,default in (('seed', seed, 0), ('preset', preset, 'quick')) if v not in (default, getattr(cfg, k))}
+    changed |= {k for k,v in dict(seed=seed, preset=preset).items() if v not in (None, getattr(cfg, k))}
     if changed: raise InputError(f"a resumed run keeps its config; {', '.join(sorted(changed))} would change. Only {', '.join(_may_change)} may, or start a new run.")
     return new
 
@@ -340,12 +340,12 @@ def own_folder(
 # long: the one call, its checks in the order they are made
 def train_gan(
     data=None, # folder of photos, name of a set, or uint8 array `n h w 3`; the preset's own if not given
-    preset:str='quick', # a name in `config.PRESETS`, such as quick or paper-sb
+    preset:str|None=None, # a name in `config.PRESETS`, such as paper-sb; quick if not given
     *,
     root=None, # where a named set's original copy lies
     run_dir=None, # the run's folder; `runs/<preset>-<number>` if not given
     resume:bool=False, # go on with the run in `run_dir`
-    seed:int=0, # fixes initial weights, order, split and dropout
+    seed:int|None=None, # fixes initial weights, order, split and dropout; 0 if not given
     max_minutes:float|None=None, # stop cleanly after so many minutes; `resume=True` goes on
     hooks=(), # functions of the `TrainState`, called at begin, step, epoch, evaluate and end
     progress:bool=True, # say what is planned, show a bar, say what came out
@@ -359,13 +359,13 @@ def train_gan(
         cfg = _resumed_config(run_dir, overrides, seed=seed, preset=preset)
         root = root or _known(run_dir).get('root')
     else:
-        cfg = get_preset(preset, seed=seed, **overrides)
+        cfg = get_preset(preset or 'quick', seed=seed or 0, **overrides)
     if bool(cfg.teacher) != (cfg.target == 'codes'): raise InputError(f"target {cfg.target!r} and teacher={cfg.teacher!r}: target 'codes' needs a teacher, the folder of an earlier run, and no other target has one.")
     if data is not None: cfg = replace(cfg, data=_where(data))            # a moved folder is remembered at its new place
     if cfg.data == 'array' and data is None: raise InputError("this run was trained on an array: pass the same array as `data`.")
     if data is None and Path(cfg.data).is_absolute() and not Path(cfg.data).exists(): raise InputError(f"the photos of the run were in {cfg.data}, which is not there: pass the folder where they are now as `data`.")
     check_name(cfg.adv, ADV, 'adversarial loss'); check_name(cfg.norm_d, D_NORMS, "discriminator's norm")
-    earlier = GANRun.load(cfg.teacher).encoder if cfg.teacher and not resume else None
+    earlier = _open_earlier(cfg) if cfg.teacher and not resume else None
     hooks = (hooks,) if callable(hooks) else tuple(hooks)
     if not all(callable(h) for h in hooks): raise InputError(f"hooks={hooks!r}; each must be a function of the TrainState.")
     if max_minutes is not None and not max_minutes > 0: raise InputError(f"max_minutes={max_minutes!r}; it must be above 0.")
@@ -384,6 +384,12 @@ def train_gan(
     return run
 
 # %% ../nbs/52_run.ipynb #60c95533
+def _open_earlier(cfg): # the encoder of the run that is to teach
+    run = GANRun.load(cfg.teacher)
+    other = {k: (getattr(run.cfg, k), getattr(cfg, k)) for k in ('width','between') if getattr(run.cfg, k) != getattr(cfg, k)}
+    if other: raise InputError(f"the teacher's encoder is another one: {', '.join(f'{k} {his}, this run {ours}' for k,(his,ours) in other.items())}. Give {', '.join(f'{k}={his}' for k,(his,_) in other.items())}.")
+    return run.encoder
+
 def open_teacher(
     st:TrainState, # its task and its encoder are changed
     earlier=None, # an earlier run's encoder; without, the teacher that lies in the run folder
@@ -438,4 +444,4 @@ def _summary(run, st):
     last = run.metrics[-1] if run.metrics else None
     score = _say_score(last, 2) + (f', best trivial predictor {bar[1]:.2f} dB ({bar[0]})' if bar else '') if last else 'not evaluated yet'
     grids = sorted((run.dir/'samples').glob('*.png'))
-    return f"{done}: {score}\n{f'pictures: {grids[-1]}' if grids else 'no pictures yet' if run.task.paints else f'it predicts {run.cfg.target}: no pictures'}\nrun folder: {run.dir}"
+    return f"{done}: {score}\n{f'pictures: {grids[-1]}' if grids else 'no pictures yet' if run.task.paints else f'it predicts {run.cfg.target}: no pictures; a probe with labelled photos says what its encoder knows'}\nrun folder: {run.dir}"
