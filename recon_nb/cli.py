@@ -222,6 +222,7 @@ def _device(name):
 
 def _probe(args):
     from recon_nb.probe import FROZEN,probe
+    if args.encoder != 'scratch' and (args.like or args.width): raise InputError(f'--like and --width are for scratch: {args.encoder} has an architecture of its own.')
     encoder = {'scratch': None}.get(args.encoder, args.encoder)
     how = dict(mode=args.mode, labels_per_class=args.labels, part=args.part, like=args.like, size=args.size, width=args.width, root=args.root, device=_device(args.device))
     if args.search and args.mode in FROZEN: raise InputError(f'--search is for trained modes; {args.mode} chooses by itself.')

@@ -125,10 +125,6 @@ def _trained(arm, data, i, seed, device, recipe, tick=None):
     return (classify(model, data.train_x[i], device=device), classify(model, data.test_x, device=device)), recipe.updates(len(i))*min(recipe.bs, len(i)), {k: v for k,v in asdict(recipe).items() if k != 'selected'}, recipe.selected
 
 # %% ../nbs/60_probe.ipynb #f7e56bcc
-def _asked(encoder, like, width, **how): # the arm of a call
-    if encoder is not None and (like is not None or width is not None): raise InputError("like and width are for scratch: an encoder that is given has its own architecture.")
-    return as_arm(encoder, like=like, width=width, **how)
-
 def search_recipe(
     encoder, # as for `probe`
     data, # as for `probe`
@@ -146,7 +142,7 @@ def search_recipe(
 )->Recipe:
     "The recipe that suits an arm best, judged on development images. Costs six trainings or more."
     check_name(mode, MODES[3:], 'mode')
-    arm = _asked(encoder, like, width, part=part, size=size)
+    arm = as_arm(encoder, part=part, like=like, size=size, width=width)
     data = load_labelled(data, size=arm.size, root=root)
     dev = development_images(data.train_y)
     rest = np.setdiff1d(np.arange(len(data.train_y)), dev)
@@ -181,7 +177,7 @@ def probe(
     device = check_device(device)
     seeds = [*range(seeds)] if isinstance(seeds, int) else [int(s) for s in seeds]
     if not seeds: raise InputError("seeds is empty; give a number, or a list of numbers.")
-    arm = _asked(encoder, like, width, part=part, size=size)
+    arm = as_arm(encoder, part=part, like=like, size=size, width=width)
     if arm.name == 'pixels' and mode not in ('knn', 'linear'): raise InputError(f"raw pixels have nothing to train or to flatten: mode {mode!r} is for encoders; use knn or linear.")
     data = load_labelled(data, size=arm.size, root=root, name=name, progress=progress)
     dev, rows = development_images(data.train_y), []

@@ -228,8 +228,3 @@ def test_seeds_that_cannot_differ_are_one_run(run, data, capsys):
     assert 'draw the same labels' not in capsys.readouterr().out
     ask(run, few, 'knn', labels_per_class=None, seeds=3, progress=True)
     assert 'draw the same labels' in capsys.readouterr().out
-
-
-def test_like_and_width_beside_an_encoder(run, data):
-    for how in (dict(width=8), dict(like=run)):
-        with pytest.raises(InputError, match='for scratch'): ask(run, data, 'knn', **how)

@@ -207,3 +207,5 @@ def test_messages_speak_the_shells_language(tmp_path):
     assert rc == 2 and err.count('\n') == 1 and '--help' in err
     rc, out, err = run('probe', 'scratch', 'x', '--labels', 'few')
     assert rc == 2 and "'few' is no number of labels" in err
+    rc, out, err = run('probe', 'pixels', 'x', '--width', '8')
+    assert rc == 2 and '--width are for scratch' in err
