@@ -19,7 +19,7 @@ from .core import InputError,write_atomic
 # %% ../nbs/80_cli.ipynb #2ba3648f
 _words = {r'\bpass resume=True\b': 'add --resume', r'\bresume=True\b': '--resume', r'\brun_dir\b=?(?=\W|$)': '--run-dir', r'\brun_dir=': '--run-dir ', r'\broot=(?=\W|$)': '--root', r'\broot=': '--root ', r"\bteacher=''": 'no --teacher',
           r'`run\.transform\(images\)`': 'recon-embed',
-          r'\bmax_minutes=': '--max-minutes ', r'\bGive width=': 'Add --width ', r'\bclear_cache\(\) frees them': lambda m: f"in {sys.modules['recon_nb.photos'].cache_dir()}", ' as `data`': ' as DATA'}
+          r'\bmax_minutes=': '--max-minutes ', r'\bGive width=': 'Add --width ', r'\bclear_cache\(\) frees them': lambda m: f"in {str(sys.modules['recon_nb.photos'].cache_dir()).replace(str(Path.home()), '~', 1)}", ' as `data`': ' as DATA'}
 
 def _in_shell_words(text): # the library speaks Python
     for python,shell in _words.items(): text = re.sub(python, shell, text)

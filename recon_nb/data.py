@@ -64,7 +64,6 @@ def _labels(names):
 
 # %% ../nbs/14_data.ipynb #0e3b099b
 def _load_folder(data, **how):
-    if not str(data): raise InputError("data is an empty text: give a folder, or the name of a set.")
     root = Path(data).expanduser()
     if root.is_file(): raise InputError(f"{data} is a file; give the folder that holds the photos.")
     if not root.is_dir():

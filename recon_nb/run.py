@@ -256,6 +256,7 @@ RUN_FILES = 'config.json', 'run.json', 'history.jsonl', 'metrics.jsonl', 'skippe
 
 def _where(data): # what the config remembers of it: a name, a folder's full path, or 'array'
     if not isinstance(data, (str, os.PathLike)): return 'array'
+    if not str(data): raise InputError("data is an empty text: give a folder, or the name of a set.")
     path = Path(data).expanduser()
     if str(data) in SETS: return str(data)                     # a name is a name, even beside a folder of that name
     return str(path.resolve()) if path.is_dir() else str(data)
@@ -360,7 +361,7 @@ def train_gan(
         root = root or _known(run_dir).get('root')
     else:
         cfg = get_preset(preset or 'quick', seed=seed or 0, **overrides)
-    if bool(cfg.teacher) != (cfg.target == 'codes'): raise InputError(f"target {cfg.target!r} and teacher={cfg.teacher!r}: target 'codes' needs a teacher, the folder of an earlier run, and no other target has one.")
+    if bool(cfg.teacher) != (cfg.target == 'codes'): raise InputError(f"target {cfg.target!r} and teacher={cfg.teacher_name!r}: target 'codes' needs a teacher, the folder of an earlier run, and no other target has one.")
     if data is not None: cfg = replace(cfg, data=_where(data))            # a moved folder is remembered at its new place
     if cfg.data == 'array' and data is None: raise InputError("this run was trained on an array: pass the same array as `data`.")
     if data is None and Path(cfg.data).is_absolute() and not Path(cfg.data).exists(): raise InputError(f"the photos of the run were in {cfg.data}, which is not there: pass the folder where they are now as `data`.")
