@@ -48,6 +48,7 @@ def _own_rows(run, records):
     if records and not mine: raise InputError("no record was made with the weights of this run: give the file that `compare` or `recon-probe --out` wrote for it, or none.")
     return [r for r in probes if weights(r) == mark or arm(r) and arm(r) in mine or r['arm'] in ('scratch','pixels')]
 
+# %% ../nbs/66_card.ipynb #bd81dd54
 def _numbers(run, records):
     rows = _own_rows(run, records)
     if not rows: return 'Not measured.'

@@ -130,7 +130,7 @@ def _open(given, part):
         with fork_random():
             net = Encoder(given.width, dropout=given.dropout, between=given.between) if part == 'encoder' else Discriminator(given.width_d or given.width, size=given.size, norm=given.norm_d)
         return _headless(net), given.size, {}
-    if isinstance(given, (str, os.PathLike)): given = GANRun.load(path) if (path := Path(given).expanduser()).is_dir() and not (path/'generator.safetensors').is_file() else load_pretrained(path)        # a run, or a file or folder of weights alone
+    if isinstance(given, (str, os.PathLike)): given = load_pretrained(path) if (path := Path(given).expanduser()).is_file() or (path/'generator.safetensors').is_file() else GANRun.load(path)        # weights alone, or a run
     if isinstance(given, Pretrained):
         if part == 'disc': raise InputError("an exported encoder comes without its discriminator; give the folder of the run.")
         return deepcopy(given.encoder).cpu().requires_grad_(True), given.preprocess.size, given.config['training']

@@ -89,6 +89,7 @@ def paper_updates(
     "How long the paper's head is trained: 3,000 updates, or ten passes if that is more (not given by the paper)."
     return max(3000, 10*n//32)
 
+# %% ../nbs/58_finetune.ipynb #ddd5d324
 def fit_paper_head(
     x:Float[Tensor, 'n d'], # flattened maps of the labelled photos, from a frozen encoder; the head is trained where they lie
     y:Int64[Tensor, ' n'], # their classes, in the same place

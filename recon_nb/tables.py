@@ -69,6 +69,7 @@ def _apart(rows):
         if each.kin.nunique() > 1 or each.born.duplicated().any(): rows.loc[g.index, 'arm'] = arm + ', ' + (g.run if each.run.notna().all() and each.run.is_unique else g.pretraining)
     return rows
 
+# %% ../nbs/63_tables.ipynb #0e431e30
 def tidy(
     records, # dicts, as `compare` writes them or `ProbeResult.records()` gives them; those of another kind are left out
 )->pd.DataFrame: # a row a run; `acc` and `chance` in per cent
