@@ -169,7 +169,7 @@ def encode(
     remember:bool=True, # keep the answer for the next time
 )->Float[Tensor, 'n d']: # on the CPU; the stages side by side, each `channels x places`
     "What a frozen encoder makes of photos. Remembered: the same weights and photos are not computed twice."
-    key = _key(net, photos), stages, side
+    key = remember and (_key(net, photos), stages, side)       # a hash of every pixel: only where it serves
     if not remember or key not in _memory:
         with frozen(deepcopy(net).to(device, memory_format=torch.channels_last)) as copy:
             parts = [[_pool(f, side) for f in (maps[s] for s in stages)] for i in range(0, len(photos), bs) for maps in [copy.features(_batch(photos[i:i+bs], device))]]
