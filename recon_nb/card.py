@@ -8,7 +8,7 @@ Docs: https://recon-nb.github.io/recon_nb/card.html.md"""
 __all__ = ['TERMS', 'source_of', 'model_card', 'write_release']
 
 # %% ../nbs/66_card.ipynb #960d9912
-import json,math
+import json,math,re
 from pathlib import Path
 from . import __version__
 from .checkpoint import load_tensors,save_tensors
@@ -73,8 +73,8 @@ x = p.preprocess(['photo.jpg'])        # (1, 3, {size}, {size}), in [-1, 1]
 features = p.encoder.features(x)       # four maps; channels {channels}
 ```'''
 
-def _front(run, source): # YAML, which JSON is a part of
-    head = dict(license='apache-2.0', library_name='recon_nb', pipeline_tag='image-feature-extraction', tags=['self-supervised', 'image-reconstruction', run.cfg.preset],
+def _front(run, source, licence): # YAML, which JSON is a part of
+    head = dict(**(dict(license=licence.lower()) if licence else {}), library_name='recon_nb', pipeline_tag='image-feature-extraction', tags=['self-supervised', 'image-reconstruction', run.cfg.preset],
                 datasets=[source] if source in TERMS else [])
     return ''.join(f'{k}: {json.dumps(v)}\n' for k,v in head.items())
 
@@ -102,14 +102,16 @@ def model_card(
     run, # a `GANRun`, or its folder
     *,
     records=(), # of `compare` or `probe`, this run's among them
+    licence:str|None=None, # of the weights, by its SPDX name
 )->str: # Markdown, with a head that model hubs read
-    "What a user of these weights must know. Raises `InputError` if the records are of other weights."
+    "What a user of these weights must know. Raises `InputError` if the records are of other weights, or the licence is no name."
+    if licence is not None and not re.fullmatch(r'[A-Za-z0-9.+-]+', licence): raise InputError(f"licence={licence!r}: give its SPDX name, such as apache-2.0 or cc-by-4.0, or None.")
     run = run if isinstance(run, GANRun) else GANRun.load(run)
     source, enc = source_of(run), run.encoder
     terms, link = TERMS.get(source, ('you know their terms', ''))
     n = sum(w.numel() for w in enc.parameters())
     return f"""---
-{_front(run, source)}---
+{_front(run, source, licence)}---
 
 # {run.cfg.preset}, width {run.cfg.width}, {run.cfg.size} px
 
@@ -139,7 +141,7 @@ Decisions about people. Photos unlike those it has seen: it was tried on small p
 
 ## Licence
 
-The weights: Apache-2.0. The pictures they learned from: {source}: {terms}{f' ({link})' if link else ''}.
+The weights: {licence or 'no licence is stated'}. The pictures they learned from: {source}: {terms}{f' ({link})' if link else ''}.
 """
 
 # %% ../nbs/66_card.ipynb #5511808f
@@ -156,6 +158,7 @@ def write_release(
     folder, # a new or empty folder, or an earlier release
     *,
     records=(), # as for `model_card`
+    licence:str|None=None, # as for `model_card`
 )->Path: # `folder`
     "Encoder, generator and card in a folder. Raises `InputError` if something else lies there, or the weights are not finite."
     run, folder = run if isinstance(run, GANRun) else GANRun.load(run), Path(folder).expanduser()
@@ -164,7 +167,7 @@ def write_release(
     tensors, state = load_tensors(run.dir/'weights.safetensors')
     bad = [k for k,v in tensors.items() if not v.isfinite().all()]
     if bad: raise InputError(f"weights of {run.dir} are not finite ({bad[0]}): its training diverged. Release another run.")
-    card = model_card(run, records=records)
+    card = model_card(run, records=records, licence=licence)
     data = source_of(run)
     state['config'] |= dict(data=data if data in TERMS else 'folder', teacher=run.cfg.teacher_name)          # never a path of yours
     folder.mkdir(parents=True, exist_ok=True)

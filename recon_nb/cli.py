@@ -79,9 +79,10 @@ def _train_parser():
 
 # %% ../nbs/80_cli.ipynb #68ef34bd
 def _train(args):
+    from accelerate import PartialState
     from recon_nb.run import train_gan
     run = train_gan(**vars(args))
-    if 'progress' in args: print(run.dir)
+    if 'progress' in args and PartialState().is_main_process: print(run.dir)
     return 130 if run.stopped == 'signal' else 0
 
 def train(
@@ -176,13 +177,14 @@ def _release_parser():
     p.add_argument('run', help='a run folder')
     p.add_argument('-o', '--out', default='release', help='the folder to write (default: %(default)s)')
     p.add_argument('--records', nargs='+', metavar='FILE', default=[], help='files of records with probes of this run; without, the card says "not measured"')
+    p.add_argument('--licence', metavar='SPDX', help='of the weights, such as apache-2.0 or cc-by-4.0; without, the card says that none is stated')
     return p
 
 def _release(args):
     from recon_nb.card import write_release
     from recon_nb.core import read_jsonl
     records = [r for f in args.records for r in read_jsonl(_existing(f))]
-    out = write_release(args.run, args.out, records=records)
+    out = write_release(args.run, args.out, records=records, licence=args.licence)
     for path in sorted(out.iterdir()): print(f'{path}: {path.stat().st_size/1e6:.2f} MB')
 
 def release(

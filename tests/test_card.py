@@ -50,7 +50,7 @@ def test_card_can_be_read_and_its_lines_run(run, records, tmp_path, monkeypatch)
     folder = write_release(run, tmp_path/'release', records=records[1])
     _, head, text = (folder/'README.md').read_text().split('---\n', 2)
     meta = yaml.safe_load(head)
-    assert meta['license'] == 'apache-2.0' and meta['datasets'] == [] and 'quick' in meta['tags']
+    assert 'license' not in meta and 'no licence is stated' in text and meta['datasets'] == [] and 'quick' in meta['tags']
     assert 'photos of your own' in text and '| toy | 4 | knn |' in text
     acc = 100*np.array([r['test_accuracy'] for r in records[1] if r['job']['arm'] == 'mine'])
     assert f'| {acc.mean():.1f} ± {acc.std(ddof=1):.1f} (2) |' in text
@@ -60,6 +60,14 @@ def test_card_can_be_read_and_its_lines_run(run, records, tmp_path, monkeypatch)
     names = {}
     exec(code.replace('photo.jpg', 'photo.jpg.png'), names)
     assert [f.shape[1] for f in names['features']] == list(run.encoder.channels)
+
+
+def test_licence(run, tmp_path):
+    folder = write_release(run, tmp_path/'release', licence='CC-BY-4.0')
+    _, head, text = (folder/'README.md').read_text().split('---\n', 2)
+    assert yaml.safe_load(head)['license'] == 'cc-by-4.0' and 'The weights: CC-BY-4.0.' in text
+    with pytest.raises(InputError, match='SPDX name'): write_release(run, tmp_path/'other', licence='mine:\n all')
+    assert not (tmp_path/'other').exists()
 
 
 def test_records_of_a_probe_serve_as_well(run, records, tmp_path):
