@@ -163,7 +163,7 @@ def stages_of(
     return blocks or [enc]
 
 def param_groups(
-    model:Classifier, # encoder and head
+    model:nn.Module, # with `enc` and `head`
     r:Recipe, # rate, decay
 )->list: # for an optimiser: weights and, without decay, everything with one axis; each with `scale`
     "Parameters with their share of the learning rate."

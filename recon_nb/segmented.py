@@ -10,7 +10,7 @@ __all__ = ['VOID', 'VOC_CLASSES', 'SegmentationSet', 'draw_collages', 'paint_mas
 # %% ../nbs/17_segmented.ipynb #2d3fe48e
 import colorsys,os,warnings
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass,replace
+from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 from PIL import ExifTags,Image
@@ -54,6 +54,7 @@ def _check_part(s, part):
 
 def _values(y): return np.flatnonzero(np.bincount(y.ravel(), minlength=256))
 
+# %% ../nbs/17_segmented.ipynb #8abd2cc7
 def _check_set(s):
     if not 2 <= len(s.classes) <= VOID: raise InputError(f"{s.name} has {len(s.classes)} classes; there must be 2 to {VOID}.")
     for part in ('train', 'test'): _check_part(s, part)
@@ -61,7 +62,6 @@ def _check_set(s):
         raise InputError(f"{s.name}: photos to train on have {s.train_x.shape[1]} px, to test on {s.test_x.shape[1]} px; load both at one size.")
     _check_shown(s)
 
-# %% ../nbs/17_segmented.ipynb #6cc69890
 def _check_shown(s):
     shown = {part: {*_values(getattr(s, f'{part}_y')).tolist()} - {VOID} for part in ('train', 'test')}
     both = [str(s.classes[c]) for c in sorted(shown['train'] & shown['test'])]
@@ -98,7 +98,7 @@ def paint_masks(
     "Masks as pictures: a colour for each class, void nearly white."
     table = np.full((256, 3), 235, np.uint8)
     table[0] = 45
-    for c in range(1, classes): table[c] = [round(255*v) for v in colorsys.hsv_to_rgb((c-1)*.618 % 1, .55+.25*(c % 2), .95-.2*(c//2 % 2))]
+    for c in range(1, classes): table[c] = [round(255*v) for v in colorsys.hsv_to_rgb((c-1)*.618 % 1, .5+.25*(c % 2), .9-.3*(c//5 % 2))]
     return table[y]
 
 # %% ../nbs/17_segmented.ipynb #3651ac5c
@@ -126,6 +126,7 @@ def _open_mask(path, photo, known):
         raise InputError(f"the mask {path} holds {', '.join(map(str, odd[:5]))}; the classes run from 0 to {known-1}, and {VOID} is void.")
     return im
 
+# %% ../nbs/17_segmented.ipynb #23212fd7
 def _read_part(root, pairs, known, *, size, workers, progress):
     "Photos and masks of one part: the photos from the cache, the masks read anew."
     if lost := [m for _,m in pairs if not (root/m).is_file()]: raise InputError(f"photos without a mask: {len(lost)} of {len(pairs)}; {root/lost[0]}, for one, is not there.")
@@ -137,7 +138,7 @@ def _read_part(root, pairs, known, *, size, workers, progress):
         for i,m in enumerate(pool.map(read, found['names'])): y[i] = m; bar.update()
     return np.asarray(found['cuts']['i_r']), y
 
-# %% ../nbs/17_segmented.ipynb #ea9d3e88
+# %% ../nbs/17_segmented.ipynb #991a21e9
 VOC_CLASSES = ('background', *'aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant sheep sofa train tvmonitor'.split())
 
 def _find_voc(root, lists, progress):
@@ -150,7 +151,7 @@ def _find_voc(root, lists, progress):
     if both := sorted({*parts[0]} & {*parts[1]}): raise InputError(f"{len(both)} photos are in {lists[0]}.txt and in {lists[1]}.txt, such as {both[0]}: nobody may be tested on what was trained on.")
     return voc, [[(f'JPEGImages/{n}.jpg', f'SegmentationClass/{n}.png') for n in dict.fromkeys(part)] for part in parts]
 
-# %% ../nbs/17_segmented.ipynb #7cbd6c10
+# %% ../nbs/17_segmented.ipynb #27f43ad7
 def _find_folder(folder):
     "(photo, mask) of each part of a folder, and the classes' names."
     test = next((p for p in ('test', 'val') if (folder/p).is_dir()), 'test')
@@ -165,7 +166,7 @@ def _find_folder(folder):
     given = folder/'classes.txt'
     return parts, tuple(n.strip() for n in given.read_text(encoding='utf-8').splitlines() if n.strip()) if given.is_file() else None
 
-# %% ../nbs/17_segmented.ipynb #773ca96b
+# %% ../nbs/17_segmented.ipynb #815b60d1
 # long: the one call, each kind of set in turn
 def load_segmentation(
     data, # 'voc2012', 'collages' (drawn), a folder with train/images, train/masks, test/images, test/masks, or a `SegmentationSet`
@@ -204,7 +205,7 @@ def _folder(data):
     try: check_name(str(data), ('voc2012', 'collages'), 'segmented set')
     except InputError as e: raise InputError(f"{e} Or the path of a folder: {str(data)!r} is none.") from None
 
-# %% ../nbs/17_segmented.ipynb #43e5e4b3
+# %% ../nbs/17_segmented.ipynb #41b41783
 def _keep_classes(parts, names, classes):
     "Masks with the wanted classes, counted anew, and the photos that show one."
     table, kept = np.arange(256).astype(np.uint8), names
