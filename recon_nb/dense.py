@@ -42,6 +42,7 @@ class PlaceHead(nn.Module):
         self.grid, self.size = grid, size
         self.norms = nn.ModuleList(nn.BatchNorm2d(c, affine=False) for c in channels)
         self.scores = nn.ModuleList(nn.Conv2d(c, classes, 1, bias=i == 0) for i,c in enumerate(channels))
+        for p in self.scores.parameters(): nn.init.zeros_(p)
 
     def forward(self,
         maps, # the stages
