@@ -6,7 +6,8 @@ Docs: https://recon-nb.github.io/recon_nb/finetune.html.md"""
 
 # %% auto #0
 __all__ = ['Recipe', 'paper_recipe', 'augment', 'rate', 'paper_head', 'paper_updates', 'fit_paper_head', 'choose_lr',
-           'Classifier', 'stages_of', 'param_groups', 'finetune', 'classify', 'search_recipe']
+           'Classifier', 'stages_of', 'param_groups', 'train_model', 'augmented', 'finetune', 'classify',
+           'search_recipe']
 
 # %% ../nbs/58_finetune.ipynb #fe891c74
 from collections.abc import Callable
@@ -15,11 +16,11 @@ from dataclasses import dataclass,field,replace
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float,Int64
+from jaxtyping import Float,Int64,UInt8
 from torch import Tensor,nn
 from .core import InputError,check_name,epoch_order,sample_uniform
 from .features import frozen
-from .pixels import Photo8,to_model
+from .pixels import Images,Photo8,to_model
 
 # %% ../nbs/58_finetune.ipynb #47dd745f
 # long: a field a line
@@ -51,12 +52,12 @@ def paper_recipe(**changes)->Recipe: # `Recipe` with the paper's batch
 
 # %% ../nbs/58_finetune.ipynb #36a68c81
 def augment(
-    photos:Photo8, # `b h w 3`
+    photos:UInt8[np.ndarray, 'b h w *c'], # photos `b h w 3`, or masks `b h w` that go with some
     u:np.ndarray, # uniform numbers, `b 3`: mirror, down, right
     *,
     flip:bool, # mirror half of them?
     shift:float, # by up to this share of the side
-)->Photo8:
+)->UInt8[np.ndarray, 'b h w *c']:
     "Mirrored and shifted copies; what is missing at an edge is mirrored in."
     size, most = photos.shape[1], int(shift*photos.shape[1])
     moved = lambda t: (t*(2*most+1)).astype(int)[:,None] - most + np.arange(size)
@@ -162,7 +163,7 @@ def stages_of(
     return blocks or [enc]
 
 def param_groups(
-    model:Classifier, # encoder and head
+    model:nn.Module, # with `enc` and `head`
     r:Recipe, # rate, decay
 )->list: # for an optimiser: weights and, without decay, everything with one axis; each with `scale`
     "Parameters with their share of the learning rate."
@@ -175,6 +176,46 @@ def param_groups(
 
 # %% ../nbs/58_finetune.ipynb #709276a4
 # long: the loop, in one piece
+def train_model(
+    model:nn.Module, # with `enc` and `head`; trained in place
+    batch, # a function of (update, indices): what the model is given, and the classes
+    r:Recipe, # how
+    *,
+    n:int, # photos to train on
+    seed:int, # of the order
+    loss_of=F.cross_entropy, # a function of (logits, classes)
+    device='cpu', # where to compute
+    watch=None, # a function of (update, model), called ten times; for curves
+    tick=None, # a function of 1, called after each update; for a progress bar
+)->nn.Module: # the model, in evaluation mode
+    "Train encoder and head by the recipe."
+    opt = (torch.optim.AdamW if r.wd else torch.optim.Adam)(param_groups(model, r), fused=torch.device(device).type in ('cpu','cuda'))
+    bs, total = min(r.bs, n), r.updates(n)
+    per_epoch, first = n//bs, total//10 if r.head_first else 0
+    for step in range(total):
+        if step == 0 or step == first: model.train(); model.enc.requires_grad_(step >= first); model.enc.train(step >= first)
+        for g in opt.param_groups: g['lr'] = r.lr*g['scale']*rate(step/total)
+        epoch, k = divmod(step, per_epoch)
+        if k == 0: order = epoch_order(n, seed=seed, epoch=epoch)
+        x, y = batch(step, order[k*bs:(k+1)*bs])
+        with torch.autocast(torch.device(device).type, torch.bfloat16) if r.precision == 'bf16' else nullcontext(): logits = model(x)
+        loss = loss_of(logits.float(), y)
+        opt.zero_grad(); loss.backward(); opt.step()
+        if tick: tick(1)
+        if watch and (step+1) % max(1, total//10) == 0: model.eval(); watch(step+1, model); model.train(); model.enc.train(step >= first)
+    return model.eval()
+
+# %% ../nbs/58_finetune.ipynb #b9d0bb4a
+def augmented(
+    photos:Photo8, # some photos
+    r:Recipe, # mirrored? shifted by how much?
+    *,
+    u:np.ndarray, # uniform numbers, `b 3`
+    device='cpu', # where to
+)->Images: # in [-1, 1], channels last
+    "Photos as the network is shown them in training."
+    return to_model(augment(photos, u, flip=r.flip, shift=r.shift), device).contiguous(memory_format=torch.channels_last)
+
 def finetune(
     enc:nn.Module, # the encoder; trained in place
     photos:Photo8, # the labelled images
@@ -190,22 +231,9 @@ def finetune(
     "Train encoder and head on labelled images."
     torch.manual_seed(seed)
     model = Classifier(enc, classes, mode=r.mode, size=photos.shape[1]).to(device, memory_format=torch.channels_last)
-    opt = (torch.optim.AdamW if r.wd else torch.optim.Adam)(param_groups(model, r), fused=torch.device(device).type in ('cpu','cuda'))
-    n, bs, total = len(y), min(r.bs, len(y)), r.updates(len(y))
-    per_epoch, target, first = n//bs, torch.as_tensor(y), total//10 if r.head_first else 0
-    for step in range(total):
-        if step == 0 or step == first: model.train(); model.enc.requires_grad_(step >= first); model.enc.train(step >= first)
-        for g in opt.param_groups: g['lr'] = r.lr*g['scale']*rate(step/total)
-        epoch, k = divmod(step, per_epoch)
-        if k == 0: order = epoch_order(n, seed=seed, epoch=epoch)
-        i = order[k*bs:(k+1)*bs]
-        x = to_model(augment(photos[i], sample_uniform(seed, step, i, stream='augment', k=3), flip=r.flip, shift=r.shift), device)
-        with torch.autocast(torch.device(device).type, torch.bfloat16) if r.precision == 'bf16' else nullcontext(): logits = model(x.contiguous(memory_format=torch.channels_last))
-        loss = F.cross_entropy(logits.float(), target[i].to(device))
-        opt.zero_grad(); loss.backward(); opt.step()
-        if tick: tick(1)
-        if watch and (step+1) % max(1, total//10) == 0: model.eval(); watch(step+1, model); model.train(); model.enc.train(step >= first)
-    return model.eval()
+    target = torch.as_tensor(y)
+    def batch(step, i): return augmented(photos[i], r, u=sample_uniform(seed, step, i, stream='augment', k=3), device=device), target[i].to(device)
+    return train_model(model, batch, r, n=len(y), seed=seed, device=device, watch=watch, tick=tick)
 
 # %% ../nbs/58_finetune.ipynb #a02127b4
 @torch.no_grad()
