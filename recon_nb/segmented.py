@@ -56,7 +56,7 @@ def _values(y): return np.flatnonzero(np.bincount(y.ravel(), minlength=256))
 
 # %% ../nbs/17_segmented.ipynb #8abd2cc7
 def _check_set(s):
-    if not 2 <= len(s.classes) <= VOID: raise InputError(f"{s.name} has {len(s.classes)} classes; there must be 2 to {VOID}.")
+    if not 2 <= len(s.classes) <= VOID: raise InputError(f"{s.name} has {len(s.classes)} class{'es'*(len(s.classes) != 1)}; there must be 2 to {VOID}.")
     for part in ('train', 'test'): _check_part(s, part)
     if s.train_x.shape[1] != s.test_x.shape[1]:
         raise InputError(f"{s.name}: photos to train on have {s.train_x.shape[1]} px, to test on {s.test_x.shape[1]} px; load both at one size.")
