@@ -74,7 +74,7 @@ features = p.encoder.features(x)       # four maps; channels {channels}
 ```'''
 
 def _front(run, source, licence): # YAML, which JSON is a part of
-    head = dict(**(dict(license=licence.lower()) if licence else {}), library_name='recon_nb', pipeline_tag='image-feature-extraction', tags=['self-supervised', 'image-reconstruction', run.cfg.preset],
+    head = (dict(license=licence.lower()) if licence else {}) | dict(library_name='recon_nb', pipeline_tag='image-feature-extraction', tags=['self-supervised', 'image-reconstruction', run.cfg.preset],
                 datasets=[source] if source in TERMS else [])
     return ''.join(f'{k}: {json.dumps(v)}\n' for k,v in head.items())
 
