@@ -1,4 +1,4 @@
-"""A photo, changed so that it shows the same: mirrored, a part of it enlarged, in another light, as a negative. The paper has none of it.
+"""A photo, changed so that it shows the same; the paper has none of it.
 
 Docs: https://recon-nb.github.io/recon_nb/augmentation.html.md"""
 
@@ -31,7 +31,8 @@ def random_crop(
 )->Images: # a part of each, enlarged to the size of `x`
     "A square of each picture, anywhere in it, enlarged."
     side = (least + (1-least)*u[:,0]).sqrt()
-    move = (1-side)[:,None] * (2*u[:,1:]-1)                       # of the square's centre; the picture runs from -1 to 1
+    # of the square's centre; the picture runs from -1 to 1
+    move = (1-side)[:,None] * (2*u[:,1:]-1)
     where = torch.cat([torch.diag_embed(side[:,None].expand(-1,2)), move[:,:,None]], 2)
     grid = F.affine_grid(where, x.shape, align_corners=False)
     return F.grid_sample(x, grid, mode='bilinear', padding_mode='reflection', align_corners=False)

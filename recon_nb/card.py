@@ -1,4 +1,4 @@
-"""The encoder and the generator as files to give away, with a card that says what they learned from, how they were judged, and what they are not for.
+"""Encoder and generator as files to give away, with a card on their origin, scores and limits.
 
 Docs: https://recon-nb.github.io/recon_nb/card.html.md"""
 
@@ -22,47 +22,87 @@ from .tables import summarize
 
 # %% ../nbs/66_card.ipynb #1f8cd33a
 TERMS = { # set -> (whose terms, where they stand)
-    'shapes': ('drawn by this package: free of any', 'https://github.com/recon-nb/recon_nb'),
-    'voc2012': ("photos from Flickr, under Flickr's terms of use", 'http://host.robots.ox.ac.uk/pascal/VOC/voc2012/'),
-    'cifar10': ('none stated; collected from the web for research', 'https://www.cs.toronto.edu/~kriz/cifar.html'),
-    'svhn': ('for non-commercial use only', 'http://ufldl.stanford.edu/housenumbers/'),
-    'stl10': ("from ImageNet: its terms, research and education", 'https://cs.stanford.edu/~acoates/stl10/'),
-    'stanford_dogs': ("from ImageNet: its terms, research and education", 'http://vision.stanford.edu/aditya86/ImageNetDogs/'),
-    'imagenette': ("from ImageNet: its terms, research and education", 'https://github.com/fastai/imagenette')}
+    'shapes': (
+        'drawn by this package: free of any',
+        'https://github.com/recon-nb/recon_nb'),
+    'voc2012': (
+        "photos from Flickr, under Flickr's terms of use",
+        'http://host.robots.ox.ac.uk/pascal/VOC/voc2012/'),
+    'cifar10': (
+        'none stated; collected from the web for research',
+        'https://www.cs.toronto.edu/~kriz/cifar.html'),
+    'svhn': (
+        'for non-commercial use only',
+        'http://ufldl.stanford.edu/housenumbers/'),
+    'stl10': (
+        "from ImageNet: its terms, research and education",
+        'https://cs.stanford.edu/~acoates/stl10/'),
+    'stanford_dogs': (
+        "from ImageNet: its terms, research and education",
+        'http://vision.stanford.edu/aditya86/ImageNetDogs/'),
+    'imagenette': (
+        "from ImageNet: its terms, research and education",
+        'https://github.com/fastai/imagenette')}
 
+# %% ../nbs/66_card.ipynb #9d658721
 def source_of(
     run:GANRun, # whose photos
 )->str: # a key of `TERMS`, or 'photos of your own'
     "Which set a run learned from, without naming a path."
     said = f"{run.info.get('photos', '')} {run.cfg.data}".lower().replace('\\', '/')
-    words = {w for part in said.replace('imagenette2', 'imagenette').split() for w in part.split('/')}
-    known = [name for name in TERMS if name != 'shapes' or run.cfg.data == 'shapes']            # a folder called shapes may hold anybody's
-    return next((name for name in known if any(w == name or w.startswith((f'{name}-', f'{name}_')) for w in words)), 'photos of your own')
+    words = {w for part in said.replace('imagenette2', 'imagenette').split()
+             for w in part.split('/')}
+    # a folder called shapes may hold anybody's
+    known = [name for name in TERMS if name != 'shapes' or run.cfg.data == 'shapes']
+    return next((name for name in known
+                 if any(w == name or w.startswith((f'{name}-', f'{name}_')) for w in words)),
+                'photos of your own')
 
 # %% ../nbs/66_card.ipynb #12a4deae
 def _own_rows(run, records):
     "The records of the arms that this encoder belongs to, and of the controls."
-    weights, mark, arm = lambda r: r.get('job', r).get('weights'), fingerprint(as_arm(run)), lambda r: r.get('job', {}).get('arm')
+    weights, mark, arm = (
+        lambda r: r.get('job', r).get('weights'),
+        fingerprint(as_arm(run)),
+        lambda r: r.get('job', {}).get('arm'))
     probes = [r for r in records if r.get('kind', 'probe') == 'probe']
-    mine = {arm(r) for r in probes if weights(r) == mark}                # of `compare`: the arm, with all its pretrainings
-    if records and not mine: raise InputError("no record was made with the weights of this run: give the file that `compare` or `recon-probe --out` wrote for it, or none.")
-    return [r for r in probes if weights(r) == mark or arm(r) and arm(r) in mine or r['arm'] in ('scratch','pixels')]
+    # of `compare`: the arm, with all its pretrainings
+    mine = {arm(r) for r in probes if weights(r) == mark}
+    if records and not mine:
+        raise InputError("no record was made with the weights of this run: "
+                         "give the file that `compare` or `recon-probe --out` wrote for it, "
+                         "or none.")
+    return [r for r in probes
+            if weights(r) == mark or arm(r) and arm(r) in mine or r['arm'] in ('scratch','pixels')]
 
 # %% ../nbs/66_card.ipynb #bd81dd54
+# long: the table of a card, and what its numbers mean
 def _numbers(run, records):
     rows = _own_rows(run, records)
     if not rows: return 'Not measured.'
-    lines = ['| set | labels a class | how | accuracy, % | reference, % | difference [95 % interval] |', '|---|---|---|---|---|---|']
+    lines = ['| set | labels a class | how | accuracy, % | reference, % '
+             '| difference [95 % interval] |',
+             '|---|---|---|---|---|---|']
     s = summarize(rows)
     own = ~s.arm.isin(['scratch','random','raw pixels'])
     for c in s[own].to_dict('records'):
-        ref = s[(s['mode'] == c['mode']) & (s.data == c['data']) & (s.labels == c['labels']) & s.arm.isin(['scratch','random'])]
+        ref = s[(s['mode'] == c['mode'])
+                & (s.data == c['data'])
+                & (s.labels == c['labels'])
+                & s.arm.isin(['scratch','random'])]
         base = f"{ref.arm.item()} {ref['mean'].item():.1f}" if len(ref) else '-'
-        diff = '-' if math.isnan(c['diff']) else f"{c['diff']:+.1f}" + ('' if math.isnan(c['low']) else f" [{c['low']:+.1f}, {c['high']:+.1f}]")
+        diff = '-' if math.isnan(c['diff']) else f"{c['diff']:+.1f}" + (
+            '' if math.isnan(c['low']) else f" [{c['low']:+.1f}, {c['high']:+.1f}]")
         spread = '' if math.isnan(c['std']) else f" ± {c['std']:.1f}"
-        lines.append(f"| {c['data']} | {c['labels']} | {c['mode']} | {c['mean']:.1f}{spread} ({c['n']}) | {base} | {diff} |")
-    chosen = sorted({r['selected']['on'] for r in rows if r['arm'] not in ('scratch','pixels') and r.get('selected')})
-    return '\n'.join(lines) + f"\n\n± is the standard deviation; in brackets: runs, or pretrainings x runs. The interval is over pretrainings, where there are several. Settings were chosen on {' and '.join(chosen) or 'nothing'}; the test set was asked once a run."
+        lines.append(f"| {c['data']} | {c['labels']} | {c['mode']} "
+                     f"| {c['mean']:.1f}{spread} ({c['n']}) | {base} | {diff} |")
+    chosen = sorted({r['selected']['on'] for r in rows
+                     if r['arm'] not in ('scratch','pixels') and r.get('selected')})
+    return '\n'.join(lines) + (
+        "\n\n± is the standard deviation; in brackets: runs, or pretrainings x runs. "
+        "The interval is over pretrainings, where there are several. "
+        f"Settings were chosen on {' and '.join(chosen) or 'nothing'}; "
+        "the test set was asked once a run.")
 
 # %% ../nbs/66_card.ipynb #eae11d50
 _use = '''```python
@@ -74,17 +114,30 @@ features = p.encoder.features(x)       # four maps; channels {channels}
 ```'''
 
 def _front(run, source, licence): # YAML, which JSON is a part of
-    head = (dict(license=licence.lower()) if licence else {}) | dict(library_name='recon_nb', pipeline_tag='image-feature-extraction', tags=['self-supervised', 'image-reconstruction', run.cfg.preset],
-                datasets=[source] if source in TERMS else [])
+    head = (dict(license=licence.lower()) if licence else {}) | dict(
+        library_name='recon_nb',
+        pipeline_tag='image-feature-extraction',
+        tags=['self-supervised', 'image-reconstruction', run.cfg.preset],
+        datasets=[source] if source in TERMS else [])
     return ''.join(f'{k}: {json.dumps(v)}\n' for k,v in head.items())
 
+# %% ../nbs/66_card.ipynb #546d415b
 def _what(run): # in a sentence
     c = run.cfg
-    hides = dict(centre='all but the centre was', window='all but a window was', patches=f'{1-c.visible:.0%} of the patches were').get(c.mask, f'{c.mask} was')
+    hides = dict(
+        centre='all but the centre was',
+        window='all but a window was',
+        patches=f'{1-c.visible:.0%} of the patches were').get(c.mask, f'{c.mask} was')
     shown = ', the centre being shown enlarged' if c.view == 'zoom' else ''
     judge = ', with a discriminator as judge' if c.lambda_adv else ', without a discriminator'
-    if c.teacher: return f"An image encoder that learned without labels. Of each picture {hides} hidden{shown}; it named the codes that an earlier run's encoder, from which it began, gives to the whole ({c.target}){judge}."
-    return f"An image encoder that learned without labels. Of each picture {hides} hidden{shown}; it predicted what was hidden ({c.target}){judge}."
+    if c.teacher:
+        return ("An image encoder that learned without labels. "
+                f"Of each picture {hides} hidden{shown}; "
+                "it named the codes that an earlier run's encoder, from which it began, "
+                f"gives to the whole ({c.target}){judge}.")
+    return ("An image encoder that learned without labels. "
+            f"Of each picture {hides} hidden{shown}; "
+            f"it predicted what was hidden ({c.target}){judge}.")
 
 # %% ../nbs/66_card.ipynb #dad48168
 def _training(run, source):
@@ -92,9 +145,16 @@ def _training(run, source):
     changed = ', '.join(f'{k} {v[1]}' for k,v in deviations(run.cfg).items()) or 'nothing'
     time = duration(d['seconds']) if d['seconds'] else 'time not kept'
     m = run.info.get('machine', {})
-    first = f" It began as a copy of the encoder of an earlier run (`{run.cfg.teacher_name}`), which was its teacher, too: that run's photos, their terms and its cost come on top." if run.cfg.teacher else ''
-    return (f"Preset `{run.cfg.preset}` of recon_nb {__version__}, changed: {changed}. Seed {run.cfg.seed}. Photos: {source}. {d['updates']:,} updates, {d['images_seen']:,} photos seen, "
-            f"{d['flops']:.1e} floating-point operations, {time} on {run.info.get('device', 'a device not kept')} ({m.get('threads', '?')} threads, PyTorch {m.get('torch', '?')}).{first}")
+    first = (
+        f" It began as a copy of the encoder of an earlier run (`{run.cfg.teacher_name}`), "
+        "which was its teacher, too: that run's photos, their terms and its cost come on top."
+        ) if run.cfg.teacher else ''
+    return (f"Preset `{run.cfg.preset}` of recon_nb {__version__}, changed: {changed}. "
+            f"Seed {run.cfg.seed}. Photos: {source}. "
+            f"{d['updates']:,} updates, {d['images_seen']:,} photos seen, "
+            f"{d['flops']:.1e} floating-point operations, "
+            f"{time} on {run.info.get('device', 'a device not kept')} "
+            f"({m.get('threads', '?')} threads, PyTorch {m.get('torch', '?')}).{first}")
 
 # %% ../nbs/66_card.ipynb #ae10f10f
 # long: the card's text
@@ -104,13 +164,16 @@ def model_card(
     records=(), # of `compare` or `probe`, this run's among them
     licence:str|None=None, # of the weights, by its SPDX name
 )->str: # Markdown, with a head that model hubs read
-    "What a user of these weights must know. Raises `InputError` if the records are of other weights, or the licence is no name."
-    if licence is not None and not re.fullmatch(r'[A-Za-z0-9.+-]+', licence): raise InputError(f"licence={licence!r}: give its SPDX name, such as apache-2.0 or cc-by-4.0, or None.")
+    """What a user of these weights must know.
+    Raises `InputError` if the records are of other weights, or the licence is no name."""
+    if licence is not None and not re.fullmatch(r'[A-Za-z0-9.+-]+', licence):
+        raise InputError(f"licence={licence!r}: give its SPDX name, "
+                         "such as apache-2.0 or cc-by-4.0, or None.")
     run = run if isinstance(run, GANRun) else GANRun.load(run)
     source, enc = source_of(run), run.encoder
     terms, link = TERMS.get(source, ('you know their terms', ''))
     n = sum(w.numel() for w in enc.parameters())
-    return f"""---
+    return (f"""---
 {_front(run, source, licence)}---
 
 # {run.cfg.preset}, width {run.cfg.width}, {run.cfg.size} px
@@ -121,11 +184,15 @@ def model_card(
 
 {_use.format(file='generator.safetensors', size=run.cfg.size, channels=list(enc.channels))}
 
-`encoder.safetensors` holds the encoder alone. Any side of 32 px or more that is a multiple of 16 works; {run.cfg.size} px is what it has seen.
+`encoder.safetensors` holds the encoder alone. """
+f"""Any side of 32 px or more that is a multiple of 16 works; {run.cfg.size} px is what it has seen.
 
 ## The encoder
 
-Four stages, each halves the side; {n:,} weights, {count_macs(enc, run.cfg.size)/1e6:.1f} million multiply-adds for a picture of {run.cfg.size} px. Input: RGB, centre square, resized (bicubic, antialiased), values in [-1, 1].
+Four stages, each halves the side; """
+f"""{n:,} weights, {count_macs(enc, run.cfg.size)/1e6:.1f} million multiply-adds """
+f"""for a picture of {run.cfg.size} px. """
+f"""Input: RGB, centre square, resized (bicubic, antialiased), values in [-1, 1].
 
 ## Training
 
@@ -137,12 +204,15 @@ Four stages, each halves the side; {n:,} weights, {count_macs(enc, run.cfg.size)
 
 ## Not for
 
-Decisions about people. Photos unlike those it has seen: it was tried on small pictures of the sets above, and whatever those lack or show askew, it does, too. It classifies nothing by itself.
+Decisions about people. Photos unlike those it has seen: """
+f"""it was tried on small pictures of the sets above, """
+f"""and whatever those lack or show askew, it does, too. It classifies nothing by itself.
 
 ## Licence
 
-The weights: {licence or 'no licence is stated'}. The pictures they learned from: {source}: {terms}{f' ({link})' if link else ''}.
-"""
+The weights: {licence or 'no licence is stated'}. """
+f"""The pictures they learned from: {source}: {terms}{f' ({link})' if link else ''}.
+""")
 
 # %% ../nbs/66_card.ipynb #5511808f
 def _check_free(folder, names):
@@ -150,9 +220,11 @@ def _check_free(folder, names):
     if not folder.exists(): return
     if not folder.is_dir(): raise InputError(f"{folder} is a file: give a new folder.")
     have = {p.name for p in folder.iterdir()}
-    if have - {*names} or have and names[1] not in have: raise InputError(f"{folder} holds other things: give a new folder.")
+    if have - {*names} or have and names[1] not in have:
+        raise InputError(f"{folder} holds other things: give a new folder.")
 
 # %% ../nbs/66_card.ipynb #cb9cd237
+# long: all is checked before anything is written
 def write_release(
     run, # a `GANRun`, or its folder
     folder, # a new or empty folder, or an earlier release
@@ -160,18 +232,23 @@ def write_release(
     records=(), # as for `model_card`
     licence:str|None=None, # as for `model_card`
 )->Path: # `folder`
-    "Encoder, generator and card in a folder. Raises `InputError` if something else lies there, or the weights are not finite."
+    """Encoder, generator and card in a folder.
+    Raises `InputError` if something else lies there, or the weights are not finite."""
     run, folder = run if isinstance(run, GANRun) else GANRun.load(run), Path(folder).expanduser()
     names = 'encoder.safetensors', 'generator.safetensors', 'README.md'
     _check_free(folder, names)
     tensors, state = load_tensors(run.dir/'weights.safetensors')
     bad = [k for k,v in tensors.items() if not v.isfinite().all()]
-    if bad: raise InputError(f"weights of {run.dir} are not finite ({bad[0]}): its training diverged. Release another run.")
+    if bad:
+        raise InputError(f"weights of {run.dir} are not finite ({bad[0]}): its training diverged. "
+                         "Release another run.")
     card = model_card(run, records=records, licence=licence)
     data = source_of(run)
-    state['config'] |= dict(data=data if data in TERMS else 'folder', teacher=run.cfg.teacher_name)          # never a path of yours
+    # never a path of yours
+    state['config'] |= dict(data=data if data in TERMS else 'folder', teacher=run.cfg.teacher_name)
     folder.mkdir(parents=True, exist_ok=True)
-    save_tensors(folder/names[1], {k: v for k,v in tensors.items() if not k.startswith('disc.')}, state)
+    save_tensors(folder/names[1],
+                 {k: v for k,v in tensors.items() if not k.startswith('disc.')}, state)
     export_encoder(folder/names[1], folder/names[0])
     write_atomic(folder/names[2], card)
     return folder

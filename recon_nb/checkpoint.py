@@ -1,4 +1,4 @@
-"""Save everything that decides the next step, in one file that is whole or absent; load it without trust.
+"""Everything that decides the next step, in one file, whole or absent; loaded without trust.
 
 Docs: https://recon-nb.github.io/recon_nb/checkpoint.html.md"""
 
@@ -25,28 +25,38 @@ def save_tensors(
     tensors:dict, # name -> tensor, on any device, in any memory layout
     state:dict, # whatever else; must be JSON
 )->Path: # `path`
-    "Write tensors and state as one safetensors file, with a checksum for each tensor and for the state."
-    tensors, text = {k: v.detach().cpu().contiguous() for k,v in tensors.items()}, json.dumps(state)
-    meta = dict(state=text, crc=json.dumps({'': zlib.crc32(text.encode()), **{k: _crc(v) for k,v in tensors.items()}}))
+    """Write tensors and state as one safetensors file,
+    with a checksum for each tensor and for the state."""
+    tensors, text = (
+        {k: v.detach().cpu().contiguous() for k,v in tensors.items()},
+        json.dumps(state))
+    meta = dict(state=text, crc=json.dumps({
+        '': zlib.crc32(text.encode()),
+        **{k: _crc(v) for k,v in tensors.items()}}))
     return write_atomic(path, save(tensors, metadata=meta))
 
 # %% ../nbs/50_checkpoint.ipynb #a3def90e
 def load_tensors(
     path, # a file written by `save_tensors`
 )->tuple: # tensors (name -> tensor on the CPU), state
-    "Read back what `save_tensors` wrote. Raises `InputError` if the file is missing, foreign or damaged."
+    """Read back what `save_tensors` wrote.
+    Raises `InputError` if the file is missing, foreign or damaged."""
     path = Path(path)
     if not path.is_file(): raise InputError(f"{path} does not exist.")
     try:
         with safe_open(path, 'pt') as f:
             meta, tensors = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
         crc,text = json.loads(meta['crc']), meta['state']
-        if crc.pop('', None) not in (None, zlib.crc32(text.encode())): raise ValueError('checksum of the state does not fit')    # the first files had none
+        if crc.pop('', None) not in (None, zlib.crc32(text.encode())): # the first files had none
+            raise ValueError('checksum of the state does not fit')
         state = json.loads(text)
     except (SafetensorError, KeyError, ValueError, OSError) as e:
-        raise InputError(f"{path} is damaged, or was not written by recon_nb ({type(e).__name__}: {e}).") from None
+        raise InputError(f"{path} is damaged, or was not written by recon_nb "
+            f"({type(e).__name__}: {e}).") from None
     bad = [k for k,v in tensors.items() if crc.get(k) != _crc(v)]
-    if bad or set(crc) != set(tensors): raise InputError(f"{path} is damaged: checksum of {bad[0] if bad else 'the list of tensors'} does not fit.")
+    if bad or set(crc) != set(tensors):
+        raise InputError(f"{path} is damaged: "
+            f"checksum of {bad[0] if bad else 'the list of tensors'} does not fit.")
     return tensors, state
 
 # %% ../nbs/50_checkpoint.ipynb #b5d558c2
@@ -56,25 +66,33 @@ def pack_optimizer(
 )->tuple: # tensors, JSON-ready rest
     "An optimiser's state as named tensors and a JSON-ready rest."
     sd = opt.state_dict()
-    tensors = {f'{name}.{i}.{k}': v for i,s in sd['state'].items() for k,v in s.items() if isinstance(v, Tensor)}
-    rest = {str(i): {k: v for k,v in s.items() if not isinstance(v, Tensor)} for i,s in sd['state'].items()}
+    tensors = {f'{name}.{i}.{k}': v
+        for i,s in sd['state'].items()
+        for k,v in s.items()
+        if isinstance(v, Tensor)}
+    rest = {str(i): {k: v for k,v in s.items() if not isinstance(v, Tensor)}
+        for i,s in sd['state'].items()}
     return tensors, dict(groups=sd['param_groups'], rest=rest)
 
+# %% ../nbs/50_checkpoint.ipynb #04fdfd3a
 def unpack_optimizer(
     opt:torch.optim.Optimizer, # made for the same parameters; changed in place
     name:str, # prefix of the tensors' names
     tensors:dict, # as `load_tensors` gives them
     rest:dict, # as `pack_optimizer` gave it
 )->None:
-    "Restore what `pack_optimizer` packed, each tensor in its parameter's memory layout. How it is computed (`fused`, `foreach`) stays as it was made."
+    """Restore what `pack_optimizer` packed, each tensor in its parameter's memory layout.
+    How it is computed (`fused`, `foreach`) stays as it was made."""
     params = [p for g in opt.param_groups for p in g['params']]
     state = {int(i): dict(s) for i,s in rest['rest'].items()}
     for key,v in tensors.items():
         owner,_,tail = key.partition('.')
         if owner != name: continue
         i,_,k = tail.partition('.')
-        state[int(i)][k] = torch.empty_like(params[int(i)]).copy_(v) if v.shape == params[int(i)].shape and v.dim() else v
-    groups = [{**saved, **{k: g[k] for k in ('fused','foreach') if k in g}} for saved,g in zip(rest['groups'], opt.param_groups)]
+        state[int(i)][k] = (torch.empty_like(params[int(i)]).copy_(v)
+            if v.shape == params[int(i)].shape and v.dim() else v)
+    groups = [{**saved, **{k: g[k] for k in ('fused','foreach') if k in g}}
+        for saved,g in zip(rest['groups'], opt.param_groups)]
     opt.load_state_dict(dict(state=state, param_groups=groups))
 
 # %% ../nbs/50_checkpoint.ipynb #1b22059e
@@ -83,7 +101,8 @@ def save_checkpoint(
     tensors:dict, # as for `save_tensors`
     state:dict, # as for `save_tensors`
 )->Path: # the file
-    "Write `checkpoint.safetensors`; the one that was there becomes `checkpoint-previous.safetensors`."
+    """Write `checkpoint.safetensors`;
+    the one that was there becomes `checkpoint-previous.safetensors`."""
     path = Path(run_dir)/'checkpoint.safetensors'
     new = save_tensors(path.with_name('checkpoint-new.safetensors'), tensors, state)
     if path.exists(): os.replace(path, path.with_name('checkpoint-previous.safetensors'))
@@ -108,7 +127,12 @@ def load_checkpoint(
     faults = []
     for path in _checkpoints(run_dir):
         try: tensors,state = load_tensors(path)
-        except InputError as e: faults.append(str(e)); continue
-        if faults: warnings.warn(f"{' '.join(faults)} The one before it is used: step {state.get('step')}.", stacklevel=2)
+        except InputError as e:
+            faults.append(str(e))
+            continue
+        if faults:
+            warnings.warn(f"{' '.join(faults)} "
+                f"The one before it is used: step {state.get('step')}.", stacklevel=2)
         return tensors,state
-    raise InputError(f"no checkpoint to resume from in {run_dir}: {' '.join(faults) or 'there is none.'}")
+    raise InputError(f"no checkpoint to resume from in {run_dir}: "
+        f"{' '.join(faults) or 'there is none.'}")

@@ -1,4 +1,4 @@
-"""`recon-train`, `recon-reconstruct`, `recon-embed`, `recon-export`, `recon-release`, `recon-probe`, `recon-table`: the same calls with the same names, from a shell.
+"""The library's calls under the same names from a shell: `recon-train`, `recon-probe`, five more.
 
 Docs: https://recon-nb.github.io/recon_nb/cli.html.md"""
 
@@ -17,9 +17,20 @@ from .config import PRESETS,field_docs
 from .core import InputError,write_atomic
 
 # %% ../nbs/80_cli.ipynb #2ba3648f
-_words = {r'\bpass resume=True\b': 'add --resume', r'\bresume=True\b': '--resume', r'\brun_dir\b=?(?=\W|$)': '--run-dir', r'\brun_dir=': '--run-dir ', r'\broot=(?=\W|$)': '--root', r'\broot=': '--root ', r"\bteacher=''": 'no --teacher',
-          r'`run\.transform\(images\)`': 'recon-embed',
-          r'\bmax_minutes=': '--max-minutes ', r'\bGive width=': 'Add --width ', r'\bclear_cache\(\) frees them': lambda m: f"in {str(sys.modules['recon_nb.photos'].cache_dir()).replace(str(Path.home()), '~', 1)}", ' as `data`': ' as DATA'}
+_words = {
+    r'\bpass resume=True\b': 'add --resume',
+    r'\bresume=True\b': '--resume',
+    r'\brun_dir\b=?(?=\W|$)': '--run-dir',
+    r'\brun_dir=': '--run-dir ',
+    r'\broot=(?=\W|$)': '--root',
+    r'\broot=': '--root ',
+    r"\bteacher=''": 'no --teacher',
+    r'`run\.transform\(images\)`': 'recon-embed',
+    r'\bmax_minutes=': '--max-minutes ',
+    r'\bGive width=': 'Add --width ',
+    r'\bclear_cache\(\) frees them': lambda m:
+        f"in {str(sys.modules['recon_nb.photos'].cache_dir()).replace(str(Path.home()), '~', 1)}",
+    ' as `data`': ' as DATA'}
 
 def _in_shell_words(text): # the library speaks Python
     for python,shell in _words.items(): text = re.sub(python, shell, text)
@@ -34,7 +45,8 @@ class _InShellWords:
 # %% ../nbs/80_cli.ipynb #aa8b63cd
 class _Parser(argparse.ArgumentParser):
     "A mistake is answered in one line: who wants the options asks for them."
-    def error(self, message): self.exit(2, f'{self.prog}: {message}. {self.prog} --help lists what there is.\n')
+    def error(self, message):
+        self.exit(2, f'{self.prog}: {message}. {self.prog} --help lists what there is.\n')
 
 def _parse(parser, argv):
     parser.add_argument('--version', action='version', version=f'recon_nb {__version__}')
@@ -42,38 +54,62 @@ def _parse(parser, argv):
     if not unknown: return args
     option = next((w.split('=')[0] for w in unknown if w.startswith('-')), '')
     near = get_close_matches(option, [o for a in parser._actions for o in a.option_strings], n=1)
-    parser.error(f"unrecognized arguments: {' '.join(unknown)}{f' (did you mean {near[0]}?)' if near else ''}")
+    parser.error(f"unrecognized arguments: {' '.join(unknown)}"
+        f"{f' (did you mean {near[0]}?)' if near else ''}")
 
 # %% ../nbs/80_cli.ipynb #38e8c4f8
+# long: each way to end, with its words and its exit status
 def _run(prog, call, argv, parser):
     args = _parse(parser, argv)
     try:
         with warnings.catch_warnings(), redirect_stdout(_InShellWords(sys.stdout)):
-            warnings.showwarning = lambda message, *args, **kwargs: print(f'{prog}: warning: {message}', file=sys.stderr)
+            warnings.showwarning = lambda message, *args, **kwargs: print(
+                f'{prog}: warning: {message}', file=sys.stderr)
             status = call(args) or 0
-        sys.stdout.flush(); return status
-    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), 1); return 141      # whoever read on has gone, as `head` does: no reason to complain
-    except InputError as e: print(f"{prog}: {_in_shell_words(' '.join(str(e).split()))}", file=sys.stderr); return 2
-    except KeyboardInterrupt: print(f'{prog}: interrupted', file=sys.stderr); return 130
-    except OSError as e: print(f"{prog}: {e.filename or 'a file'} can't be read or written: {e.strerror or e}", file=sys.stderr); return 1
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError: # whoever read on has gone, as `head` does: no reason to complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
+    except InputError as e:
+        print(f"{prog}: {_in_shell_words(' '.join(str(e).split()))}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f'{prog}: interrupted', file=sys.stderr)
+        return 130
+    except OSError as e:
+        print(f"{prog}: {e.filename or 'a file'} can't be read or written: {e.strerror or e}",
+            file=sys.stderr)
+        return 1
     except RuntimeError as e:
         if type(e).__name__ != 'TrainingDiverged': raise
-        print(f'{prog}: {e}', file=sys.stderr); return 1
+        print(f'{prog}: {e}', file=sys.stderr)
+        return 1
 
 # %% ../nbs/80_cli.ipynb #2b4482bd
 def _train_parser():
-    p = _Parser('recon-train', allow_abbrev=False, description='Train the GAN of the paper on photos.', formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.add_argument('data', nargs='?', default=argparse.SUPPRESS, help="folder of photos or name of a set; the preset's own if not given")
-    p.add_argument('--preset', default=argparse.SUPPRESS, help=f"{', '.join(PRESETS)}; quick if not given")
-    p.add_argument('--root', default=argparse.SUPPRESS, help="where a named set's original copy lies")
-    p.add_argument('--run-dir', default=argparse.SUPPRESS, help="the run's folder; runs/<preset>-<number> if not given")
-    p.add_argument('--max-minutes', type=float, default=argparse.SUPPRESS, metavar='MINUTES', help='stop cleanly after so many minutes; --resume goes on')
-    p.add_argument('--resume', action='store_true', default=argparse.SUPPRESS, help='go on with the run in --run-dir')
-    p.add_argument('--quiet', dest='progress', action='store_false', default=argparse.SUPPRESS, help='no bar and no report; print the run folder only')
+    p = _Parser('recon-train', allow_abbrev=False,
+        description='Train the GAN of the paper on photos.',
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p.add_argument('data', nargs='?', default=argparse.SUPPRESS,
+        help="folder of photos or name of a set; the preset's own if not given")
+    p.add_argument('--preset', default=argparse.SUPPRESS,
+        help=f"{', '.join(PRESETS)}; quick if not given")
+    p.add_argument('--root', default=argparse.SUPPRESS,
+        help="where a named set's original copy lies")
+    p.add_argument('--run-dir', default=argparse.SUPPRESS,
+        help="the run's folder; runs/<preset>-<number> if not given")
+    p.add_argument('--max-minutes', type=float, default=argparse.SUPPRESS, metavar='MINUTES',
+        help='stop cleanly after so many minutes; --resume goes on')
+    p.add_argument('--resume', action='store_true', default=argparse.SUPPRESS,
+        help='go on with the run in --run-dir')
+    p.add_argument('--quiet', dest='progress', action='store_false', default=argparse.SUPPRESS,
+        help='no bar and no report; print the run folder only')
     g = p.add_argument_group("the config's fields; the preset's value if not given")
     for name,(kind,_,doc) in field_docs().items():
         if name in ('preset','data','schema'): continue
-        how = dict(action=argparse.BooleanOptionalAction) if kind is bool else dict(type=kind, metavar=kind.__name__.upper())
+        how = (dict(action=argparse.BooleanOptionalAction) if kind is bool
+            else dict(type=kind, metavar=kind.__name__.upper()))
         g.add_argument(f"--{name.replace('_','-')}", default=argparse.SUPPRESS, help=doc, **how)
     return p
 
@@ -93,17 +129,21 @@ def train(
 
 # %% ../nbs/80_cli.ipynb #716c0de8
 def _reconstruct_parser():
-    p = _Parser('recon-reconstruct', allow_abbrev=False, description='Show what a trained generator makes of photos: what it sees, what it paints, the same with the real centre, the photo.')
+    p = _Parser('recon-reconstruct', allow_abbrev=False,
+        description='Show what a trained generator makes of photos: what it sees, what it paints, '
+            'the same with the real centre, the photo.')
     p.add_argument('run', help='a run folder')
     p.add_argument('photos', nargs='+', help='photos of any format and size')
-    p.add_argument('-o', '--out', default='reconstruction.png', help='the picture to write (default: %(default)s)')
+    p.add_argument('-o', '--out', default='reconstruction.png',
+        help='the picture to write (default: %(default)s)')
     return p
 
 # %% ../nbs/80_cli.ipynb #b5aa1840
 def _reconstruct(args):
     from recon_nb.run import GANRun,as_images
     from recon_nb.show import image_grid,save_png
-    if Path(args.out).suffix.lower() != '.png': raise InputError(f'the picture is a PNG file; --out {args.out!r} should end in .png.')
+    if Path(args.out).suffix.lower() != '.png':
+        raise InputError(f'the picture is a PNG file; --out {args.out!r} should end in .png.')
     run, good, bad = GANRun.load(args.run), [], []
     for p in args.photos:
         try: good += as_images(p)
@@ -121,11 +161,15 @@ def reconstruct(
 
 # %% ../nbs/80_cli.ipynb #bb7d9772
 def _embed_parser():
-    p = _Parser('recon-embed', allow_abbrev=False, description="The encoder's features of every photo in a folder, as a NumPy array.")
+    p = _Parser('recon-embed', allow_abbrev=False,
+        description="The encoder's features of every photo in a folder, as a NumPy array.")
     p.add_argument('run', help='a run folder, an exported encoder or a release')
     p.add_argument('folder', help='a folder of photos')
-    p.add_argument('-o', '--out', default='features.npy', help='the array to write, (photos, channels) float32; their names go to OUT.txt (default: %(default)s)')
-    p.add_argument('--stage', type=int, default=-1, choices=range(-4, 4), help="the encoder's stage, 0 to 3 or from the end (default: the last)")
+    p.add_argument('-o', '--out', default='features.npy',
+        help='the array to write, (photos, channels) float32; '
+            'their names go to OUT.txt (default: %(default)s)')
+    p.add_argument('--stage', type=int, default=-1, choices=range(-4, 4),
+        help="the encoder's stage, 0 to 3 or from the end (default: the last)")
     return p
 
 # %% ../nbs/80_cli.ipynb #91acc0a9
@@ -136,16 +180,25 @@ def _embed(args):
     from recon_nb.export import load_pretrained
     from recon_nb.features import encode
     out = Path(args.out)
-    if out.suffix != '.npy': raise InputError(f'the features are a NumPy file; --out {args.out!r} should end in .npy.')
-    if out.is_dir() or not out.parent.is_dir(): raise InputError(f"{out} can't be written: {f'there is no folder {out.parent}' if not out.is_dir() else 'it is a folder'}.")
+    if out.suffix != '.npy':
+        raise InputError(f'the features are a NumPy file; --out {args.out!r} should end in .npy.')
+    if out.is_dir() or not out.parent.is_dir():
+        raise InputError(f"{out} can't be written: "
+            f"{f'there is no folder {out.parent}' if not out.is_dir() else 'it is a folder'}.")
     names = out.with_name(out.name+'.txt')
     p = load_pretrained(args.run)
     photos = load_photos(args.folder, size=p.preprocess.size, cuts={'i_r': 1.})
-    f, buf = encode(p.encoder, photos.cuts['i_r'], stages=(args.stage,), device=_device(''), remember=False).numpy(), io.BytesIO()
+    f, buf = (
+        encode(p.encoder, photos.cuts['i_r'], stages=(args.stage,),
+            device=_device(''), remember=False).numpy(),
+        io.BytesIO())
     np.save(buf, f, allow_pickle=False)
-    write_atomic(out, buf.getvalue()); write_atomic(names, ''.join(' '.join(n.splitlines())+'\n' for n in photos.names))      # a line a photo, whatever its name
+    write_atomic(out, buf.getvalue())
+    # a line a photo, whatever its name
+    write_atomic(names, ''.join(' '.join(n.splitlines())+'\n' for n in photos.names))
     print(f"{out}: {len(f)} photos, {f.shape[1]} features; names in {names}")
 
+# %% ../nbs/80_cli.ipynb #7028373d
 def embed(
     argv=None, # the words after the command; the shell's if not given
 )->int: # exit status
@@ -154,16 +207,22 @@ def embed(
 
 # %% ../nbs/80_cli.ipynb #edc5834a
 def _export_parser():
-    p = _Parser('recon-export', allow_abbrev=False, description='Write the encoder of a run as one file, with its preprocessing in it.')
+    p = _Parser('recon-export', allow_abbrev=False,
+        description='Write the encoder of a run as one file, with its preprocessing in it.')
     p.add_argument('run', help='a run folder, or its weights.safetensors')
-    p.add_argument('-o', '--out', default='encoder.safetensors', help='the file to write: .safetensors, or .onnx (default: %(default)s)')
+    p.add_argument('-o', '--out', default='encoder.safetensors',
+        help='the file to write: .safetensors, or .onnx (default: %(default)s)')
     return p
 
 def _export(args):
     from recon_nb.export import export_encoder,load_pretrained
     p = load_pretrained(args.run)
-    out, size, n = export_encoder(p, args.out), p.preprocess.size, sum(w.numel() for w in p.encoder.parameters())
-    print(f"{out}: {n:,} weights, photos at {size} px in [-1, 1], {p.encoder.num_features} features; {p.config['training']['step']} steps of {p.config['training']['preset']}")
+    out, size, n = (
+        export_encoder(p, args.out), p.preprocess.size,
+        sum(w.numel() for w in p.encoder.parameters()))
+    print(f"{out}: {n:,} weights, photos at {size} px in [-1, 1], "
+        f"{p.encoder.num_features} features; "
+        f"{p.config['training']['step']} steps of {p.config['training']['preset']}")
 
 def export(
     argv=None, # the words after the command; the shell's if not given
@@ -173,13 +232,21 @@ def export(
 
 # %% ../nbs/80_cli.ipynb #319b1610
 def _release_parser():
-    p = _Parser('recon-release', allow_abbrev=False, description='Write the weights of a run with a model card: encoder.safetensors, generator.safetensors, README.md.')
+    p = _Parser('recon-release', allow_abbrev=False,
+        description='Write the weights of a run with a model card: '
+            'encoder.safetensors, generator.safetensors, README.md.')
     p.add_argument('run', help='a run folder')
-    p.add_argument('-o', '--out', default='release', help='the folder to write (default: %(default)s)')
-    p.add_argument('--records', nargs='+', metavar='FILE', default=[], help='files of records with probes of this run; without, the card says "not measured"')
-    p.add_argument('--licence', metavar='SPDX', help='of the weights, such as apache-2.0 or cc-by-4.0; without, the card says that none is stated')
+    p.add_argument('-o', '--out', default='release',
+        help='the folder to write (default: %(default)s)')
+    p.add_argument('--records', nargs='+', metavar='FILE', default=[],
+        help='files of records with probes of this run; '
+            'without, the card says "not measured"')
+    p.add_argument('--licence', metavar='SPDX',
+        help='of the weights, such as apache-2.0 or cc-by-4.0; '
+            'without, the card says that none is stated')
     return p
 
+# %% ../nbs/80_cli.ipynb #f79da13f
 def _release(args):
     from recon_nb.card import write_release
     from recon_nb.core import read_jsonl
@@ -194,26 +261,37 @@ def release(
     return _run('recon-release', _release, argv, _release_parser())
 
 # %% ../nbs/80_cli.ipynb #764db9cf
-# long: an option a line
 def _probe_parser():
-    p = _Parser('recon-probe', allow_abbrev=False, description='How much of a labelled set an encoder helps to classify.', formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.add_argument('encoder', help="a run folder, or scratch, or pixels; scratch in a frozen mode is a random encoder")
-    p.add_argument('data', help='name of a labelled set, or a folder with train/<class>/ and test/<class>/')
-    p.add_argument('--mode', default='finetune', help='knn, linear, paper-frozen, paper-finetune or finetune')
-    p.add_argument('--labels', type=_count, default=None, metavar='N', help='of each class, or all')
+    p = _Parser('recon-probe', allow_abbrev=False,
+        description='How much of a labelled set an encoder helps to classify.',
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p.add_argument('encoder',
+        help="a run folder, or scratch, or pixels; scratch in a frozen mode is a random encoder")
+    p.add_argument('data',
+        help='name of a labelled set, or a folder with train/<class>/ and test/<class>/')
+    p.add_argument('--mode', default='finetune',
+        help='knn, linear, paper-frozen, paper-finetune or finetune')
+    p.add_argument('--labels', type=_count, default=None, metavar='N',
+        help='of each class, or all')
     p.add_argument('--seeds', type=int, default=5, help='how many')
-    p.add_argument('--search', action='store_true', help='search the learning rate and its like first (trained modes): six trainings or more')
+    p.add_argument('--search', action='store_true',
+        help='search the learning rate and its like first (trained modes): six trainings or more')
     p.add_argument('--part', default='encoder', help='of a run: encoder or disc')
     p.add_argument('--like', help='for scratch: the run whose architecture it has')
-    p.add_argument('--size', type=int, help="side of the images in pixels; the run's own if not given")
-    p.add_argument('--width', type=int, help='for scratch without --like: channels of the first stage')
+    p.add_argument('--size', type=int,
+        help="side of the images in pixels; the run's own if not given")
+    p.add_argument('--width', type=int,
+        help='for scratch without --like: channels of the first stage')
     p.add_argument('--root', help="where a named set's original copy lies")
     p.add_argument('--device', help='cpu or cuda; cuda if there is one')
     p.add_argument('--out', metavar='FILE', help='append the records to this file (JSON Lines)')
     return p
 
+# %% ../nbs/80_cli.ipynb #6724fdd2
 def _count(text):
-    if text != 'all' and not text.isdecimal(): raise argparse.ArgumentTypeError(f'{text!r} is no number of labels; give a whole number, or all')
+    if text != 'all' and not text.isdecimal():
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is no number of labels; give a whole number, or all')
     return None if text == 'all' else int(text)
 
 # %% ../nbs/80_cli.ipynb #19d2cdef
@@ -224,11 +302,17 @@ def _device(name):
 
 def _probe(args):
     from recon_nb.probe import FROZEN,probe
-    if args.encoder != 'scratch' and (args.like or args.width): raise InputError(f'--like and --width are for scratch: {args.encoder} has an architecture of its own.')
+    if args.encoder != 'scratch' and (args.like or args.width):
+        raise InputError('--like and --width are for scratch: '
+            f'{args.encoder} has an architecture of its own.')
     encoder = {'scratch': None}.get(args.encoder, args.encoder)
-    how = dict(mode=args.mode, labels_per_class=args.labels, part=args.part, like=args.like, size=args.size, width=args.width, root=args.root, device=_device(args.device))
-    if args.search and args.mode in FROZEN: raise InputError(f'--search is for trained modes; {args.mode} chooses by itself.')
-    print(probe(encoder, args.data, seeds=args.seeds, recipe='search' if args.search else None, out=args.out, **how))
+    how = dict(
+        mode=args.mode, labels_per_class=args.labels, part=args.part, like=args.like,
+        size=args.size, width=args.width, root=args.root, device=_device(args.device))
+    if args.search and args.mode in FROZEN:
+        raise InputError(f'--search is for trained modes; {args.mode} chooses by itself.')
+    print(probe(encoder, args.data, seeds=args.seeds,
+        recipe='search' if args.search else None, out=args.out, **how))
 
 def probe(
     argv=None, # the words after the command; the shell's if not given
@@ -238,14 +322,24 @@ def probe(
 
 # %% ../nbs/80_cli.ipynb #370520dc
 def _table_parser():
-    p = _Parser('recon-table', allow_abbrev=False, description='The table of an experiment: pretraining, probes, numbers. Can be killed and called again.', formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.add_argument('--scale', default='small', help='small (two cores), paper (Table 3, for a GPU), ablations, improved or second-round')
-    p.add_argument('--yes', action='store_true', help='run it; without, only say how long it would take')
-    p.add_argument('--out', metavar='FILE', help='the file of records; SCALE.jsonl if not given')
-    p.add_argument('--runs', default='runs', metavar='DIR', help='the folder of the pretrainings; what is missing is trained')
-    p.add_argument('--records', nargs='+', metavar='FILE', help='only show what these files hold')
-    p.add_argument('--root', help='the folder that holds the labelled sets; RECON_NB_DATA if not given')
-    p.add_argument('--photos-root', help='where the photos of pretraining lie (VOC2012)')
+    p = _Parser('recon-table', allow_abbrev=False,
+        description='The table of an experiment: pretraining, probes, numbers. '
+            'Can be killed and called again.',
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p.add_argument('--scale', default='small',
+        help='small (two cores), paper (Table 3, for a GPU), ablations, improved or second-round')
+    p.add_argument('--yes', action='store_true',
+        help='run it; without, only say how long it would take')
+    p.add_argument('--out', metavar='FILE',
+        help='the file of records; SCALE.jsonl if not given')
+    p.add_argument('--runs', default='runs', metavar='DIR',
+        help='the folder of the pretrainings; what is missing is trained')
+    p.add_argument('--records', nargs='+', metavar='FILE',
+        help='only show what these files hold')
+    p.add_argument('--root',
+        help='the folder that holds the labelled sets; RECON_NB_DATA if not given')
+    p.add_argument('--photos-root',
+        help='where the photos of pretraining lie (VOC2012)')
     p.add_argument('--sets', nargs='+', metavar='NAME', help='only these sets')
     p.add_argument('--modes', nargs='+', metavar='MODE', help='only these modes')
     p.add_argument('--precision', help='of fine-tuning: no or bf16')
@@ -255,11 +349,15 @@ def _table_parser():
 # %% ../nbs/80_cli.ipynb #e42770ee
 def _table(args):
     from recon_nb.core import check_name,read_jsonl
-    if args.records: return _show_tables([r for f in args.records for r in read_jsonl(_existing(f))])
-    from recon_nb.protocols import PROTOCOLS,estimate_hours,find_labelled,narrow,pretrain,run_protocol
-    p = narrow(PROTOCOLS[check_name(args.scale, PROTOCOLS, 'scale')], sets=args.sets, modes=args.modes, precision=args.precision)
+    if args.records:
+        return _show_tables([r for f in args.records for r in read_jsonl(_existing(f))])
+    from recon_nb.protocols import (
+        PROTOCOLS,estimate_hours,find_labelled,narrow,pretrain,run_protocol)
+    p = narrow(PROTOCOLS[check_name(args.scale, PROTOCOLS, 'scale')],
+        sets=args.sets, modes=args.modes, precision=args.precision)
     device = _device(args.device)
-    if not args.yes: print('trying a few steps of each network, to say how long it takes ...', flush=True)
+    if not args.yes:
+        print('trying a few steps of each network, to say how long it takes ...', flush=True)
     if not args.yes: return _show_hours(estimate_hours(p, device=device), args.scale, device)
     sets = {name: find_labelled(name, size=size, root=args.root) for name,size in p.sizes.items()}
     runs = pretrain(p, args.runs, root=args.root if p.photos == 'own' else args.photos_root)
@@ -273,11 +371,13 @@ def _existing(path):
 def _show_tables(records):
     from recon_nb.probe import MODES
     from recon_nb.tables import table,tidy,to_markdown
-    for mode in [m for m in MODES if m in set(tidy(records)['mode'])]: print(f'## {mode}\n\n{to_markdown(table(records, mode))}\n')
+    for mode in [m for m in MODES if m in set(tidy(records)['mode'])]:
+        print(f'## {mode}\n\n{to_markdown(table(records, mode))}\n')
 
 def _show_hours(hours, scale, device):
     for what,h in hours.items(): print(f'{h:8.1f} h  {what}')
-    print(f'{sum(hours.values()):8.1f} h  in all, on {device}, as if nothing had been done yet. Nothing was run: add --yes to start {scale!r}, or to go on with it.')
+    print(f'{sum(hours.values()):8.1f} h  in all, on {device}, as if nothing had been done yet. '
+        f'Nothing was run: add --yes to start {scale!r}, or to go on with it.')
 
 # %% ../nbs/80_cli.ipynb #4b2b7e63
 def table(

@@ -1,4 +1,4 @@
-"""Two runs or more side by side: what differs in their configs, their curves on shared axes, their pictures of the same epoch (§3.4).
+"""Runs side by side: what differs in their configs, their curves, their pictures (§3.4).
 
 Docs: https://recon-nb.github.io/recon_nb/compare.html.md"""
 
@@ -24,15 +24,20 @@ def _open_run(run):
     run = run if isinstance(run, GANRun) else GANRun.load(run)
     for name in ('run.json', 'history.jsonl'):
         if not (run.dir/name).exists():
-            raise InputError(f"{run.dir} holds no {name}: the run was stopped before its first look at the losses, or not all of its folder was copied. Train on, or copy it all.")
+            raise InputError(f"{run.dir} holds no {name}: "
+                             "the run was stopped before its first look at the losses, "
+                             "or not all of its folder was copied. Train on, or copy it all.")
     try: run.info, run.history, run.metrics
-    except ValueError as e: raise InputError(f"the records in {run.dir} are damaged ({e}). Compare an intact copy.") from None
+    except ValueError as e:
+        raise InputError(f"the records in {run.dir} are damaged ({e}). "
+                         "Compare an intact copy.") from None
     return run
 
 def _unique(names): # the second run of a name gets its number
     return [n if names.index(n) == i else f'{n} ({i+1})' for i,n in enumerate(names)]
 
 # %% ../nbs/54_compare.ipynb #dd363404
+# long: the runs, how they differ, and the table of both
 class RunComparison:
     "Runs side by side; shows itself in a notebook. Made by `compare_runs`."
     def __init__(self,
@@ -47,31 +52,56 @@ class RunComparison:
         return {f: v for f,v in values.items() if len(set(v)) > 1}
 
     def rows(self)->list: # of lists of text
-        "The table: a heading, the fields that differ, the steps done, the last score on held-out photos."
+        """The table: a heading, the fields that differ, the steps done,
+        the last score on held-out photos."""
         last = [r.metrics[-1] if r.metrics else {} for r in self.runs]
-        score = [f"{m['psnr']:.2f} dB" if 'psnr' in m else next((f'{m[k]:.1%} {k}' for k in ('explained','named') if k in m), '-') for m in last]
+        score = [f"{m['psnr']:.2f} dB" if 'psnr' in m
+                 else next((f'{m[k]:.1%} {k}' for k in ('explained','named') if k in m), '-')
+                 for m in last]
         rows = [['', *self.names], *([f, *map(str, v)] for f,v in self.config.items())]
-        return [*rows, ['steps done', *(str(r.history[-1]['step']) for r in self.runs)], ['held-out PSNR' if not any('explained' in m or 'named' in m for m in last) else 'held-out score', *score]]
+        return [*rows,
+                ['steps done', *(str(r.history[-1]['step']) for r in self.runs)],
+                ['held-out PSNR' if not any('explained' in m or 'named' in m for m in last)
+                 else 'held-out score', *score]]
 
-    def __repr__(self): return '\n'.join('  '.join(f'{c:<{w}}' for c,w in zip(row, [max(map(len, col)) for col in zip(*self.rows())])).rstrip() for row in self.rows())
+    def __repr__(self):
+        return '\n'.join('  '.join(
+            f'{c:<{w}}' for c,w in zip(row, [max(map(len, col)) for col in zip(*self.rows())])
+            ).rstrip() for row in self.rows())
 
 # %% ../nbs/54_compare.ipynb #dce55f9a
 def compare_runs(
     *runs, # two or more run folders, or `GANRun`s
 )->RunComparison:
-    "Runs side by side: `.config`, `.figure()`, and both at once in a notebook. Raises `InputError` if a run is missing or has no records."
-    if len(runs) < 2: raise InputError(f"compare_runs was given {len(runs)} run; it takes two or more, such as compare_runs('runs/quick-001', 'runs/quick-002').")
+    """Runs side by side: `.config`, `.figure()`, and both at once in a notebook.
+    Raises `InputError` if a run is missing or has no records."""
+    if len(runs) < 2:
+        raise InputError(f"compare_runs was given {len(runs)} run; it takes two or more, "
+                         "such as compare_runs('runs/quick-001', 'runs/quick-002').")
     return RunComparison([_open_run(r) for r in runs])
 
 # %% ../nbs/54_compare.ipynb #fad08db1
 QUANTITIES = dict( # a column of the records -> its caption
-    loss_d="D's loss", adv="G's adversarial loss", idt="G's identity loss", d_real="D's mean opinion of photos", d_fake="D's mean opinion of paintings", loss_g="G's loss in all",
-    psnr='held-out PSNR, dB (more is better)', l1='held-out L1 (less is better)', ssim='held-out SSIM (more is better)',
-    explained='held-out share explained (more is better)', named='held-out codes named (more is better)')
-_apart = 'step', 'epoch', 'seconds', 'n', 'loss_g', 'd_real', 'd_fake'      # in the records, but no curves
+    loss_d="D's loss",
+    adv="G's adversarial loss",
+    idt="G's identity loss",
+    d_real="D's mean opinion of photos",
+    d_fake="D's mean opinion of paintings",
+    loss_g="G's loss in all",
+    psnr='held-out PSNR, dB (more is better)',
+    l1='held-out L1 (less is better)',
+    ssim='held-out SSIM (more is better)',
+    explained='held-out share explained (more is better)',
+    named='held-out codes named (more is better)')
 
-def _keys(records): return list(dict.fromkeys(k for rows in records for row in rows[:1] for k in row if k not in _apart))
+# in the records, but no curves
+_apart = 'step', 'epoch', 'seconds', 'n', 'loss_g', 'd_real', 'd_fake'
 
+def _keys(records):
+    return list(dict.fromkeys(
+        k for rows in records for row in rows[:1] for k in row if k not in _apart))
+
+# %% ../nbs/54_compare.ipynb #c7b88279
 def curve(
     run:GANRun, # a run with its records
     key:str, # a column of its history or its metrics
@@ -79,8 +109,12 @@ def curve(
     most:int=100, # how many points at most
 )->np.ndarray: # (2, n): epochs, values; (2, 0) if there are none
     "A column of a run's records along its epochs; long ones as means of blocks."
-    rows, steps = next((t for t in (run.history, run.metrics) if any(key in r for r in t or ())), []), run.info['train']//run.info['bs']
-    return np.stack(thin_out([r['step']/steps for r in rows], [r.get(key) for r in rows], most=most))        # None where there is none: G's losses, where it sat out
+    rows, steps = (
+        next((t for t in (run.history, run.metrics) if any(key in r for r in t or ())), []),
+        run.info['train']//run.info['bs'])
+    # None where there is none: G's losses, where it sat out
+    return np.stack(thin_out(
+        [r['step']/steps for r in rows], [r.get(key) for r in rows], most=most))
 
 # %% ../nbs/54_compare.ipynb #8c51eead
 _colors = '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000'
@@ -92,17 +126,20 @@ def _draw_curves(ax, runs, key):
     for i,run in enumerate(runs):
         x,y = curve(run, key)
         ax.plot(x, y, marker='.' if len(x) < 20 else '', **_style(i))
-        if key == 'psnr' and run.info.get('trivial'): ax.axhline(best_psnr(run.info['trivial'])[1], color=_style(i)['color'], ls=':', lw=1)
+        if key == 'psnr' and run.info.get('trivial'):
+            ax.axhline(best_psnr(run.info['trivial'])[1], color=_style(i)['color'], ls=':', lw=1)
     ax.set_title(QUANTITIES.get(key, key), fontsize=9)
     ax.set_xlabel('epochs', fontsize=8)
-    ax.tick_params(labelsize=8); ax.spines[['top','right']].set_visible(False)
+    ax.tick_params(labelsize=8)
+    ax.spines[['top','right']].set_visible(False)
 
 # %% ../nbs/54_compare.ipynb #0ea77045
 def common_epoch(
     runs, # runs with their samples
 )->int|None: # None if there is no such epoch
     "The last epoch at which every run kept its samples."
-    kept = [{int(p.stem.split('-')[1]) for p in (r.dir/'samples').glob('epoch-*.png')} for r in runs]
+    kept = [{int(p.stem.split('-')[1]) for p in (r.dir/'samples').glob('epoch-*.png')}
+            for r in runs]
     return max(set.intersection(*kept), default=None)
 
 _rows = 'sees', 'paints', 'with the\nreal centre', 'photo'
@@ -110,22 +147,27 @@ _rows = 'sees', 'paints', 'with the\nreal centre', 'photo'
 def _draw_samples(ax, run, *, epoch, photos, titles=None, pad=2):
     path, size = run.dir/'samples'/f'epoch-{epoch:04d}.png', run.cfg.size
     try: grid = np.asarray(Image.open(path).convert('RGB'))[:, :photos*(size+pad)-pad]
-    except OSError as e: raise InputError(f"{path} is damaged ({e}). Compare an intact copy.") from None
+    except OSError as e:
+        raise InputError(f"{path} is damaged ({e}). Compare an intact copy.") from None
     show_grid(grid, size=size, ax=ax, titles=titles)
     ax.tick_params(labelsize=8)
 
 # %% ../nbs/54_compare.ipynb #8ebb5a22
-def _shorten(name, most): return name if len(name) <= most else f'{name[:most//2-1]}...{name[2-most//2:]}'
+def _shorten(name, most):
+    return name if len(name) <= most else f'{name[:most//2-1]}...{name[2-most//2:]}'
 
 def _draw_legend(fig, names):
     from matplotlib.lines import Line2D
-    handles = [*(Line2D([], [], **_style(i)) for i in range(len(names))), Line2D([], [], color='grey', ls=':', lw=1)]
+    handles = [*(Line2D([], [], **_style(i)) for i in range(len(names))),
+               Line2D([], [], color='grey', ls=':', lw=1)]
     labels = [*(_shorten(n, 40) for n in names), 'best trivial predictor']
-    fig.legend(handles, labels, loc='outside upper center', ncols=max(1, 110//(max(map(len, labels))+6)), frameon=False, fontsize=9)
+    fig.legend(handles, labels, loc='outside upper center',
+               ncols=max(1, 110//(max(map(len, labels))+6)), frameon=False, fontsize=9)
 
 def _draw_grids(fig, runs, names, epoch):
     n = len(runs)
-    fig.suptitle('no epoch of which all runs kept samples' if epoch is None else f'held-out photos after epoch {epoch}', fontsize=9)
+    fig.suptitle('no epoch of which all runs kept samples' if epoch is None
+                 else f'held-out photos after epoch {epoch}', fontsize=9)
     if epoch is None: return
     for i,(ax,run,name) in enumerate(zip(fig.subplots(1, n, squeeze=False)[0], runs, names)):
         _draw_samples(ax, run, epoch=epoch, photos=max(2, 12//n), titles=None if i else _rows)
@@ -139,12 +181,17 @@ def figure(self:RunComparison,
     "Losses, held-out scores and samples of all runs in one figure."
     from matplotlib import pyplot as plt
     epoch = common_epoch(self.runs)
-    low = .4 if epoch is None else .32*width                                         # of the part with the samples
-    fig = plt.Figure(figsize=(width, 4.2+low), layout='constrained')                 # one that pyplot does not keep
+    low = .4 if epoch is None else .32*width    # of the part with the samples
+    # one that pyplot does not keep
+    fig = plt.Figure(figsize=(width, 4.2+low), layout='constrained')
     parts = fig.subfigures(3, 1, height_ratios=[2, 2, low])
-    for part,keys in zip(parts, (_keys([r.history for r in self.runs]), _keys([r.metrics for r in self.runs]))):
-        if not keys: part.suptitle('no scores on held-out photos yet', fontsize=9); continue
-        for ax,key in zip(part.subplots(1, len(keys), squeeze=False)[0], keys): _draw_curves(ax, self.runs, key)
+    for part,keys in zip(parts, (_keys([r.history for r in self.runs]),
+                                 _keys([r.metrics for r in self.runs]))):
+        if not keys:
+            part.suptitle('no scores on held-out photos yet', fontsize=9)
+            continue
+        for ax,key in zip(part.subplots(1, len(keys), squeeze=False)[0], keys):
+            _draw_curves(ax, self.runs, key)
     _draw_grids(parts[2], self.runs, self.names, epoch)
     _draw_legend(fig, self.names)
     return fig
@@ -154,7 +201,8 @@ def figure(self:RunComparison,
 def _ipython_display_(self:RunComparison):
     from IPython.display import HTML,display
     cell = lambda c, tag: f'<{tag} style="text-align:left">{html.escape(c)}</{tag}>'
-    rows = [''.join(cell(c, 'td' if i and j else 'th') for j,c in enumerate(row)) for i,row in enumerate(self.rows())]
+    rows = [''.join(cell(c, 'td' if i and j else 'th') for j,c in enumerate(row))
+            for i,row in enumerate(self.rows())]
     display(HTML(f"<table>{''.join(f'<tr>{r}</tr>' for r in rows)}</table>"))
     self.figure().savefig(buf := io.BytesIO(), dpi=100)
-    display(Image.open(buf).convert('RGB').quantize())                               # a third of the bytes
+    display(Image.open(buf).convert('RGB').quantize())    # a third of the bytes

@@ -1,4 +1,4 @@
-"""Every choice of a run in one frozen object, and the paper's three settings (§2.4, Table 2) as named presets.
+"""Every choice of a run in one frozen object, the paper's settings (§2.4, Table 2) as presets.
 
 Docs: https://recon-nb.github.io/recon_nb/config.html.md"""
 
@@ -21,93 +21,159 @@ def _opt(default, doc): return field(default=default, metadata=dict(doc=doc))
 class GANConfig:
     "Every choice of a run. Frozen: a changed config is a new one, made by `with_overrides`."
     preset:     str   = _opt('paper-sb', 'the preset this config started from')
-    data:       str   = _opt('voc2012', 'name of a set, or folder of photos, that the preset trains on')
+    data:       str   = _opt('voc2012', 'name of a set, or folder of photos, '
+                             'that the preset trains on')
     size:       int   = _opt(80, 'side of the pictures in pixels; a multiple of 16 (§2: 80)')
-    visible:    float = _opt(1/3, 'visible share of the side (of the patches, for mask patches), in (0, 1) (§2: one third)')
+    visible:    float = _opt(1/3, 'visible share of the side (of the patches, for mask patches), '
+                             'in (0, 1) (§2: one third)')
     view:       str   = _opt('zoom', 'what the generator is shown: a name in `masks.VIEWS`')
     mask:       str   = _opt('centre', 'what is hidden: a name in `masks.MASKS`')
     target:     str   = _opt('pixels', 'what is predicted: a name in `targets.TARGETS`')
     scale_bias: bool  = _opt(True, 'show D alpha*G(i_in) + beta instead of G(i_in) (§2.1, eq. 1)')
-    width:      int   = _opt(64, 'channels of the first stage; each later one doubles (our reading)')
-    width_d:    int   = _opt(0, "channels of the discriminator's first stage; 0: as many as `width`")
-    between:    bool  = _opt(False, "batch norm and activation between the two convolutions of an encoder's stage (the paper's presets: none)")
-    painter:    str   = _opt('decoder', "who paints: decoder (§2.2), or reader: sees all stages of the encoder and teaches it nothing")
-    width_dec:  int   = _opt(0, "channels of every block of a light decoder; 0: as many as the encoder's stages have")
+    width:      int   = _opt(64, 'channels of the first stage; '
+                             'each later one doubles (our reading)')
+    width_d:    int   = _opt(0, "channels of the discriminator's first stage; "
+                             '0: as many as `width`')
+    between:    bool  = _opt(False, 'batch norm and activation between the two convolutions '
+                             "of an encoder's stage (the paper's presets: none)")
+    painter:    str   = _opt('decoder', 'who paints: decoder (§2.2), or reader: '
+                             'sees all stages of the encoder and teaches it nothing')
+    width_dec:  int   = _opt(0, 'channels of every block of a light decoder; '
+                             "0: as many as the encoder's stages have")
     dropout:    float = _opt(0.5, 'dropout rate in conv4 (§2.4)')
-    std_last:   float = _opt(0.02, "standard deviation of the initial weights of the generator's last block (not given; DCGAN's)")
-    adv:        str   = _opt('bce', 'adversarial loss pair: a name in `losses.ADV` (§2.3, eq. 2-3)')
-    norm_d:     str   = _opt('batch', "what stands between the discriminator's layers: a name in `discriminator.D_NORMS` (batch: DCGAN's)")
+    std_last:   float = _opt(0.02, "standard deviation of the initial weights "
+                             "of the generator's last block (not given; DCGAN's)")
+    adv:        str   = _opt('bce', 'adversarial loss pair: a name in '
+                             '`losses.ADV` (§2.3, eq. 2-3)')
+    norm_d:     str   = _opt('batch', "what stands between the discriminator's layers: "
+                             "a name in `discriminator.D_NORMS` (batch: DCGAN's)")
     lambda_gp:  float = _opt(0., "weight of the gradient penalty in D's loss (WGAN-GP: 10)")
-    clip_d:     float = _opt(0., "D's weights are clipped to [-clip_d, clip_d] after each of its moves (WGAN: 0.01); 0: not at all")
+    clip_d:     float = _opt(0., "D's weights are clipped to [-clip_d, clip_d] "
+                             'after each of its moves (WGAN: 0.01); 0: not at all')
     n_critic:   int   = _opt(1, "D's moves for each move of G (WGAN, WGAN-GP: 5)")
     lambda_adv: float = _opt(1., 'weight of L_G; 0 trains without a discriminator')
     lambda_idt: float = _opt(0., 'weight of L_idt (§2.3, eq. 6: 0 or 1)')
-    idt_norm:   str   = _opt('l1', 'norm of L_idt: l1 (eq. 5) or l2; ce, cross-entropy, for target codes')
+    idt_norm:   str   = _opt('l1', 'norm of L_idt: l1 (eq. 5) or l2; '
+                             'ce, cross-entropy, for target codes')
     idt_region: str   = _opt('all', 'where L_idt is taken: all (eq. 5) or hidden')
     lr_g:       float = _opt(5e-4, 'learning rate of the generator (§2.4)')
     lr_d:       float = _opt(1e-4, 'learning rate of the discriminator (§2.4)')
-    schedule:   str   = _opt('constant', 'learning rates over the run: constant (the paper says nothing else) or cosine, down to 0')
+    schedule:   str   = _opt('constant', 'learning rates over the run: '
+                             'constant (the paper says nothing else) or cosine, down to 0')
     warmup:     float = _opt(0., 'share of the run in which the learning rates rise from 0')
     optimizer:  str   = _opt('adam', 'adam (§2.4), or adamw: weight decay apart from the gradient')
     beta1:      float = _opt(0.5, "Adam's first beta (not given; DCGAN's)")
     beta2:      float = _opt(0.999, "Adam's second beta (not given; DCGAN's)")
-    wd:         float = _opt(1e-5, 'weight decay, as L2 inside the gradient (§2.4); for adamw apart from it')
+    wd:         float = _opt(1e-5, 'weight decay, as L2 inside the gradient (§2.4); '
+                             'for adamw apart from it')
     flip:       bool  = _opt(False, 'mirror half of the training photos, others each epoch')
-    crop:       float = _opt(1., 'smallest share of a training photo that is shown, as a square anywhere in it; 1: always all of it')
-    light:      float = _opt(0., 'how strongly contrast and tint of what is seen are changed, for each photo anew; what must be predicted is not changed')
-    negative:   float = _opt(0., 'share of the training photos that are seen as negatives; for digits and drawings')
-    teacher:    str   = _opt('', "an earlier run's folder: the encoder starts from its encoder, and target codes asks for what that one sees")
+    crop:       float = _opt(1., 'smallest share of a training photo that is shown, '
+                             'as a square anywhere in it; 1: always all of it')
+    light:      float = _opt(0., 'how strongly contrast and tint of what is seen are changed, '
+                             'for each photo anew; what must be predicted is not changed')
+    negative:   float = _opt(0., 'share of the training photos that are seen as negatives; '
+                             'for digits and drawings')
+    teacher:    str   = _opt('', "an earlier run's folder: the encoder starts from its encoder, "
+                             'and target codes asks for what that one sees')
     bs:         int   = _opt(512, 'images in a batch, over all processes (§2.4)')
     epochs:     int   = _opt(1000, 'passes over the training photos (§2.4)')
     valid:      float = _opt(0.1, 'share held out, where the set has no official part')
     precision:  str   = _opt('no', 'mixed precision: no, bf16 or fp16')
-    compile:    bool  = _opt(False, 'compile the networks with torch.compile: a slow start, then faster steps on most GPUs')
-    fused:      bool  = _opt(True, "Adam in one pass over all weights, where the device has it; the same numbers but for rounding")
+    compile:    bool  = _opt(False, 'compile the networks with torch.compile: '
+                             'a slow start, then faster steps on most GPUs')
+    fused:      bool  = _opt(True, 'Adam in one pass over all weights, where the device has it; '
+                             'the same numbers but for rounding')
     seed:       int   = _opt(0, 'fixes initial weights, order, split and dropout')
     schema:     int   = _opt(1, 'version of this list of fields')
 
     def __post_init__(self): _check(self)
     @property
-    def teacher_name(self)->str: return PureWindowsPath(self.teacher).name           # without the path, whichever system wrote it
+    def teacher_name(self)->str: # without the path, whichever system wrote it
+        return PureWindowsPath(self.teacher).name
     def to_json(self)->str: return json.dumps(asdict(self), indent=1)
     @classmethod
     def from_json(cls, s:str): return config_from_dict(json.loads(s))
 
 # %% ../nbs/02_config.ipynb #4c528fbe
-_choices = dict(painter=('decoder','reader'), schedule=('constant','cosine'), idt_norm=('l1','l2','ce'), idt_region=('all','hidden'), optimizer=('adam','adamw'), precision=('no','bf16','fp16'))
-_ranges = dict(visible=('in (0, 1)', lambda v: 0 < v < 1), valid=('in (0, 1)', lambda v: 0 < v < 1),
-    **{k: ('in [0, 1)', lambda v: 0 <= v < 1) for k in ('dropout','warmup')}, crop=('in (0, 1]', lambda v: 0 < v <= 1), negative=('in [0, 1]', lambda v: 0 <= v <= 1), size=('a multiple of 16, 32 or more', lambda v: v >= 32 and v % 16 == 0),
-    beta1=('in [0, 1)', lambda v: 0 <= v < 1), beta2=('in [0, 1)', lambda v: 0 <= v < 1), seed=('0 or more', lambda v: v >= 0),
+_choices = dict(
+    painter=('decoder','reader'), schedule=('constant','cosine'),
+    idt_norm=('l1','l2','ce'), idt_region=('all','hidden'),
+    optimizer=('adam','adamw'), precision=('no','bf16','fp16'))
+_ranges = dict(
+    visible=('in (0, 1)', lambda v: 0 < v < 1),
+    valid=('in (0, 1)', lambda v: 0 < v < 1),
+    **{k: ('in [0, 1)', lambda v: 0 <= v < 1) for k in ('dropout','warmup')},
+    crop=('in (0, 1]', lambda v: 0 < v <= 1),
+    negative=('in [0, 1]', lambda v: 0 <= v <= 1),
+    size=('a multiple of 16, 32 or more', lambda v: v >= 32 and v % 16 == 0),
+    beta1=('in [0, 1)', lambda v: 0 <= v < 1),
+    beta2=('in [0, 1)', lambda v: 0 <= v < 1),
+    seed=('0 or more', lambda v: v >= 0),
     **{k: ('1 or more', lambda v: v >= 1) for k in ('width','bs','epochs','n_critic')},
-    **{k: ('0 or more', lambda v: 0 <= v < float('inf')) for k in ('width_d','width_dec','std_last','lambda_adv','lambda_idt','lambda_gp','clip_d','lr_g','lr_d','wd','light')})
+    **{k: ('0 or more', lambda v: 0 <= v < float('inf'))
+        for k in ('width_d','width_dec','std_last','lambda_adv','lambda_idt','lambda_gp',
+            'clip_d','lr_g','lr_d','wd','light')})
 
 # %% ../nbs/02_config.ipynb #33e7b964
 def _check(cfg):
     for f in fields(cfg):
         v, kind = getattr(cfg, f.name), f.type
-        if kind is float and type(v) is int: v = float(v); object.__setattr__(cfg, f.name, v)
-        if type(v) is not kind: raise InputError(f"{f.name}={v!r} is a {type(v).__name__}; it must be a {kind.__name__}.")
+        if kind is float and type(v) is int:
+            v = float(v)
+            object.__setattr__(cfg, f.name, v)
+        if type(v) is not kind:
+            raise InputError(f"{f.name}={v!r} is a {type(v).__name__}; "
+                f"it must be a {kind.__name__}.")
         if f.name in _choices: check_name(v, _choices[f.name], f.name)
-        if f.name in _ranges and not _ranges[f.name][1](v): raise InputError(f"{f.name}={v!r}; it must be {_ranges[f.name][0]}.")
-    if cfg.lambda_adv == 0 and cfg.lambda_idt == 0: raise InputError("lambda_adv and lambda_idt are both 0: nothing is left to learn.")
-    if cfg.lambda_gp and cfg.norm_d == 'batch': raise InputError("lambda_gp asks for each picture's own slope, and batch norm mixes pictures: choose norm_d='layer' or 'none'.")
-    if cfg.lambda_gp and cfg.compile: raise InputError("lambda_gp differentiates twice, which torch.compile can't: choose compile=False.")
+        if f.name in _ranges and not _ranges[f.name][1](v):
+            raise InputError(f"{f.name}={v!r}; it must be {_ranges[f.name][0]}.")
+    if cfg.lambda_adv == 0 and cfg.lambda_idt == 0:
+        raise InputError("lambda_adv and lambda_idt are both 0: nothing is left to learn.")
+    if cfg.lambda_gp and cfg.norm_d == 'batch':
+        raise InputError("lambda_gp asks for each picture's own slope, "
+            "and batch norm mixes pictures: choose norm_d='layer' or 'none'.")
+    if cfg.lambda_gp and cfg.compile:
+        raise InputError("lambda_gp differentiates twice, which torch.compile can't: "
+            "choose compile=False.")
 
 # %% ../nbs/02_config.ipynb #b5ce63d6
+# long: all presets in one table
 PRESETS = {c.preset: c for c in [
-    GANConfig(preset='quick', data='shapes', size=32, width=16, width_d=8, dropout=0., std_last=0.1, lambda_adv=0.001, lambda_idt=1., idt_region='hidden',
-              lr_g=7e-4, schedule='cosine', bs=64, epochs=7),
+    GANConfig(preset='quick', data='shapes', size=32,
+        width=16, width_d=8, dropout=0., std_last=0.1,
+        lambda_adv=0.001, lambda_idt=1., idt_region='hidden',
+        lr_g=7e-4, schedule='cosine', bs=64, epochs=7),
     GANConfig(preset='paper-baseline', scale_bias=False, lambda_idt=0.),
     GANConfig(preset='paper-l1',       scale_bias=False, lambda_idt=1.),
     GANConfig(preset='paper-sb',       scale_bias=True,  lambda_idt=0.),
-    GANConfig(preset='wgan',    adv='wgan', norm_d='layer', clip_d=0.01,  n_critic=5, lr_g=5e-5, lr_d=5e-5, beta1=0., beta2=0.99),
-    GANConfig(preset='wgan-gp', adv='wgan', norm_d='layer', lambda_gp=10., n_critic=5, lr_g=1e-4, lr_d=1e-4, beta1=0., beta2=0.9),
-    GANConfig(preset='improved-gan', view='canvas', mask='patches', visible=0.4, target='pixels-and-gradients', painter='reader', between=True, width_dec=64, dropout=0., adv='hinge', norm_d='spectral',
-              lambda_adv=0.005, lambda_idt=1., idt_norm='l2', idt_region='hidden', lr_g=2e-3, lr_d=2e-4, schedule='cosine', warmup=0.1, optimizer='adamw', beta1=0.9, beta2=0.95, wd=0.05, flip=True, bs=128, epochs=60),
-    GANConfig(preset='improved', view='canvas', mask='patches', visible=0.4, target='gradients-two-scales', scale_bias=False, between=True, width_dec=64, dropout=0., lambda_adv=0., lambda_idt=1.,
-              idt_norm='l2', idt_region='hidden', lr_g=2e-3, schedule='cosine', warmup=0.1, optimizer='adamw', beta1=0.9, beta2=0.95, wd=0.05, flip=True, bs=128, epochs=60),
-    GANConfig(preset='second-round', view='canvas', mask='patches', visible=0.4, target='codes', scale_bias=False, between=True, dropout=0., lambda_adv=0., lambda_idt=1., idt_norm='ce',
-              idt_region='hidden', lr_g=1e-3, schedule='cosine', warmup=0.1, optimizer='adamw', beta1=0.9, beta2=0.95, wd=0.05, flip=True, crop=0.5, light=1., bs=128, epochs=60),
+    GANConfig(preset='wgan',
+        adv='wgan', norm_d='layer', clip_d=0.01, n_critic=5,
+        lr_g=5e-5, lr_d=5e-5, beta1=0., beta2=0.99),
+    GANConfig(preset='wgan-gp',
+        adv='wgan', norm_d='layer', lambda_gp=10., n_critic=5,
+        lr_g=1e-4, lr_d=1e-4, beta1=0., beta2=0.9),
+    GANConfig(preset='improved-gan',
+        view='canvas', mask='patches', visible=0.4, target='pixels-and-gradients',
+        painter='reader', between=True, width_dec=64, dropout=0.,
+        adv='hinge', norm_d='spectral',
+        lambda_adv=0.005, lambda_idt=1., idt_norm='l2', idt_region='hidden',
+        lr_g=2e-3, lr_d=2e-4, schedule='cosine', warmup=0.1,
+        optimizer='adamw', beta1=0.9, beta2=0.95, wd=0.05,
+        flip=True, bs=128, epochs=60),
+    GANConfig(preset='improved',
+        view='canvas', mask='patches', visible=0.4, target='gradients-two-scales',
+        scale_bias=False, between=True, width_dec=64, dropout=0.,
+        lambda_adv=0., lambda_idt=1., idt_norm='l2', idt_region='hidden',
+        lr_g=2e-3, schedule='cosine', warmup=0.1,
+        optimizer='adamw', beta1=0.9, beta2=0.95, wd=0.05,
+        flip=True, bs=128, epochs=60),
+    GANConfig(preset='second-round',
+        view='canvas', mask='patches', visible=0.4, target='codes',
+        scale_bias=False, between=True, dropout=0.,
+        lambda_adv=0., lambda_idt=1., idt_norm='ce', idt_region='hidden',
+        lr_g=1e-3, schedule='cosine', warmup=0.1,
+        optimizer='adamw', beta1=0.9, beta2=0.95, wd=0.05,
+        flip=True, crop=0.5, light=1., bs=128, epochs=60),
 ]}
 
 # %% ../nbs/02_config.ipynb #f280525c
@@ -121,7 +187,8 @@ def with_overrides(
     cfg:GANConfig, # the config to start from
     **overrides, # fields of `GANConfig` and their new values; `None` means "as it is"
 )->GANConfig: # a new config
-    "A copy of `cfg` with some fields changed. Raises `InputError` on an unknown field or a bad value."
+    """A copy of `cfg` with some fields changed.
+    Raises `InputError` on an unknown field or a bad value."""
     allowed = [n for n in field_docs() if n not in _fixed]
     for k in overrides: check_name(k, allowed, 'override')
     return replace(cfg, **{k: v for k,v in overrides.items() if v is not None})
@@ -137,14 +204,19 @@ def get_preset(
 def deviations(
     cfg:GANConfig, # the config of a run
 )->dict: # field -> (the preset's value, this run's value)
-    "What differs from the preset that the run is named after. The seed and the places of data and teacher are no deviation."
+    """What differs from the preset that the run is named after.
+    The seed and the places of data and teacher are no deviation."""
     base = PRESETS[cfg.preset]
-    return {f: (getattr(base, f), v) for f,v in asdict(cfg).items() if v != getattr(base, f) and f not in ('seed','data','teacher')}
+    return {f: (getattr(base, f), v)
+        for f,v in asdict(cfg).items()
+        if v != getattr(base, f) and f not in ('seed','data','teacher')}
 
 def config_from_dict(
     d:dict, # as written by `to_json`
 )->GANConfig: # equal to the one that was written
     "Read a config back. Raises `InputError` where it was written by another schema."
-    if d.get('schema') != GANConfig.schema: raise InputError(f"config has schema {d.get('schema')!r}; this version of recon_nb reads schema {GANConfig.schema}.")
+    if d.get('schema') != GANConfig.schema:
+        raise InputError(f"config has schema {d.get('schema')!r}; "
+            f"this version of recon_nb reads schema {GANConfig.schema}.")
     for k in d: check_name(k, field_docs(), 'config field')
     return GANConfig(**d)

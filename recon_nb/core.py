@@ -1,4 +1,4 @@
-"""What every page shares: one kind of error, names that are nearly right, files that are never half written, and randomness that remembers nothing.
+"""What every page shares: errors, names, files that are never half written, and randomness.
 
 Docs: https://recon-nb.github.io/recon_nb/core.html.md"""
 
@@ -18,7 +18,8 @@ import numpy as np
 
 # %% ../nbs/00_core.ipynb #ca527ac3
 class InputError(ValueError):
-    "A fault of the call, not of the program: says what was given, what is accepted and what to do."
+    """A fault of the call, not of the program:
+    says what was given, what is accepted and what to do."""
 
 # %% ../nbs/00_core.ipynb #9460ebc5
 def check_name(
@@ -26,7 +27,8 @@ def check_name(
     allowed, # the accepted names, in the order to print them
     what:str='name', # what the name is a name of, for the message
 )->str: # `name` itself, if it is accepted
-    "Return `name` if it is one of `allowed`; else raise `InputError` with the nearest accepted name."
+    """Return `name` if it is one of `allowed`;
+    else raise `InputError` with the nearest accepted name."""
     allowed = list(allowed)
     if name in allowed: return name
     near = get_close_matches(str(name), allowed, n=1, cutoff=0.5)
@@ -38,7 +40,9 @@ def check_name(
 def _name_file(path):
     "Whatever goes wrong in here went wrong with this file."
     try: yield
-    except OSError as e: e.filename = str(path); raise
+    except OSError as e:
+        e.filename = str(path)
+        raise
 
 # %% ../nbs/00_core.ipynb #54e43f34
 def write_atomic(
@@ -52,7 +56,10 @@ def write_atomic(
     tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
         with _name_file(path):
-            with open(tmp, 'wb') as f: f.write(data); f.flush(); os.fsync(f.fileno())
+            with open(tmp, 'wb') as f:
+                f.write(data)
+                f.flush()
+                os.fsync(f.fileno())
             os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
     return path
@@ -62,23 +69,29 @@ def append_jsonl(
     path, # the file; made if it is missing
     *records:dict, # one line each
 )->None:
-    "Append `records` to a JSON Lines file, in one write. A torn last line left by a killed writer is cut off first; a whole one that only lacks its end is ended."
+    """Append `records` to a JSON Lines file, in one write.
+    A torn last line left by a killed writer is cut off first;
+    a whole one that only lacks its end is ended."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _name_file(path), open(path, 'ab+') as f:
-        if f.tell() and (f.seek(-1, 2), f.read(1))[1] != b'\n': _mend_end(f, path.read_bytes().rfind(b'\n')+1)
+        if f.tell() and (f.seek(-1, 2), f.read(1))[1] != b'\n':
+            _mend_end(f, path.read_bytes().rfind(b'\n')+1)
         f.write(''.join(json.dumps(r)+'\n' for r in records).encode())
 
 def _mend_end(f, start): # of the last line, which has no end
     f.seek(start)
-    try: json.loads(f.read()); f.write(b'\n')
+    try:
+        json.loads(f.read())
+        f.write(b'\n')
     except ValueError: f.truncate(start)
 
 # %% ../nbs/00_core.ipynb #ed75d084
 def read_jsonl(
     path, # the file; a missing one has no records
 )->list: # one dict a line
-    "Read a JSON Lines file. A torn last line is left out; a torn line elsewhere raises `InputError`."
+    """Read a JSON Lines file.
+    A torn last line is left out; a torn line elsewhere raises `InputError`."""
     path = Path(path)
     if not path.exists(): return []
     rows, lines = [], path.read_bytes().split(b'\n')
@@ -87,7 +100,8 @@ def read_jsonl(
         try: rows.append(json.loads(line))
         except ValueError:
             if i == len(lines)-1: break
-            raise InputError(f"{path}, line {i+1} is not JSON: {line[:40]!r}. Repair the line or remove it.") from None
+            raise InputError(f"{path}, line {i+1} is not JSON: {line[:40]!r}. "
+                "Repair the line or remove it.") from None
     return rows
 
 # %% ../nbs/00_core.ipynb #43fcaa5d
@@ -143,6 +157,8 @@ def _version(name):
 def describe_machine()->dict: # JSON-ready
     "Versions, platform and threads, for a record. Says nothing that names a person or a path."
     torch = sys.modules.get('torch')
-    return dict(python=platform.python_version(), system=platform.system(), machine=platform.machine(), cpus=os.cpu_count(),
-                threads=torch.get_num_threads() if torch else None,
-                **{p: _version(p) for p in ('torch', 'torchvision', 'numpy', 'accelerate', 'recon_nb')})
+    return dict(
+        python=platform.python_version(), system=platform.system(),
+        machine=platform.machine(), cpus=os.cpu_count(),
+        threads=torch.get_num_threads() if torch else None,
+        **{p: _version(p) for p in ('torch', 'torchvision', 'numpy', 'accelerate', 'recon_nb')})

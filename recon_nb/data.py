@@ -27,7 +27,8 @@ def list_visible(
 
 # %% ../nbs/14_data.ipynb #7ecd0665
 def _walk(root):
-    "The files below `root`, as relative paths; hidden ones left out. A folder that can't be read is given with a slash behind it."
+    """The files below `root`, as relative paths; hidden ones left out.
+    A folder that can't be read is given with a slash behind it."""
     todo, seen = deque([root]), set()
     while todo:
         folder = todo.popleft()
@@ -35,28 +36,36 @@ def _walk(root):
         if (s.st_dev, s.st_ino) in seen: continue
         seen.add((s.st_dev, s.st_ino))
         try: paths = [folder/n for n in list_visible(folder)]
-        except OSError: yield f'{folder.relative_to(root).as_posix()}/'; continue
+        except OSError:
+            yield f'{folder.relative_to(root).as_posix()}/'
+            continue
         inside = [p for p in paths if os.path.isdir(p)]
         todo.extendleft(p for p in reversed(inside) if not p.is_symlink())
         todo.extend(p for p in inside if p.is_symlink())
         yield from (p.relative_to(root).as_posix() for p in paths if not os.path.isdir(p))
 
 # %% ../nbs/14_data.ipynb #336efe9e
-_unread = {'.heic', '.heif', '.avif', '.gif', '.jxl', '.dng', '.cr2', '.cr3', '.nef', '.arw', '.raf', '.orf', '.rw2'}    # pictures all the same: whoever has them must be told
+# pictures all the same: whoever has them must be told
+_unread = {'.heic', '.heif', '.avif', '.gif', '.jxl',
+           '.dng', '.cr2', '.cr3', '.nef', '.arw', '.raf', '.orf', '.rw2'}
 
 def _list_photos(root):
     "The files below `root` that claim to be photos, sorted."
     names = list(_walk(root))
-    photos = sorted(n for n in names if n.endswith('/') or Path(n).suffix.lower() in PHOTO_SUFFIXES)
+    photos = sorted(n for n in names
+                    if n.endswith('/') or Path(n).suffix.lower() in PHOTO_SUFFIXES)
     kinds = Counter(Path(n).suffix.lower() or 'without suffix' for n in names)
     if photos and (left := ', '.join(f'{n} {k}' for k,n in kinds.most_common() if k in _unread)):
-        warnings.warn(f"left out: {left}. Such files are not read; convert them to jpg or png to have them, too.", stacklevel=4)
+        warnings.warn(f"left out: {left}. Such files are not read; "
+                      "convert them to jpg or png to have them, too.", stacklevel=4)
     if photos: return photos
     found = ', '.join(f'{n} {k}' for k,n in kinds.most_common(5)) or 'nothing'
-    raise InputError(f"no photo in {root}: it holds {found}. Photos end in {' '.join(PHOTO_SUFFIXES)}.")
+    raise InputError(f"no photo in {root}: it holds {found}. "
+                     f"Photos end in {' '.join(PHOTO_SUFFIXES)}.")
 
 def _labels(names):
-    "Each photo's class, which is its first folder, and the classes; (None, None) if some photo lies in no folder."
+    """Each photo's class, which is its first folder, and the classes;
+    (None, None) if some photo lies in no folder."""
     if any('/' not in n for n in names): return None, None
     tops = [n.split('/')[0] for n in names]
     classes = tuple(sorted(set(tops)))
@@ -65,12 +74,15 @@ def _labels(names):
 # %% ../nbs/14_data.ipynb #0e3b099b
 def _load_folder(data, **how):
     root = Path(data).expanduser()
-    if root.is_file(): raise InputError(f"{data} is a file; give the folder that holds the photos.")
+    if root.is_file():
+        raise InputError(f"{data} is a file; give the folder that holds the photos.")
     if not root.is_dir():
         try: check_name(str(data), SETS, 'data set')
-        except InputError as e: raise InputError(f"{e} Or the path of a folder: {str(data)!r} is none.") from None
+        except InputError as e:
+            raise InputError(f"{e} Or the path of a folder: {str(data)!r} is none.") from None
     if is_voc(root):
-        raise InputError(f"{data} is a VOC tree, masks and all. Give data='voc2012' and root={str(data)!r}, or its folder JPEGImages.")
+        raise InputError(f"{data} is a VOC tree, masks and all. "
+                         f"Give data='voc2012' and root={str(data)!r}, or its folder JPEGImages.")
     found = cut_files(root, _list_photos(root), **how)
     labels, classes = _labels(found['names'])
     return Photos(**found, labels=labels, classes=classes, held_out=None, source='folder')
@@ -81,13 +93,17 @@ _shapes_parts = dict(n=12_000, seed=0), dict(n=1000, seed=1)    # to train on, h
 def _draw_rows(*, size, cuts):
     for part in _shapes_parts:
         drawn = [draw_shapes(**part, size=size, share=share) for share in cuts.values()]
-        for i,label in enumerate(drawn[0][1]): yield f"{SHAPES[label]}/{part['seed']}-{i:04d}", [images[i] for images,_ in drawn]
+        for i,label in enumerate(drawn[0][1]):
+            yield f"{SHAPES[label]}/{part['seed']}-{i:04d}", [images[i] for images,_ in drawn]
 
 def _load_shapes(*, root, size, cuts, workers, progress):
-    if root is not None: raise InputError(f"shapes are drawn, not read: leave out root={str(root)!r}.")
-    first = [zlib.crc32(draw_shapes(10, size=size, share=share, seed=0)[0]) for share in cuts.values()]
+    if root is not None:
+        raise InputError(f"shapes are drawn, not read: leave out root={str(root)!r}.")
+    first = [zlib.crc32(draw_shapes(10, size=size, share=share, seed=0)[0])
+             for share in cuts.values()]
     n = sum(part['n'] for part in _shapes_parts)
-    found = cache_rows(('shapes', first, n), _draw_rows(size=size, cuts=cuts), n=n, size=size, cuts=cuts, progress=progress)
+    found = cache_rows(('shapes', first, n), _draw_rows(size=size, cuts=cuts),
+                       n=n, size=size, cuts=cuts, progress=progress)
     at = {name: i for i,name in enumerate(SHAPES)}
     labels = np.array([at[name.split('/')[0]] for name in found['names']], dtype=np.int64)
     return Photos(**found, labels=labels, classes=tuple(SHAPES),
@@ -97,13 +113,18 @@ def _load_shapes(*, root, size, cuts, workers, progress):
 def _as_photos(data):
     "A numpy or torch array as bytes (n, h, w, 3)."
     if not hasattr(data, 'shape') or not hasattr(data, 'dtype'):
-        raise InputError(f"data is a {type(data).__name__}; give a name ({', '.join(SETS)}), a folder, or a uint8 array (n, h, w, 3).")
+        raise InputError(f"data is a {type(data).__name__}; give a name ({', '.join(SETS)}), "
+                         "a folder, or a uint8 array (n, h, w, 3).")
     shape, kind = tuple(data.shape), str(data.dtype).split('.')[-1]
-    given = f"the array is {kind} of shape {shape}; it must be uint8, (n, h, w, 3) or (n, 3, h, w), without an empty axis"
-    if 'float' in kind: raise InputError(f"{given}. If white is 1: (255*x).round() as uint8; if values are in [-1, 1]: (127.5*(x+1)).round().")
+    given = (f"the array is {kind} of shape {shape}; "
+             "it must be uint8, (n, h, w, 3) or (n, 3, h, w), without an empty axis")
+    if 'float' in kind:
+        raise InputError(f"{given}. If white is 1: (255*x).round() as uint8; "
+                         "if values are in [-1, 1]: (127.5*(x+1)).round().")
     last, first = (len(shape) == 4 and shape[axis] == 3 for axis in (3, 1))
     if kind != 'uint8' or 0 in shape or not (last or first): raise InputError(f"{given}.")
-    if last and first: raise InputError(f"{given}. Here both axes are 3: crop or pad the photos.")
+    if last and first:
+        raise InputError(f"{given}. Here both axes are 3: crop or pad the photos.")
     a = data.detach().cpu().numpy() if hasattr(data, 'detach') else np.asarray(data)
     return a if last else a.transpose(0, 2, 3, 1)
 
@@ -111,46 +132,66 @@ def _as_photos(data):
 def _cut_array(data, *, size, cuts, workers, progress):
     a = _as_photos(data)
     out = {k: np.empty((len(a),size,size,3), dtype=np.uint8) for k in cuts}
-    for i,got in enumerate(cut_images(a, size=size, cuts=cuts, workers=workers, progress=progress)):
+    for i,got in enumerate(
+            cut_images(a, size=size, cuts=cuts, workers=workers, progress=progress)):
         for k,x in zip(cuts, got): out[k][i] = x
-    return Photos(cuts=out, labels=None, classes=None, names=[str(i) for i in range(len(a))], skipped=[], held_out=None, source='array')
+    return Photos(cuts=out, labels=None, classes=None, names=[str(i) for i in range(len(a))],
+                  skipped=[], held_out=None, source='array')
 
 # %% ../nbs/14_data.ipynb #772391ff
 SETS = {    # name -> function(root=, size=, cuts=, workers=, progress=) -> Photos
     'shapes': _load_shapes,
-    'voc2012': load_voc, 'voc2012-trainval': partial(load_voc, part='trainval'), 'voc2012-all': partial(load_voc, part='all'),
+    'voc2012': load_voc,
+    'voc2012-trainval': partial(load_voc, part='trainval'),
+    'voc2012-all': partial(load_voc, part='all'),
     'cifar10': load_cifar10,
-    'svhn': load_svhn, 'svhn-extra': partial(load_svhn, extra=True),
-    'stl10': load_stl10, 'stl10-unlabeled': partial(load_stl10, unlabeled=True),
+    'svhn': load_svhn,
+    'svhn-extra': partial(load_svhn, extra=True),
+    'stl10': load_stl10,
+    'stl10-unlabeled': partial(load_stl10, unlabeled=True),
     'stanford_dogs': load_dogs,
 }
 
 # %% ../nbs/14_data.ipynb #d906e074
+# long: one call: its parameters, then the kinds of data that may be given
 def load_photos(
     data, # a name in `SETS`, a folder of photos, or a uint8 array (n, h, w, 3) or (n, 3, h, w)
     *,
     size:int, # side of the cuts in pixels
-    cuts:dict, # name of each cut -> its side as a share of the shorter side, such as dict(i_r=1., i_in=1/3)
-    root=None, # where a named set's copy lies; without, RECON_NB_DATA, the cache and the network are tried
+    # name of each cut -> its side as a share of the shorter side, such as dict(i_r=1., i_in=1/3)
+    cuts:dict,
+    # where a named set's copy lies; without, RECON_NB_DATA, the cache and the network are tried
+    root=None,
     workers:int|None=None, # threads that read; all cores if not given
     progress:bool=True, # show a bar, and say what the cache takes
 )->Photos:
-    "Photos as bytes, cut as asked; read once, then from the cache. Unlabelled photos of a labelled set have label -1. Warns of skipped files."
+    """Photos as bytes, cut as asked; read once, then from the cache.
+    Unlabelled photos of a labelled set have label -1. Warns of skipped files."""
     _check_geometry(size, cuts, workers)
-    how, named = dict(size=size, cuts=cuts, workers=workers, progress=progress), isinstance(data, str) and data in SETS
-    if root is not None and not named: raise InputError(f"root= goes with a named set ({', '.join(SETS)}), not with data of your own.")
+    how, named = (dict(size=size, cuts=cuts, workers=workers, progress=progress),
+                  isinstance(data, str) and data in SETS)
+    if root is not None and not named:
+        raise InputError(f"root= goes with a named set ({', '.join(SETS)}), "
+                         "not with data of your own.")
     if named: photos = SETS[data](root=root, **how)
-    else: photos = (_load_folder if isinstance(data, (str,os.PathLike)) else _cut_array)(data, **how)
+    else:
+        photos = (_load_folder if isinstance(data, (str,os.PathLike)) else
+                  _cut_array)(data, **how)
     if lost := photos.skipped:
-        warnings.warn(f"skipped {len(lost)} of {len(photos)+len(lost)} photos: {list_skipped(lost)}", stacklevel=2)
+        warnings.warn(f"skipped {len(lost)} of {len(photos)+len(lost)} photos: "
+                      f"{list_skipped(lost)}", stacklevel=2)
     return photos
 
 # %% ../nbs/14_data.ipynb #5d21b7bf
 def _check_geometry(size, cuts, workers):
-    if type(size) is not int or size < 1: raise InputError(f"size={size!r}; it must be a whole number of pixels, 1 or more.")
-    if not (isinstance(cuts, dict) and cuts and all(str(k).isidentifier() and 0 < v <= 1 for k,v in cuts.items())):
-        raise InputError(f"cuts={cuts!r}; it must be a dict of names and shares in (0, 1], such as dict(i_r=1., i_in=1/3).")
-    if workers is not None and workers < 1: raise InputError(f"workers={workers}; it must be 1 or more, or None for all cores.")
+    if type(size) is not int or size < 1:
+        raise InputError(f"size={size!r}; it must be a whole number of pixels, 1 or more.")
+    if not (isinstance(cuts, dict) and cuts
+            and all(str(k).isidentifier() and 0 < v <= 1 for k,v in cuts.items())):
+        raise InputError(f"cuts={cuts!r}; it must be a dict of names and shares in (0, 1], "
+                         "such as dict(i_r=1., i_in=1/3).")
+    if workers is not None and workers < 1:
+        raise InputError(f"workers={workers}; it must be 1 or more, or None for all cores.")
 
 # %% ../nbs/14_data.ipynb #b12ed1b6
 def split_photos(
@@ -162,10 +203,13 @@ def split_photos(
     "Split the photos in two: the official way, or at random by `seed`."
     n, held = len(photos), photos.held_out
     if not 0 < valid < 1: raise InputError(f"valid={valid}; it must be in (0, 1).")
-    if n < 2: raise InputError(f"{n} photo can't be split into a part to train on and a part held out; give 2 or more.")
+    if n < 2:
+        raise InputError(f"{n} photo can't be split into a part to train on and a part held out; "
+                         "give 2 or more.")
     if held is None:
         k = min(max(1, round(valid*n)), n-1)
-        held = np.argsort(sample_uniform(seed, 0, np.arange(n), stream='split')[:,0], kind='stable')[:k]
+        held = np.argsort(sample_uniform(seed, 0, np.arange(n), stream='split')[:,0],
+                          kind='stable')[:k]
     train = np.setdiff1d(np.arange(n), held)
     if not len(train): raise InputError(f"all {n} photos are held out; none is left to train on.")
     return train, np.sort(held)

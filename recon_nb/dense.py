@@ -1,4 +1,4 @@
-"""Does the encoder help to say what is *where*? Segmentation with one linear layer, frozen or trained (§4).
+"""Does the encoder help to say what is *where*? Segmentation with one linear layer (§4).
 
 Docs: https://recon-nb.github.io/recon_nb/dense.html.md"""
 
@@ -18,7 +18,8 @@ from fastcore.basics import patch
 from jaxtyping import Float,Int64,UInt8
 from torch import Tensor,nn
 from torch.nn import functional as F
-from .core import InputError,append_jsonl,check_name,describe_machine,progress_bar,sample_uniform
+from .core import (InputError,append_jsonl,check_name,describe_machine,progress_bar,
+                           sample_uniform)
 from .devices import check_device,fork_random
 from .features import as_arm,count_macs,encode,fingerprint,frozen
 from .finetune import Recipe,augment,augmented,choose_lr,train_model
@@ -41,13 +42,15 @@ class PlaceHead(nn.Module):
         super().__init__()
         self.grid, self.size = grid, size
         self.norms = nn.ModuleList(nn.BatchNorm2d(c, affine=False) for c in channels)
-        self.scores = nn.ModuleList(nn.Conv2d(c, classes, 1, bias=i == 0) for i,c in enumerate(channels))
+        self.scores = nn.ModuleList(nn.Conv2d(c, classes, 1, bias=i == 0)
+                                    for i,c in enumerate(channels))
         for p in self.scores.parameters(): nn.init.zeros_(p)
 
     def forward(self,
         maps, # the stages
     )->Float[Tensor, 'b k h w']: # logits
-        on_grid = [_enlarge(score(norm(_shrink(m, self.grid))), self.grid) for m,norm,score in zip(maps, self.norms, self.scores)]
+        on_grid = [_enlarge(score(norm(_shrink(m, self.grid))), self.grid)
+                   for m,norm,score in zip(maps, self.norms, self.scores)]
         return _enlarge(sum(on_grid), self.size)
 
 def _shrink(m, side): return m if m.shape[-1] <= side else F.adaptive_avg_pool2d(m, side)
@@ -58,7 +61,9 @@ class _Standard(nn.Module): # numbers that stay
     def __init__(self, m):
         super().__init__()
         std, mean = torch.std_mean(m, (0,2,3), correction=0, keepdim=True)
-        self.register_buffer('mean', mean); self.register_buffer('std', std.clamp_min(1e-6*mean.abs() + 1e-12))
+        self.register_buffer('mean', mean)
+        self.register_buffer('std', std.clamp_min(1e-6*mean.abs() + 1e-12))
+
     def forward(self, m): return (m-self.mean)/self.std
 
 @patch
@@ -104,7 +109,8 @@ def place_loss(
     y:Int64[Tensor, 'b h w'], # classes, 255 for void
 )->Float[Tensor, '']:
     "Cross-entropy, averaged over all places that have a class; 0 if none has."
-    return F.cross_entropy(logits, y, ignore_index=VOID, reduction='sum')/(y != VOID).sum().clamp_min(1)
+    return (F.cross_entropy(logits, y, ignore_index=VOID, reduction='sum')
+            /(y != VOID).sum().clamp_min(1))
 
 # %% ../nbs/61_dense.ipynb #0d436c85
 MOST = 8e9 # bytes of features that a frozen encoder's stages may take
@@ -116,19 +122,27 @@ def encode_places(
     device='cpu', # where to compute
     remember:bool=True, # as for `encode`
 )->list: # the stages, on the CPU, those finer than the grid averaged down to it
-    "What a frozen encoder makes of photos, place by place. Raises `InputError` if it would take more than `MOST` bytes."
+    """What a frozen encoder makes of photos, place by place.
+    Raises `InputError` if it would take more than `MOST` bytes."""
     sides = stage_sides(enc, photos.shape[1])
     grid = sides[:2][-1]
     shapes = [(c, min(s, grid), min(s, grid)) for c,s in zip(enc.channels, sides)]
     wide = [int(np.prod(s)) for s in shapes]
-    if (need := 4*sum(wide)*len(photos)) > MOST: raise InputError(f"the stages of {len(photos):,} photos would take {need/1e9:.0f} GB; at most {MOST/1e9:.0f} GB are kept. Give photos=, a smaller size or mode='finetune'.")
-    f = encode(enc, photos, stages=tuple(range(len(sides))), side=grid, device=device, remember=remember)
+    if (need := 4*sum(wide)*len(photos)) > MOST:
+        raise InputError(
+            f"the stages of {len(photos):,} photos would take {need/1e9:.0f} GB; "
+            f"at most {MOST/1e9:.0f} GB are kept. "
+            "Give photos=, a smaller size or mode='finetune'.")
+    f = encode(enc, photos, stages=tuple(range(len(sides))), side=grid,
+               device=device, remember=remember)
     return [part.unflatten(1, s) for part,s in zip(f.split(wide, 1), shapes)]
 
 # %% ../nbs/61_dense.ipynb #8f5243a0
 class _Given(nn.Module): # in the place of an encoder whose stages are known
     def features(self, maps): return maps
 
+# %% ../nbs/61_dense.ipynb #f4e2848f
+# long: a parameter a line, then the two modes
 def fit_segmenter(
     enc:nn.Module, # the encoder; trained in place by finetune
     photos:Photo8, # to train on
@@ -144,16 +158,20 @@ def fit_segmenter(
 )->Segmenter: # in evaluation mode
     "Train a head, and the encoder if wanted."
     torch.manual_seed(seed)
-    head, how = make_head(enc, classes, size=photos.shape[1]), dict(n=len(photos), seed=seed, loss_of=place_loss, device=device, tick=tick)
+    head, how = (make_head(enc, classes, size=photos.shape[1]),
+                 dict(n=len(photos), seed=seed, loss_of=place_loss, device=device, tick=tick))
     def target(y): return torch.from_numpy(y.astype(np.int64)).to(device)
     if mode == 'linear':
         maps = encode_places(enc, photos, device=device, remember=remember)
-        train_model(Segmenter(_Given(), head.settle(maps).to(device)), lambda step, i: ([m[i].to(device) for m in maps], target(masks[i])), r, **how)
+        train_model(Segmenter(_Given(), head.settle(maps).to(device)),
+                    lambda step, i: ([m[i].to(device) for m in maps], target(masks[i])), r, **how)
         return Segmenter(enc, head).to(device).eval()
     def batch(step, i):
         u = sample_uniform(seed, step, i, stream='augment', k=3)
-        return augmented(photos[i], r, u=u, device=device), target(augment(masks[i], u, flip=r.flip, shift=r.shift))
-    return train_model(Segmenter(enc, head).to(device, memory_format=torch.channels_last), batch, r, **how)
+        return (augmented(photos[i], r, u=u, device=device),
+                target(augment(masks[i], u, flip=r.flip, shift=r.shift)))
+    return train_model(Segmenter(enc, head).to(device, memory_format=torch.channels_last),
+                       batch, r, **how)
 
 # %% ../nbs/61_dense.ipynb #80dd9da4
 def segment(
@@ -165,7 +183,10 @@ def segment(
 )->UInt8[np.ndarray, 'n h w']: # the classes
     "What a model says is where."
     with frozen(model):
-        return np.concatenate([model(to_model(np.ascontiguousarray(photos[i:i+bs]), device).contiguous(memory_format=torch.channels_last)).argmax(1).byte().cpu().numpy() for i in range(0, len(photos), bs)])
+        return np.concatenate([
+            model(to_model(np.ascontiguousarray(photos[i:i+bs]), device)
+                  .contiguous(memory_format=torch.channels_last)).argmax(1).byte().cpu().numpy()
+            for i in range(0, len(photos), bs)])
 
 # %% ../nbs/61_dense.ipynb #0407fa54
 def count_places(
@@ -206,13 +227,17 @@ class DenseResult:
     @property
     def mean(self)->float: return float(self.scores.mean()) # test mIoU
     @property
-    def std(self)->float: return float(self.scores.std(ddof=1)) if self.n > 1 else float('nan') # over seeds, n-1
+    def std(self)->float: # over seeds, n-1
+        return float(self.scores.std(ddof=1)) if self.n > 1 else float('nan')
     def records(self)->list: return [dict(r) for r in self.rows] # JSON-ready, one a seed
 
     def __repr__(self):
-        r, train, pixel = self.rows[0], *(np.mean([r[k] for r in self.rows]) for k in ('train_miou', 'test_pixel_accuracy'))
-        return (f"{r['arm']}, {r['mode']} on {r['data']}, {r['n_train']:,} photos: test mIoU {self.mean:.1%}{f' ± {self.std:.1%}' if self.n > 1 else ''} (n={self.n}), "
-                f"train {train:.1%}, floor {r['floor']:.1%}; pixels right {pixel:.1%}, lazy {r['chance']:.1%}")
+        r, train, pixel = self.rows[0], *(np.mean([r[k] for r in self.rows])
+                                          for k in ('train_miou', 'test_pixel_accuracy'))
+        return (f"{r['arm']}, {r['mode']} on {r['data']}, {r['n_train']:,} photos: "
+                f"test mIoU {self.mean:.1%}{f' ± {self.std:.1%}' if self.n > 1 else ''} "
+                f"(n={self.n}), train {train:.1%}, floor {r['floor']:.1%}; "
+                f"pixels right {pixel:.1%}, lazy {r['chance']:.1%}")
 
 # %% ../nbs/61_dense.ipynb #ad21ceca
 @patch
@@ -224,9 +249,12 @@ def show(self:DenseResult,
     photos, *masks = self.seen
     k, there = len(self.names), np.unique(masks)
     colours = paint_masks(there[None,None].astype(np.uint8), k)[0,0]/255
-    ax = show_images([photos, *(paint_masks(m, k) for m in masks)], titles=['photo', 'truth', 'answer'], ax=ax)
-    ax.legend([Patch(facecolor=c, edgecolor='.6') for c in colours], ['void' if c == VOID else self.names[c] for c in there],
-              loc='upper center', bbox_to_anchor=(.5, 0), ncol=min(8, len(there)), frameon=False, fontsize=8)
+    ax = show_images([photos, *(paint_masks(m, k) for m in masks)],
+                     titles=['photo', 'truth', 'answer'], ax=ax)
+    ax.legend([Patch(facecolor=c, edgecolor='.6') for c in colours],
+              ['void' if c == VOID else self.names[c] for c in there],
+              loc='upper center', bbox_to_anchor=(.5, 0),
+              ncol=min(8, len(there)), frameon=False, fontsize=8)
     return ax
 
 # %% ../nbs/61_dense.ipynb #fbfc511b
@@ -234,11 +262,19 @@ def _row(arm, data, mode, photos, seed, i, counts, seconds, device, r):
     "One seed's findings, JSON-ready."
     (train, test), k = counts, len(data.classes)
     common = float(test.sum(1).max()/test.sum())
-    return dict(schema=1, task='segmentation', arm=arm.name, source=arm.source, mode=mode, data=data.name, size=data.size, classes=k, photos=photos, n_train=len(i), n_test=len(data.test_x),
-                seed=seed, test_miou=mean_iou(test), train_miou=mean_iou(train), floor=common/k, test_pixel_accuracy=float(np.trace(test)/test.sum()), chance=common,
-                per_class=intersection_over_union(test).round(4).tolist(), confusion=test.tolist(), seconds=round(seconds, 2), macs=count_macs(arm.net, data.size),
-                images_seen=r.updates(len(i))*min(r.bs, len(i)), config={k: v for k,v in asdict(r).items() if k != 'selected'} | dict(mode=mode), selected=r.selected,
-                weights=fingerprint(arm), subset=hashlib.blake2b(i.tobytes(), digest_size=6).hexdigest(), device=str(device), machine=describe_machine())
+    return dict(
+        schema=1, task='segmentation', arm=arm.name, source=arm.source, mode=mode,
+        data=data.name, size=data.size, classes=k,
+        photos=photos, n_train=len(i), n_test=len(data.test_x), seed=seed,
+        test_miou=mean_iou(test), train_miou=mean_iou(train), floor=common/k,
+        test_pixel_accuracy=float(np.trace(test)/test.sum()), chance=common,
+        per_class=intersection_over_union(test).round(4).tolist(), confusion=test.tolist(),
+        seconds=round(seconds, 2), macs=count_macs(arm.net, data.size),
+        images_seen=r.updates(len(i))*min(r.bs, len(i)),
+        config={k: v for k,v in asdict(r).items() if k != 'selected'} | dict(mode=mode),
+        selected=r.selected, weights=fingerprint(arm),
+        subset=hashlib.blake2b(i.tobytes(), digest_size=6).hexdigest(),
+        device=str(device), machine=describe_machine())
 
 # %% ../nbs/61_dense.ipynb #22929439
 MODES = 'linear', 'finetune'
@@ -251,12 +287,18 @@ def dense_recipe(
 
 def _draw(data, photos, seed):
     "Which training photos: all, or some by the seed, development photos last."
-    kind = np.zeros(len(data.train_x), np.int64)          # one class: any photo is as good as another
+    kind = np.zeros(len(data.train_x), np.int64) # one class: any photo is as good as another
     return label_subset(kind, photos, seed=seed, last=development_images(kind))
 
 def _fit(arm, data, i, r, mode, seed, device, tick):
-    model = fit_segmenter(arm.build(seed), data.train_x[i], data.train_y[i], r, mode=mode, classes=len(data.classes), seed=seed, device=device, remember=arm.name != 'module', tick=tick)
-    if not all(p.isfinite().all() for p in model.parameters()): raise TrainingDiverged(f"weights are not finite after training {arm.name} with lr={r.lr:g}. Give a recipe with a lower lr, or search=True.")
+    model = fit_segmenter(
+        arm.build(seed), data.train_x[i], data.train_y[i], r, mode=mode,
+        classes=len(data.classes), seed=seed, device=device,
+        remember=arm.name != 'module', tick=tick)
+    if not all(p.isfinite().all() for p in model.parameters()):
+        raise TrainingDiverged(
+            f"weights are not finite after training {arm.name} with lr={r.lr:g}. "
+            "Give a recipe with a lower lr, or search=True.")
     return model
 
 def _count(model, data, device, *, part, i): # the confusion matrix of some photos of a part
@@ -264,35 +306,47 @@ def _count(model, data, device, *, part, i): # the confusion matrix of some phot
     return count_places(y, segment(model, x, device=device), len(data.classes))
 
 # %% ../nbs/61_dense.ipynb #460245ec
+# long: a parameter a line
 def search_rate(
     arm, # from `as_arm`
     data, # a `SegmentationSet`
     *,
     mode:str, # linear or finetune
-    photos:int|None=None, # as the probe will have; all that are left beside the development photos, if there are fewer
+    # as the probe will have; all that are left beside the development photos, if there are fewer
+    photos:int|None=None,
     recipe:Recipe, # everything but the rate
     device='cpu', # where to compute
     progress:bool=True, # show a bar
 )->Recipe: # with the best rate; `selected` holds every score
-    "An arm's own best learning rate, by mean IoU on development photos. Costs three to five trainings."
+    """An arm's own best learning rate, by mean IoU on development photos.
+    Costs three to five trainings."""
     kind = np.zeros(len(data.train_x), np.int64)
     dev = development_images(kind)
     rest = np.setdiff1d(np.arange(len(kind)), dev)
     i = rest if photos is None or photos >= len(rest) else _draw(data, photos, DEV_SEED)
     grid = (1e-3, 3e-3, 1e-2) if mode == 'linear' else (3e-4, 1e-3, 3e-3)
-    bar = progress_bar(total=len(grid)*recipe.updates(len(i)), desc=f'{arm.name} {mode}, search', unit='update', show=progress)
+    bar = progress_bar(total=len(grid)*recipe.updates(len(i)),
+                       desc=f'{arm.name} {mode}, search', unit='update', show=progress)
     def score(lr):
-        try: return mean_iou(_count(_fit(arm, data, i, replace(recipe, lr=lr), mode, DEV_SEED, device, bar.update), data, device, part='train', i=dev))
+        try:
+            return mean_iou(_count(
+                _fit(arm, data, i, replace(recipe, lr=lr), mode, DEV_SEED, device, bar.update),
+                data, device, part='train', i=dev))
         except TrainingDiverged: return 0.
     with bar, fork_random(device): scores = choose_lr(score, grid=grid)
-    chosen = dict(what='lr', on='development photos', n=len(dev), photos=len(i), seed=DEV_SEED, scores={f'{lr:.3g}': round(v, 5) for lr,v in scores.items()})
+    chosen = dict(
+        what='lr', on='development photos', n=len(dev), photos=len(i), seed=DEV_SEED,
+        scores={f'{lr:.3g}': round(v, 5) for lr,v in scores.items()})
     return replace(recipe, lr=max(scores, key=scores.get), selected=chosen)
 
 # %% ../nbs/61_dense.ipynb #b16c1fb6
 # long: the one call, its checks in the order they are made
 def probe_dense(
-    encoder, # a `GANRun`, the folder of one, an exported encoder, a module, None for scratch, or 'pixels'
-    data, # 'voc2012', 'collages', a folder with train/images, train/masks, test/images, test/masks, or a `SegmentationSet`
+    # a `GANRun`, the folder of one, an exported encoder, a module, None for scratch, or 'pixels'
+    encoder,
+    # 'voc2012', 'collages', a folder with train/images, train/masks, test/images, test/masks,
+    # or a `SegmentationSet`
+    data,
     *,
     mode:str='linear', # linear or finetune
     photos:int|None=None, # how many training photos; None for all
@@ -302,7 +356,8 @@ def probe_dense(
     size:int|None=None, # side of the photos in pixels; the run's own if not given
     width:int|None=None, # for scratch without `like`: channels of the first stage
     recipe:Recipe|None=None, # see `dense_recipe`, which is taken if none is given
-    search:bool=True, # let this arm search its own learning rate first, beginning anew; False: take the recipe's
+    # let this arm search its own learning rate first, beginning anew; False: take the recipe's
+    search:bool=True,
     root=None, # where VOC2012 lies
     name:str|None=None, # what records shall call the set
     device='cpu', # where to compute
@@ -312,23 +367,38 @@ def probe_dense(
     "How much an encoder helps to say what is where. Raises `InputError` before any training."
     check_name(mode, MODES, 'mode')
     device, r = check_device(device), recipe or dense_recipe()
-    if not isinstance(r, Recipe) or r.mode != 'finetune': raise InputError(f"recipe={recipe!r} is none for the dense probe; give dense_recipe(lr=..., steps=...).")
+    if not isinstance(r, Recipe) or r.mode != 'finetune':
+        raise InputError(f"recipe={recipe!r} is none for the dense probe; "
+                         "give dense_recipe(lr=..., steps=...).")
     seeds = [*range(seeds)] if isinstance(seeds, int) else [int(s) for s in seeds]
     if not seeds: raise InputError("seeds is empty; give a number, or a list of numbers.")
     arm = as_arm(encoder, part=part, like=like, size=size, width=width)
-    if mode == 'finetune' and not any(True for _ in arm.net.parameters()): raise InputError(f"{arm.name} has no weights to train: mode 'finetune' is for encoders; use linear.")
+    if mode == 'finetune' and not any(True for _ in arm.net.parameters()):
+        raise InputError(f"{arm.name} has no weights to train: "
+                         "mode 'finetune' is for encoders; use linear.")
     data = load_segmentation(data, size=arm.size, root=root, name=name, progress=progress)
-    if (n := len(data.train_x)) < 2: raise InputError(f"{data!r}: one photo can't be trained on and judged by; give 2 or more.")
-    if photos is not None and (type(photos) is not int or not 1 <= photos <= n): raise InputError(f"photos={photos!r}; it must be a whole number from 1 to {n}, or None for all.")
-    if out: append_jsonl(out)                                      # refused now, not after the work
-    if search: r = search_rate(arm, data, mode=mode, photos=photos, recipe=r, device=device, progress=progress)
-    rows, seen, some = [], (), np.linspace(0, len(data.test_x)-1, min(8, len(data.test_x))).astype(int)
-    with progress_bar(total=len(seeds)*r.updates(photos or n), desc=f'{arm.name} {mode}', unit='update', show=progress) as bar:
+    if (n := len(data.train_x)) < 2:
+        raise InputError(f"{data!r}: one photo can't be trained on and judged by; "
+                         "give 2 or more.")
+    if photos is not None and (type(photos) is not int or not 1 <= photos <= n):
+        raise InputError(f"photos={photos!r}; "
+                         f"it must be a whole number from 1 to {n}, or None for all.")
+    if out: append_jsonl(out) # refused now, not after the work
+    if search:
+        r = search_rate(arm, data, mode=mode, photos=photos, recipe=r,
+                        device=device, progress=progress)
+    rows, seen, some = (
+        [], (), np.linspace(0, len(data.test_x)-1, min(8, len(data.test_x))).astype(int))
+    with progress_bar(total=len(seeds)*r.updates(photos or n), desc=f'{arm.name} {mode}',
+                      unit='update', show=progress) as bar:
         for seed in seeds:
             start, i = time.monotonic(), _draw(data, photos, seed)
             with fork_random(device): model = _fit(arm, data, i, r, mode, seed, device, bar.update)
-            counts = _count(model, data, device, part='train', i=i[:500]), _count(model, data, device, part='test', i=slice(None))
-            seen = seen or (data.test_x[some], data.test_y[some], segment(model, data.test_x[some], device=device))
-            rows.append(_row(arm, data, mode, photos, seed, i, counts, time.monotonic()-start, device, r))
+            counts = (_count(model, data, device, part='train', i=i[:500]),
+                      _count(model, data, device, part='test', i=slice(None)))
+            seen = seen or (data.test_x[some], data.test_y[some],
+                            segment(model, data.test_x[some], device=device))
+            rows.append(_row(arm, data, mode, photos, seed, i, counts,
+                             time.monotonic()-start, device, r))
             if out: append_jsonl(out, rows[-1])
     return DenseResult(rows, data.classes, seen)

@@ -15,7 +15,8 @@ from datetime import timedelta
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs,InitProcessGroupKwargs,broadcast_object_list
+from accelerate.utils import (
+    DistributedDataParallelKwargs,InitProcessGroupKwargs,broadcast_object_list)
 from accelerate.utils.memory import should_reduce_batch_size
 from .core import InputError
 
@@ -24,20 +25,34 @@ def check_accelerator(
     acc:Accelerator, # as made here, or by the caller
     precision:str, # what the config says
 )->Accelerator: # `acc`
-    "Raises `InputError` if the run would not be what its config says: another precision, or fp16 without CUDA."
-    if acc.mixed_precision != precision: raise InputError(f"the accelerator computes in {acc.mixed_precision!r}, the config says precision={precision!r}. Make them equal.")
-    if precision == 'fp16' and acc.device.type != 'cuda': raise InputError(f"precision='fp16' needs CUDA; the device is {acc.device.type}. Use 'bf16' or 'no'.")
+    """Raises `InputError` if the run would not be what its config says:
+    another precision, or fp16 without CUDA."""
+    if acc.mixed_precision != precision:
+        raise InputError(f"the accelerator computes in {acc.mixed_precision!r}, "
+            f"the config says precision={precision!r}. Make them equal.")
+    if precision == 'fp16' and acc.device.type != 'cuda':
+        raise InputError(f"precision='fp16' needs CUDA; the device is {acc.device.type}. "
+            "Use 'bf16' or 'no'.")
     return acc
 
+# %% ../nbs/49_devices.ipynb #b598c2ca
 def make_accelerator(
     precision:str='no', # no, bf16 or fp16
     **kwargs, # for `accelerate.Accelerator`, such as `cpu=True`
 )->Accelerator:
-    "An Accelerator of the wanted precision. Accelerate keeps one state a process; a run of another precision starts a new one, and an older run keeps its own."
-    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision: AcceleratorState._shared_state = {}     # another dict: to empty this one would change the older run
-    if int(os.environ.get('WORLD_SIZE', 1)) > 1 and not torch.cuda.is_available(): kwargs.setdefault('cpu', True)    # several processes on CPUs: Accelerate wants to be told
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False)        # batch norm's running statistics stay with their process
-    patient = InitProcessGroupKwargs(timeout=timedelta(hours=12))       # the others wait while the first one decodes, downloads or evaluates; after NCCL's ten minutes the run would die
+    """An Accelerator of the wanted precision. Accelerate keeps one state a process;
+    a run of another precision starts a new one, and an older run keeps its own."""
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+        # another dict: to empty this one would change the older run
+        AcceleratorState._shared_state = {}
+    # several processes on CPUs: Accelerate wants to be told
+    if int(os.environ.get('WORLD_SIZE', 1)) > 1 and not torch.cuda.is_available():
+        kwargs.setdefault('cpu', True)
+    # batch norm's running statistics stay with their process
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
+    # the others wait while the first one decodes, downloads or evaluates;
+    # after NCCL's ten minutes the run would die
+    patient = InitProcessGroupKwargs(timeout=timedelta(hours=12))
     acc = Accelerator(mixed_precision=precision, kwargs_handlers=[ddp, patient], **kwargs)
     if acc.num_processes > 1: atexit.register(_part)
     return check_accelerator(acc, precision)
@@ -50,8 +65,10 @@ def prepare(
     acc:Accelerator, # which device and processes
     *objects, # networks and their optimisers
 )->tuple: # the same, made ready for the device and the processes
-    "Accelerate's `prepare`, in the precision of `acc`, without a remark on an option that is going to be renamed."
-    AcceleratorState._shared_state = acc.state.__dict__                 # where Accelerate looks for it, whoever was made last
+    """Accelerate's `prepare`, in the precision of `acc`,
+    without a remark on an option that is going to be renamed."""
+    # where Accelerate looks for it, whoever was made last
+    AcceleratorState._shared_state = acc.state.__dict__
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='.*broadcast_buffers', category=FutureWarning)
         return acc.prepare(*objects)
@@ -61,21 +78,28 @@ def check_device(
     device, # cpu, cuda, cuda:1, mps; or a torch.device
 )->torch.device:
     "Raises `InputError` if nothing can be computed there."
-    there = ['cpu'] + ['cuda']*torch.cuda.is_available() + ['mps']*torch.backends.mps.is_available()
+    there = (['cpu']
+        + ['cuda']*torch.cuda.is_available()
+        + ['mps']*torch.backends.mps.is_available())
     try: return torch.empty(1, device=device).device
-    except (RuntimeError, AssertionError): raise InputError(f"device={str(device)!r} is not there: PyTorch {torch.__version__} finds {', '.join(there)}. `recon-selftest` says more.") from None
+    except (RuntimeError, AssertionError):
+        raise InputError(f"device={str(device)!r} is not there: "
+            f"PyTorch {torch.__version__} finds {', '.join(there)}. "
+            "`recon-selftest` says more.") from None
 
 # %% ../nbs/49_devices.ipynb #b2c4b92a
 @contextmanager
 def fork_random(
     device='cpu', # where random numbers will be drawn
 ):
-    "Whatever is seeded or drawn inside, afterwards the caller's random numbers go on: on the CPU, and on the CUDA device in use."
+    """Whatever is seeded or drawn inside, afterwards the caller's random numbers go on:
+    on the CPU, and on the CUDA device in use."""
     there, d = torch.cuda.is_initialized(), torch.device(device)
     used = {torch.cuda.current_device()} if there else set()
     if d.type == 'cuda' and d.index is not None: used.add(d.index)
     with torch.random.fork_rng(devices=sorted(used)): yield
-    if not there: torch.cuda.manual_seed_all(torch.initial_seed())      # a GPU not yet in use starts from the last seed it hears of: the caller's
+    # a GPU not yet in use starts from the last seed it hears of: the caller's
+    if not there: torch.cuda.manual_seed_all(torch.initial_seed())
 
 # %% ../nbs/49_devices.ipynb #53f42605
 def check_share(
@@ -83,7 +107,10 @@ def check_share(
     processes:int, # how many share it
 )->int: # photos for each process
     "Raises `InputError` if the batch can't be shared equally."
-    if bs % processes: raise InputError(f"a batch of {bs} photos can't be shared equally by {processes} processes: give bs={max(1, bs//processes)*processes}, or start another number of processes.")
+    if bs % processes:
+        raise InputError(
+            f"a batch of {bs} photos can't be shared equally by {processes} processes: "
+            f"give bs={max(1, bs//processes)*processes}, or start another number of processes.")
     return bs//processes
 
 # %% ../nbs/49_devices.ipynb #a1ef6316
@@ -91,7 +118,8 @@ def on_main(
     acc:Accelerator, # which processes there are
     function, # called without arguments, in the first process only
 ): # what it returned, in every process
-    "Do something once and tell all; an `InputError` is raised in every process. What is returned must be picklable."
+    """Do something once and tell all; an `InputError` is raised in every process.
+    What is returned must be picklable."""
     said = [None, None]
     if acc.is_main_process:
         try: said[0] = function()
@@ -100,13 +128,15 @@ def on_main(
     if said[1] is not None: raise InputError(said[1])
     return said[0]
 
+# %% ../nbs/49_devices.ipynb #cd9fe73a
 def agree(
     acc:Accelerator, # which processes there are
     *flags:bool, # what this process says
 )->list: # bools: what any of them says
     "Whether any process raised a flag: the same answer everywhere."
     if acc.num_processes == 1: return [*flags]
-    return (acc.reduce(torch.tensor(flags, dtype=torch.float32, device=acc.device), reduction='sum') > 0).tolist()
+    return (acc.reduce(
+        torch.tensor(flags, dtype=torch.float32, device=acc.device), reduction='sum') > 0).tolist()
 
 def mean_over(
     acc:Accelerator, # which processes there are
@@ -126,7 +156,10 @@ def explain_memory(
     "Turn a device's out-of-memory error into an `InputError` that says what to try."
     try: yield
     except (RuntimeError, MemoryError) as e:
-        if not (isinstance(e, (MemoryError, torch.OutOfMemoryError)) or should_reduce_batch_size(e)): raise
+        if not (isinstance(e, (MemoryError, torch.OutOfMemoryError))
+                or should_reduce_batch_size(e)):
+            raise
         smaller = f"bs={max(1, bs//2)}" if bs > 1 else 'a smaller size or width'
         short = " or precision='bf16'" if precision == 'no' else ''
-        raise InputError(f"out of memory: a batch of {bs} at {size} px does not fit on {device}. Start a new run with {smaller}{short}. What was saved is kept.") from e
+        raise InputError(f"out of memory: a batch of {bs} at {size} px does not fit on {device}. "
+            f"Start a new run with {smaller}{short}. What was saved is kept.") from e

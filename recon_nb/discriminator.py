@@ -17,12 +17,17 @@ from .layers import init_weights
 from .pixels import Images
 
 # %% ../nbs/32_discriminator.ipynb #31d036eb
-D_NORMS = {'batch': lambda c: [nn.BatchNorm2d(c)], 'layer': lambda c: [nn.GroupNorm(1, c)], 'spectral': lambda c: [], 'none': lambda c: []}
+D_NORMS = {
+    'batch': lambda c: [nn.BatchNorm2d(c)],
+    'layer': lambda c: [nn.GroupNorm(1, c)],
+    'spectral': lambda c: [],
+    'none': lambda c: []}
 
 # %% ../nbs/32_discriminator.ipynb #41f4a69b
 # long: a network, and its choices
 class Discriminator(nn.Module):
-    "DCGAN's discriminator (§2.4): is this picture a photo? One logit for each; positive means real."
+    """DCGAN's discriminator (§2.4): is this picture a photo?
+    One logit for each; positive means real."""
     def __init__(self,
         width:int=64, # channels of the first stage; each later one doubles
         *,
@@ -31,13 +36,19 @@ class Discriminator(nn.Module):
         norm:str='batch', # a name in `D_NORMS`: batch (DCGAN), layer (WGAN-GP), spectral or none
     ):
         super().__init__()
-        self.channels, between = tuple(width*2**i for i in range(4)), D_NORMS[check_name(norm, D_NORMS, "discriminator's norm")]
+        self.channels, between = (
+            tuple(width*2**i for i in range(4)),
+            D_NORMS[check_name(norm, D_NORMS, "discriminator's norm")])
         for i,(a,b) in enumerate(zip((ni, *self.channels), self.channels), 1):
             layers = between(b) if i > 1 else []
-            self.add_module(f'conv{i}', nn.Sequential(nn.Conv2d(a, b, 4, stride=2, padding=1, bias=not layers), *layers, nn.LeakyReLU(0.2)))
+            self.add_module(f'conv{i}', nn.Sequential(
+                nn.Conv2d(a, b, 4, stride=2, padding=1, bias=not layers),
+                *layers,
+                nn.LeakyReLU(0.2)))
         self.head = nn.Conv2d(self.channels[-1], 1, size//16)
         init_weights(self)
-        if norm == 'spectral': [spectral_norm(m) for m in list(self.modules()) if isinstance(m, nn.Conv2d)]
+        if norm == 'spectral':
+            [spectral_norm(m) for m in list(self.modules()) if isinstance(m, nn.Conv2d)]
 
     def features(self,
         x:Images, # pictures, in [-1, 1]
@@ -65,5 +76,7 @@ def num_features(self:Discriminator)->int:
 
 @patch(as_prop=True)
 def feature_info(self:Discriminator)->list:
-    "For each stage its channels, by how much it shrinks the side, and the module's name: as timm's `feature_info`."
-    return [dict(num_chs=c, reduction=2**i, module=f'conv{i}') for i,c in enumerate(self.channels, 1)]
+    """For each stage its channels, by how much it shrinks the side,
+    and the module's name: as timm's `feature_info`."""
+    return [dict(num_chs=c, reduction=2**i, module=f'conv{i}')
+        for i,c in enumerate(self.channels, 1)]

@@ -1,4 +1,4 @@
-"""One file from several mirrors, whole or absent, and an archive that can't write outside its folder.
+"""One file from several mirrors, whole or absent, and archives that can't write outside a folder.
 
 Docs: https://recon-nb.github.io/recon_nb/download.html.md"""
 
@@ -39,9 +39,12 @@ def _check_call(urls, checksum):
     "The faults of a call, before anything is opened."
     kind, _, digits = checksum.partition(':')
     if not re.fullmatch(r'[0-9a-f]+', digits) or _digits.get(kind) != len(digits):
-        raise InputError(f"checksum={checksum!r}; it must be md5:, sha1: or sha256: and 32, 40 or 64 hexadecimal digits in lower case.")
+        raise InputError(f"checksum={checksum!r}; it must be md5:, sha1: or sha256: "
+                         "and 32, 40 or 64 hexadecimal digits in lower case.")
     for url in urls:
-        if not re.match('https?://', url): raise InputError(f"{url!r} can't be downloaded: an address begins with http:// or https://.")
+        if not re.match('https?://', url):
+            raise InputError(f"{url!r} can't be downloaded: "
+                             "an address begins with http:// or https://.")
 
 # %% ../nbs/12_download.ipynb #350034b5
 @contextmanager
@@ -50,7 +53,8 @@ def hold(
     *,
     progress:bool=True, # say so if another process has it
 ):
-    "Work on `path` alone: whoever else asks for it waits. Raises `InputError` if nothing can be written there."
+    """Work on `path` alone: whoever else asks for it waits.
+    Raises `InputError` if nothing can be written there."""
     path = Path(path)
     lock = FileLock(path.with_name(f'.{path.name}.lock'))
     try:
@@ -59,19 +63,25 @@ def hold(
         except Timeout:
             if progress: print(f'another process is busy with {path.name}: waiting for it')
             lock.acquire()
-    except OSError as e: raise InputError(f"{path.parent} can't be written: {e.strerror or e}. Choose another folder.") from e
+    except OSError as e:
+        raise InputError(f"{path.parent} can't be written: {e.strerror or e}. "
+                         "Choose another folder.") from e
     try: yield
     finally: lock.release()
 
+# %% ../nbs/12_download.ipynb #e49399da
 def _check_room(folder, need, what):
     if (free := shutil.disk_usage(folder).free) < need:
-        raise InputError(f"{what} needs {megabytes(need)}, and {folder} has {megabytes(free)} left. Free some space, or choose another folder.")
+        raise InputError(f"{what} needs {megabytes(need)}, "
+                         f"and {folder} has {megabytes(free)} left. "
+                         "Free some space, or choose another folder.")
 
 # %% ../nbs/12_download.ipynb #b2259065
 def _note(part): return part.with_name(part.name+'.json')
 
 def _kept(part):
-    "How many bytes an earlier request has left, and its note; (0, {}) if there is nothing to go on from."
+    """How many bytes an earlier request has left, and its note;
+    (0, {}) if there is nothing to go on from."""
     try:
         note = json.loads(_note(part).read_text())
         return (part.stat().st_size, note) if note['total'] else (0, {})
@@ -81,25 +91,32 @@ def _forget(part):
     for f in (part, _note(part)): f.unlink(missing_ok=True)
 
 def _tag(headers):
-    "What tells one version of a file from another: a strong ETag, or the date. A weak ETag does not promise equal bytes."
+    """What tells one version of a file from another: a strong ETag, or the date.
+    A weak ETag does not promise equal bytes."""
     tag = headers.get('ETag') or ''
     return tag if tag.startswith('"') else headers.get('Last-Modified')
 
 # %% ../nbs/12_download.ipynb #f61c4243
 def _ask(url, kept, note, timeout):
-    "Open `url`, at byte `kept` if it is the same file; (response, its first byte, the file's size or None)."
-    headers, same = {'User-Agent': 'recon_nb', 'Accept-Encoding': 'identity'}, note.get('url') == url and note.get('tag')
-    if kept: headers |= {'Range': f'bytes={kept}-', **({'If-Range': note['tag']} if same else {})}
+    """Open `url`, at byte `kept` if it is the same file;
+    (response, its first byte, the file's size or None)."""
+    headers, same = ({'User-Agent': 'recon_nb', 'Accept-Encoding': 'identity'},
+                     note.get('url') == url and note.get('tag'))
+    if kept:
+        headers |= {'Range': f'bytes={kept}-', **({'If-Range': note['tag']} if same else {})}
     try: r = build_opener().open(Request(url, headers=headers), timeout=timeout)
     except HTTPError as e:
         if e.code != 416 or not kept: raise
-        return _ask(url, 0, {}, timeout)                  # there is no such byte: the file has become shorter
+        # there is no such byte: the file has become shorter
+        return _ask(url, 0, {}, timeout)
     if not isinstance(r, HTTPResponse): raise OSError('redirects to something that is not http')
     if r.status != 206:
         length = r.headers.get('Content-Length') or ''
         return r, 0, int(length) if length.isdigit() else None
     m = re.fullmatch(r'bytes (\d+)-\d+/(\d+)', r.headers.get('Content-Range') or '')
-    if kept and m and (int(m[1]), int(m[2])) == (kept, note['total']) and not (same and _tag(r.headers) not in (None, same)): return r, kept, note['total']
+    if (kept and m and (int(m[1]), int(m[2])) == (kept, note['total'])
+        and not (same and _tag(r.headers) not in (None, same))):
+        return r, kept, note['total']
     r.close()
     if not kept: raise OSError('sends a piece where the whole was asked for')
     return _ask(url, 0, {}, timeout)
@@ -110,45 +127,57 @@ class _Cut(Exception): "The line broke, for the reason inside: told apart from a
 @contextmanager
 def _writing(path):
     try: yield
-    except OSError as e: raise InputError(f"{path.parent} can't be written: {e.strerror or e}. Free some space, or choose another folder.") from e
+    except OSError as e:
+        raise InputError(f"{path.parent} can't be written: {e.strerror or e}. "
+                         "Free some space, or choose another folder.") from e
 
 # %% ../nbs/12_download.ipynb #7d0ebcdc
 _slowest = 1000    # bytes a second: 2 GB would take three weeks
 
 def _receive(r, part, start, *, end, timeout, bar):
-    "Write the body behind the first `start` bytes of `part`, but not beyond `end`; returns the size then."
+    """Write the body behind the first `start` bytes of `part`, but not beyond `end`;
+    returns the size then."""
     at, mark, since = start, start, time.monotonic()
     with _writing(part), open(part, 'r+b' if start else 'wb') as f:
-        f.seek(start); f.truncate()
+        f.seek(start)
+        f.truncate()
         bar.n = at
         while at < end:
             try: data = r.read1(min(1<<16, end-at))
             except (OSError, HTTPException) as e: raise _Cut(e)
             if not data: break
-            f.write(data); at += len(data); bar.update(len(data))
+            f.write(data)
+            at += len(data)
+            bar.update(len(data))
             if (passed := time.monotonic()-since) > timeout:
-                if at-mark < _slowest*passed: raise _Cut(TimeoutError(f'sends less than {_slowest} bytes a second'))
+                if at-mark < _slowest*passed:
+                    raise _Cut(TimeoutError(f'sends less than {_slowest} bytes a second'))
                 mark, since = at, time.monotonic()
-        f.flush(); os.fsync(f.fileno())
+        f.flush()
+        os.fsync(f.fileno())
     return at
 
 # %% ../nbs/12_download.ipynb #9fd1f5ab
 def _request(url, part, *, size, timeout, bar):
-    "One request into `part`; (did it go on from earlier bytes?, is it packed for the way?). Raises if the file is not all there."
+    """One request into `part`; (did it go on from earlier bytes?, is it packed for the way?).
+    Raises if the file is not all there."""
     kept, note = _kept(part)
     if kept and kept == note['total']: return True, False
     r, start, total = _ask(url, kept, note, timeout)
     with r:
         packed = r.headers.get('Content-Encoding', 'identity').lower() not in ('identity', '')
         if size and not packed:
-            if total not in (None, size): raise OSError(f'offers {total:,} bytes; the file has {size:,}')
+            if total not in (None, size):
+                raise OSError(f'offers {total:,} bytes; the file has {size:,}')
             total = size
         _check_room(part.parent, (total or size or 0)-start, part.name[1:-5])
         with _writing(part):
             if not start: part.unlink(missing_ok=True)
-            write_atomic(_note(part), json.dumps(dict(url=url, tag=_tag(r.headers), total=None if packed else total)))
+            write_atomic(_note(part), json.dumps(
+                dict(url=url, tag=_tag(r.headers), total=None if packed else total)))
         end = _receive(r, part, start, end=total or 2**40, timeout=timeout, bar=bar)
-    if total is not None and end < total: raise OSError(f'breaks off after {end:,} of {total:,} bytes')
+    if total is not None and end < total:
+        raise OSError(f'breaks off after {end:,} of {total:,} bytes')
     return start > 0, packed
 
 # %% ../nbs/12_download.ipynb #8c8692fd
@@ -156,10 +185,12 @@ _tries, _pause = 20, 1.    # requests to one mirror; seconds between them
 
 def _reason(e, timeout):
     "Why a request failed, for people."
-    if isinstance(e, HTTPError): return 'it redirects in a circle' if 'infinite loop' in str(e.msg) else f'{e.code} {e.msg}'
+    if isinstance(e, HTTPError):
+        return 'it redirects in a circle' if 'infinite loop' in str(e.msg) else f'{e.code} {e.msg}'
     while isinstance(e, (URLError, _Cut)): e = e.reason if isinstance(e, URLError) else e.args[0]
     if isinstance(e, socket.gaierror): return f'host not found ({e.strerror})'
-    if isinstance(e, TimeoutError) and not re.search('less than', str(e)): return f'no answer within {timeout:g} s'
+    if isinstance(e, TimeoutError) and not re.search('less than', str(e)):
+        return f'no answer within {timeout:g} s'
     return str(getattr(e, 'strerror', None) or e or type(e).__name__)
 
 def _unwrap(part, size):
@@ -170,7 +201,9 @@ def _unwrap(part, size):
             while (data := f.read(1<<20)) and g.tell() <= (size or 2**40): g.write(data)
         os.replace(plain, part)
         return True
-    except (OSError, EOFError, zlib.error): plain.unlink(missing_ok=True); return False
+    except (OSError, EOFError, zlib.error):
+        plain.unlink(missing_ok=True)
+        return False
 
 # %% ../nbs/12_download.ipynb #b29fd573
 def _from_mirror(url, part, *, checksum, size, timeout, bar):
@@ -180,85 +213,117 @@ def _from_mirror(url, part, *, checksum, size, timeout, bar):
         if i: time.sleep(_pause)
         try: resumed, packed = _request(url, part, size=size, timeout=timeout, bar=bar)
         except (OSError, HTTPException, _Cut) as e:
-            why, busy = _reason(e, timeout), isinstance(e, HTTPError) and (e.code >= 500 or e.code == 429)
+            why, busy = (_reason(e, timeout),
+                         isinstance(e, HTTPError) and (e.code >= 500 or e.code == 429))
             if (kept := _kept(part)[0]) > best+_slowest*timeout: best = kept
             elif busy and again: again = False
             else: return why
             continue
-        if _is_file(part, checksum) or packed and _unwrap(part, size) and _is_file(part, checksum): return None
+        if (_is_file(part, checksum)
+            or packed and _unwrap(part, size) and _is_file(part, checksum)): return None
         _forget(part)
         why, best = f'sends another file: {checksum.split(":")[0]} differs', 0
         if not resumed: return why
     return why
 
 # %% ../nbs/12_download.ipynb #292267b0
+# long: one call: its parameters, then one mirror after the other
 def download(
     urls, # where the file can be had: one address, or mirrors in the order to try them
     path, # where to put it
     *,
     checksum:str, # md5:, sha1: or sha256: and the hexadecimal digits
-    size:int|None=None, # in bytes, if it is known: a page that is not the file is then refused at once
+    # in bytes, if it is known: a page that is not the file is then refused at once
+    size:int|None=None,
     timeout:float=30., # seconds without a byte until a mirror is given up
     progress:bool=True, # show a bar
     advice:str='', # what else the reader can do, for the error message
 )->Path: # `path`
-    "Fetch one file, whole and checked or not at all. Called again after a fault or a kill, it goes on from there. Raises one `InputError` if no mirror has it."
+    """Fetch one file, whole and checked or not at all.
+    Called again after a fault or a kill, it goes on from there.
+    Raises one `InputError` if no mirror has it."""
     urls, path = [urls] if isinstance(urls, str) else list(urls), Path(path).expanduser()
     _check_call(urls, checksum)
     with hold(path, progress=progress):
         if path.exists(): return _checked(path, checksum)
         part, why = path.with_name(f'.{path.name}.part'), []
-        with progress_bar(total=size, desc=path.name, unit='B', unit_scale=True, initial=_kept(part)[0], show=progress) as bar:
+        with progress_bar(total=size, desc=path.name, unit='B', unit_scale=True,
+                          initial=_kept(part)[0], show=progress) as bar:
             for url in urls:
-                why.append(_from_mirror(url, part, checksum=checksum, size=size, timeout=timeout, bar=bar))
+                why.append(_from_mirror(url, part, checksum=checksum, size=size,
+                                        timeout=timeout, bar=bar))
                 if why[-1] is None: break
-        if why[-1] is None: os.replace(part, path); _forget(part); return path
+        if why[-1] is None:
+            os.replace(part, path)
+            _forget(part)
+            return path
         kept = _kept(part)[0]
     raise InputError(_no_mirror(path, urls, why, kept, checksum, advice))
 
 # %% ../nbs/12_download.ipynb #ad72e78f
 def _checked(path, checksum):
     if path.is_file() and _is_file(path, checksum): return path
-    raise InputError(f"{path} is not the file that is expected there ({checksum}): it is damaged, or another one. Remove it, then it is fetched anew.")
+    raise InputError(f"{path} is not the file that is expected there ({checksum}): "
+                     "it is damaged, or another one. Remove it, then it is fetched anew.")
 
 def _no_mirror(path, urls, why, kept, checksum, advice):
     tried = ';\n'.join(f'  {url}: {w}' for url,w in zip(urls, why))+'.'
-    so_far = f"{megabytes(kept)} of it are kept; the next call goes on from there.\n" if kept else ''
-    return f"{path.name} could not be downloaded. Tried:\n{tried}\n{so_far}What you can do: fetch the file elsewhere and put it at {path} ({checksum}){'; '+advice if advice else ''}."
+    so_far = (f"{megabytes(kept)} of it are kept; the next call goes on from there.\n"
+              if kept else '')
+    return (f"{path.name} could not be downloaded. Tried:\n{tried}\n{so_far}"
+            "What you can do: fetch the file elsewhere and put it at "
+            f"{path} ({checksum}){'; '+advice if advice else ''}.")
 
 # %% ../nbs/12_download.ipynb #45c4a34b
 def _parts_of(name, what=None):
     "The parts of an entry's name; raises `ValueError` if it leads out of the folder."
     parts = PurePosixPath(name).parts
-    if name.startswith('/') or '..' in parts or '\\' in name or '\0' in name or re.match('[A-Za-z]:', name): raise ValueError(f'{what or f"its entry {name!r}"} leads out of the folder')
+    if (name.startswith('/') or '..' in parts or '\\' in name or '\0' in name
+        or re.match('[A-Za-z]:', name)):
+        raise ValueError(f'{what or f"its entry {name!r}"} leads out of the folder')
     return parts
 
+# %% ../nbs/12_download.ipynb #cb8098cb
 def _tar_entries(f):
     "(name, kind, size, how to open it, the name it links to) of each entry."
     with tarfile.open(fileobj=f, mode='r:*') as tar:
         for m in tar:
-            kind = 'file' if m.isreg() else 'folder' if m.isdir() else 'link' if m.issym() or m.islnk() else 'device'
+            kind = ('file' if m.isreg() else
+                    'folder' if m.isdir() else
+                    'link' if m.issym() or m.islnk() else
+                    'device')
             near = PurePosixPath(m.name).parent if m.issym() else PurePosixPath()
-            yield m.name, kind, m.size, lambda: tar.extractfile(m), os.path.normpath(near/m.linkname) if kind == 'link' else None
+            yield (m.name, kind, m.size, lambda: tar.extractfile(m),
+                   os.path.normpath(near/m.linkname) if kind == 'link' else None)
 
 def _zip_entries(f):
     with zipfile.ZipFile(f) as z:
         for m in z.infolist():
-            kind = {stat.S_IFLNK: 'link', 0: 'file', stat.S_IFREG: 'file', stat.S_IFDIR: 'folder'}.get(stat.S_IFMT(m.external_attr >> 16), 'device')
-            if kind == 'link' and m.file_size > 4096: raise ValueError(f'its entry {m.filename!r} is a link with {megabytes(m.file_size)}')
-            target = os.path.normpath(PurePosixPath(m.filename).parent/z.read(m).decode()) if kind == 'link' else None
-            yield m.filename, 'folder' if m.is_dir() else kind, m.file_size, lambda: z.open(m), target
+            kind = {stat.S_IFLNK: 'link', 0: 'file',
+                    stat.S_IFREG: 'file', stat.S_IFDIR: 'folder',
+                   }.get(stat.S_IFMT(m.external_attr >> 16), 'device')
+            if kind == 'link' and m.file_size > 4096:
+                raise ValueError(f'its entry {m.filename!r} is a link '
+                                 f'with {megabytes(m.file_size)}')
+            target = (os.path.normpath(PurePosixPath(m.filename).parent/z.read(m).decode())
+                      if kind == 'link' else None)
+            yield (m.filename, 'folder' if m.is_dir() else kind, m.file_size,
+                   lambda: z.open(m), target)
 
 # %% ../nbs/12_download.ipynb #3988bc99
 def _unpack_entry(folder, name, kind, source, target):
     parts = _parts_of(name)
     if kind == 'device': raise ValueError(f'its entry {name!r} is neither a file nor a folder')
     path = folder.joinpath(*parts)
-    if kind == 'folder' or not parts: path.mkdir(parents=True, exist_ok=True); return
+    if kind == 'folder' or not parts:
+        path.mkdir(parents=True, exist_ok=True)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     if kind == 'link':
         old = folder.joinpath(*_parts_of(target, f'its entry {name!r} is a link that'))
-        if not old.is_file(): raise ValueError(f'its entry {name!r} links to {target!r}, which is no file that came before')
+        if not old.is_file():
+            raise ValueError(f'its entry {name!r} links to {target!r}, '
+                             'which is no file that came before')
         if old != path: shutil.copyfile(old, path)
         return
     with source() as f, open(path, 'wb') as g: shutil.copyfileobj(f, g, 1<<20)
@@ -267,12 +332,16 @@ def _unpack_entry(folder, name, kind, source, target):
 _most_entries = 1_000_000
 
 def _unpack_one(archive, folder, *, most, progress):
-    with open(archive, 'rb') as f, progress_bar(total=archive.stat().st_size, desc=f'unpacking {archive.name}', unit='B', unit_scale=True, show=progress) as bar:
+    with (open(archive, 'rb') as f,
+          progress_bar(total=archive.stat().st_size, desc=f'unpacking {archive.name}',
+                       unit='B', unit_scale=True, show=progress) as bar):
         total, entries = 0, _zip_entries(f) if zipfile.is_zipfile(f) else _tar_entries(f)
         f.seek(0)
         for i,(name,kind,size,source,target) in enumerate(entries):
             total += max(size, 0)
-            if total > most or i >= _most_entries: raise ValueError(f'it holds more than {megabytes(most)} or {_most_entries:,} entries')
+            if total > most or i >= _most_entries:
+                raise ValueError(f'it holds more than {megabytes(most)} '
+                                 f'or {_most_entries:,} entries')
             _check_room(folder, size, archive.name)
             _unpack_entry(folder, name, kind, source, target)
             if (at := f.tell()) > bar.n: bar.update(at-bar.n)
@@ -285,12 +354,15 @@ def unpack(
     most:int=2*10**10, # bytes that all of it may take
     progress:bool=True, # show a bar
 )->Path: # `folder`
-    "Unpack into a folder that is there whole or not at all. Raises `InputError` if an archive is damaged or an entry leads out of the folder."
-    archives, folder = [Path(a) for a in ([archives] if isinstance(archives, (str, os.PathLike)) else archives)], Path(folder)
+    """Unpack into a folder that is there whole or not at all.
+    Raises `InputError` if an archive is damaged or an entry leads out of the folder."""
+    archives, folder = [Path(a) for a in (
+        [archives] if isinstance(archives, (str, os.PathLike)) else archives)], Path(folder)
     with hold(folder, progress=progress):
         if folder.exists(): return folder
         for old in folder.parent.iterdir():
-            if old.name.startswith(f'.{folder.name}.') and old.suffix == '.unpacking': shutil.rmtree(old, ignore_errors=True)
+            if old.name.startswith(f'.{folder.name}.') and old.suffix == '.unpacking':
+                shutil.rmtree(old, ignore_errors=True)
         temp = folder.with_name(f'.{folder.name}.{os.getpid()}.unpacking')
         try:
             with _writing(folder): temp.mkdir()
@@ -307,6 +379,8 @@ def _reading(archive):
     try: yield
     except InputError: raise
     except FileNotFoundError as e: raise InputError(f"{e.filename} is missing.") from e
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, LZMAError, RuntimeError, NotImplementedError, OSError, ValueError) as e:
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, LZMAError,
+            RuntimeError, NotImplementedError, OSError, ValueError) as e:
         why = getattr(e, 'strerror', None) or str(e) or 'it ends too early'
-        raise InputError(f"{archive} can't be unpacked: {why}. Remove it if it is damaged, then it can be fetched anew.") from e
+        raise InputError(f"{archive} can't be unpacked: {why}. "
+                         "Remove it if it is damaged, then it can be fetched anew.") from e

@@ -1,4 +1,4 @@
-"""Many arms, many sets, many seeds: run what is missing, write a record for each run, and lose nothing when somebody pulls the plug (§3.3, §3.5).
+"""Many arms, sets and seeds: run what is missing, a record each; safe to kill (§3.3, §3.5).
 
 Docs: https://recon-nb.github.io/recon_nb/experiments.html.md"""
 
@@ -37,65 +37,97 @@ class Job:
     mode:str          # a name in `MODES`
     labels:int|None   # of each class; None for all
     seed:int          # of the probe
-    settings:tuple=() # what the recipe has different, as (field, value), and at how many labels it was searched
+    # what the recipe has different, as (field, value), and at how many labels it was searched
+    settings:tuple=()
     net:object=field(default=None, compare=False, repr=False)    # the `Arm`
     images:object=field(default=None, compare=False, repr=False) # the `LabelledSet`
     search:object=field(default=None, compare=False, repr=False) # the job that finds its recipe
 
     @property
-    def known(self)->dict: return {f.name: getattr(self, f.name) for f in fields(self) if f.compare} # what a record keeps of it
+    def known(self)->dict: # what a record keeps of it
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.compare}
+
     @property
-    def key(self)->str: return json.dumps(self.known, sort_keys=True) # for finding it again in a file
+    def key(self)->str: # for finding it again in a file
+        return json.dumps(self.known, sort_keys=True)
 
     def __str__(self):
-        labels, pretraining = 'all labels' if self.labels is None else f'{self.labels} labels', self.net.source.get('seed') if self.net else None
+        labels, pretraining = ('all labels' if self.labels is None else f'{self.labels} labels',
+                               self.net.source.get('seed') if self.net else None)
         who = self.arm if pretraining is None else f'{self.arm} {pretraining}'
-        return f"{self.data}, {self.mode}, {labels}, {who}, " + ('search' if self.kind == 'recipe' else f'seed {self.seed}')
+        return (f"{self.data}, {self.mode}, {labels}, {who}, "
+                + ('search' if self.kind == 'recipe' else f'seed {self.seed}'))
 
 # %% ../nbs/62_experiments.ipynb #3fc44426
 def _as_seeds(seeds):
     seeds = [*range(seeds)] if isinstance(seeds, int) else list(seeds)
-    if not seeds or any(type(s) is not int or s < 0 for s in seeds) or len(set(seeds)) < len(seeds): raise InputError(f"seeds={seeds}; give a number of seeds, or different whole numbers from 0.")
+    if (not seeds or any(type(s) is not int or s < 0 for s in seeds)
+            or len(set(seeds)) < len(seeds)):
+        raise InputError(f"seeds={seeds}; "
+                         "give a number of seeds, or different whole numbers from 0.")
     return seeds
 
 def _as_labels(labels):
     labels = list(labels) if isinstance(labels, (list, tuple)) else [labels]
-    if not labels or len(set(labels)) < len(labels): raise InputError(f"labels={labels}; give different numbers of labels a class, None for all.")
+    if not labels or len(set(labels)) < len(labels):
+        raise InputError(f"labels={labels}; "
+                         "give different numbers of labels a class, None for all.")
     return labels
 
+# %% ../nbs/62_experiments.ipynb #2730e021
 def _as_arms(encoders, **how):
     "Name -> list of arms. `like` for scratch is the first that is trained."
-    if not isinstance(encoders, dict) or not encoders: raise InputError("encoders is a dict: the name of an arm -> None (scratch), 'pixels', an encoder, or a list of encoders.")
+    if not isinstance(encoders, dict) or not encoders:
+        raise InputError("encoders is a dict: the name of an arm -> None (scratch), 'pixels', "
+                         "an encoder, or a list of encoders.")
     groups = {name: e if isinstance(e, (list, tuple)) else [e] for name,e in encoders.items()}
-    if empty := [name for name,g in groups.items() if not g]: raise InputError(f"the arm {empty[0]!r} has no encoder.")
-    trained = [e for g in groups.values() for e in g if e is not None and not (isinstance(e, str) and e == 'pixels')]
-    how['like'] = how['like'] if how['like'] is not None or how['width'] or not trained else trained[0].net if isinstance(trained[0], Arm) else trained[0]
+    if empty := [name for name,g in groups.items() if not g]:
+        raise InputError(f"the arm {empty[0]!r} has no encoder.")
+    trained = [e for g in groups.values() for e in g
+               if e is not None and not (isinstance(e, str) and e == 'pixels')]
+    how['like'] = (
+        how['like'] if how['like'] is not None or how['width'] or not trained
+        else trained[0].net if isinstance(trained[0], Arm)
+        else trained[0])
     arms = {name: [as_arm(e, **how) for e in g] for name,g in groups.items()}
     for name,g in arms.items():
-        if len({fingerprint(a) for a in g}) < len(g): raise InputError(f"the arm {name!r} has the same encoder twice; give different pretrainings, or one.")
+        if len({fingerprint(a) for a in g}) < len(g):
+            raise InputError(f"the arm {name!r} has the same encoder twice; "
+                             "give different pretrainings, or one.")
     return arms
 
 # %% ../nbs/62_experiments.ipynb #0624f6ba
 def _as_sets(datasets, size, root):
     "The sets, loaded."
-    named = datasets if isinstance(datasets, dict) else {None: datasets} if not isinstance(datasets, (list, tuple)) else dict(enumerate(datasets))
+    named = (datasets if isinstance(datasets, dict)
+             else {None: datasets} if not isinstance(datasets, (list, tuple))
+             else dict(enumerate(datasets)))
     if not named: raise InputError("datasets is empty; give names, folders, or a dict of them.")
-    sets = [load_labelled(d, size=size, root=root, name=k if isinstance(k, str) else None) for k,d in named.items()]
+    sets = [load_labelled(d, size=size, root=root, name=k if isinstance(k, str) else None)
+            for k,d in named.items()]
     sets = [replace(s, name=k) if isinstance(k, str) else s for k,s in zip(named, sets)]
-    if len({s.name for s in sets}) < len(sets): raise InputError(f"two sets have the same name ({', '.join(s.name for s in sets)}); give a dict with a name for each.")
+    if len({s.name for s in sets}) < len(sets):
+        raise InputError(f"two sets have the same name ({', '.join(s.name for s in sets)}); "
+                         "give a dict with a name for each.")
     return sets
 
 def _search_labels(search, labels, data):
-    "At how many labels the recipe is searched: as asked, if the images that judge can be kept out of it."
+    """At how many labels the recipe is searched:
+    as asked, if the images that judge can be kept out of it."""
     k = labels if search == 'each' else search
-    free = np.bincount(np.delete(data.train_y, development_images(data.train_y)), minlength=len(data.classes)).min()
+    free = np.bincount(np.delete(data.train_y, development_images(data.train_y)),
+                       minlength=len(data.classes)).min()
     return k if k is None or k <= free else None
 
 # %% ../nbs/62_experiments.ipynb #26be175e
 # long: the checks, then the cross product
 def list_jobs(
-    encoders:dict, # name of an arm -> None (scratch), 'pixels', an encoder, or a list of encoders that differ in the seed of their pretraining
-    datasets, # a `LabelledSet`, the name of a set, a folder; a list of these, or a dict with a name for each
+    # name of an arm -> None (scratch), 'pixels', an encoder,
+    # or a list of encoders that differ in the seed of their pretraining
+    encoders:dict,
+    # a `LabelledSet`, the name of a set, a folder;
+    # a list of these, or a dict with a name for each
+    datasets,
     modes=('linear','finetune'), # names in `MODES`
     labels=(25,100,500,None), # of each class; None for all
     seeds=5, # of the probe: how many, or which
@@ -104,18 +136,31 @@ def list_jobs(
     like=None, # for scratch: whose architecture it has; the first encoder's if not given
     width:int|None=None, # for scratch without any encoder: channels of the first stage
     root=None, # where a named set lies
-    recipes:dict|None=None, # name of a set, or '*' for all -> fields of `Recipe` that are fixed there, such as flip=False
-    search:str|int|None='each', # the recipe is searched at 'each' number of labels, at one number for all, or (None) not at all
+    # name of a set, or '*' for all -> fields of `Recipe` that are fixed there, such as flip=False
+    recipes:dict|None=None,
+    # the recipe is searched at 'each' number of labels, at one number for all,
+    # or (None) not at all
+    search:str|int|None='each',
     matched:bool=False, # the k-th encoder of an arm gets the k-th seed only
 )->list: # of `Job`, in the order to run them
     "Every run of an experiment. Raises `InputError` if one of them could not be made."
-    modes, labels, seeds, recipes = [modes] if isinstance(modes, str) else list(modes), _as_labels(labels), _as_seeds(seeds), recipes or {}
+    modes, labels, seeds, recipes = (
+        [modes] if isinstance(modes, str) else list(modes),
+        _as_labels(labels), _as_seeds(seeds), recipes or {})
     for m in modes: check_name(m, MODES, 'mode')
-    if search not in ('each', None) and (type(search) is not int or search < 1): raise InputError(f"search={search!r}; give 'each', a number of labels a class, or None.")
+    if search not in ('each', None) and (type(search) is not int or search < 1):
+        raise InputError(f"search={search!r}; "
+                         "give 'each', a number of labels a class, or None.")
     arms = _as_arms(encoders, size=size, like=like, width=width)
     if matched and (uneven := [name for name,g in arms.items() if len(g) > len(seeds)]):
-        raise InputError(f"matched pairs the k-th encoder with the k-th seed, and the arm {uneven[0]!r} has {len(arms[uneven[0]])} encoders for {len(seeds)} seeds: give a seed for each.")
-    if len(sizes := {a.size for g in arms.values() for a in g}) > 1: raise InputError(f"the encoders are for pictures of {' and '.join(map(str, sorted(sizes)))} px; give size=, or compare them apart.")
+        raise InputError(
+            "matched pairs the k-th encoder with the k-th seed, "
+            f"and the arm {uneven[0]!r} has {len(arms[uneven[0]])} encoders "
+            f"for {len(seeds)} seeds: give a seed for each.")
+    if len(sizes := {a.size for g in arms.values() for a in g}) > 1:
+        raise InputError(
+            f"the encoders are for pictures of {' and '.join(map(str, sorted(sizes)))} px; "
+            "give size=, or compare them apart.")
     sets = _as_sets(datasets, sizes.pop(), root)
     for k in recipes: check_name(k, ['*', *(s.name for s in sets)], 'set with a recipe')
     jobs = []
@@ -127,29 +172,39 @@ def list_jobs(
         for name,group in arms.items():
             prints = [fingerprint(a) for a in group]
             for m in [m for m in modes if group[0].name != 'pixels' or m in ('knn','linear')]:
-                for k in labels: jobs += _cell(name, group, prints, d, m, k, seeds, () if m in FROZEN else fixed, search, matched)
+                for k in labels:
+                    jobs += _cell(name, group, prints, d, m, k, seeds,
+                                  () if m in FROZEN else fixed, search, matched)
     return in_order(jobs)
 
+# %% ../nbs/62_experiments.ipynb #cf511ea0
 def _cell(name, group, prints, d, mode, k, seeds, settings, search, matched):
     "The jobs of one cell of a table."
     found = None
     if search and mode not in FROZEN:
         at = _search_labels(search, k, d)
-        found = Job('recipe', name, prints[0], d.name, d.size, mode, at, 0, settings, net=group[0], images=d)
+        found = Job('recipe', name, prints[0], d.name, d.size, mode, at, 0, settings,
+                    net=group[0], images=d)
         settings = (*settings, ('search', at or 'all'))
     some = lambda i: seeds if not matched or len(group) == 1 else seeds[i:i+1]
-    return [Job('probe', name, w, d.name, d.size, mode, k, s, settings, net=a, images=d, search=found) for i,(a,w) in enumerate(zip(group, prints)) for s in some(i)]
+    return [Job('probe', name, w, d.name, d.size, mode, k, s, settings,
+                net=a, images=d, search=found)
+            for i,(a,w) in enumerate(zip(group, prints))
+            for s in some(i)]
 
 # %% ../nbs/62_experiments.ipynb #c5e0e55c
 def in_order(
     jobs, # a list of `Job`
 )->list: # the same jobs and their searches, each once
-    "Frozen modes first, an encoder at a time; then the trained ones, few labels before many, a seed of every arm before the next seed."
+    """Frozen modes first, an encoder at a time; then the trained ones,
+    few labels before many, a seed of every arm before the next seed."""
     rank = lambda name: {v: i for i,v in enumerate(dict.fromkeys(getattr(j, name) for j in jobs))}
     data, arm, weights = rank('data'), rank('arm'), rank('weights')
     def place(j):
-        where, many = (data[j.data], arm[j.arm], weights[j.weights]), float('inf') if j.labels is None else j.labels
-        return (0, MODES.index(j.mode), *where, j.seed, many) if j.mode in FROZEN else (1, many, -MODES.index(j.mode), j.seed, *where)
+        where, many = ((data[j.data], arm[j.arm], weights[j.weights]),
+                       float('inf') if j.labels is None else j.labels)
+        return ((0, MODES.index(j.mode), *where, j.seed, many) if j.mode in FROZEN
+                else (1, many, -MODES.index(j.mode), j.seed, *where))
     probes = sorted((j for j in jobs if j.kind == 'probe'), key=place)
     return list(dict.fromkeys(x for j in probes for x in ([j.search] if j.search else []) + [j]))
 
@@ -158,41 +213,64 @@ def in_order(
 def locked_records(
     out, # the file of records; made if it is missing
 ):
-    "A file of records that nobody else writes to meanwhile. Raises `InputError` if somebody does, or if it can't be written."
+    """A file of records that nobody else writes to meanwhile.
+    Raises `InputError` if somebody does, or if it can't be written."""
     out = Path(out).expanduser()
     lock = FileLock(f'{out}.lock')
-    try: out.parent.mkdir(parents=True, exist_ok=True); lock.acquire(timeout=0)
-    except Timeout: raise InputError(f"{out} is in use: another process writes its records to it. Wait for it, or give another file.") from None
-    except OSError as e: raise InputError(f"{out} can't be written: {e.strerror}. Give another file.") from None
-    try: append_jsonl(out); yield out                # nothing is appended, but a torn last line goes
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(
+            f"{out} is in use: another process writes its records to it. "
+            "Wait for it, or give another file.") from None
+    except OSError as e:
+        raise InputError(f"{out} can't be written: {e.strerror}. Give another file.") from None
+    try:
+        append_jsonl(out) # nothing is appended, but a torn last line goes
+        yield out
     finally: lock.release()
 
 # %% ../nbs/62_experiments.ipynb #1be23117
 def _search(job, device):
     start = time.monotonic()
-    r = search_recipe(job.net, job.images, mode=job.mode, labels_per_class=job.labels, device=device, **dict(job.settings))
-    return dict(schema=1, kind='recipe', job=job.known, source=job.net.source, recipe=asdict(r), score=max(r.selected['scores'].values()), seconds=round(time.monotonic()-start, 2), machine=describe_machine())
+    r = search_recipe(job.net, job.images, mode=job.mode, labels_per_class=job.labels,
+                      device=device, **dict(job.settings))
+    return dict(
+        schema=1, kind='recipe', job=job.known, source=job.net.source,
+        recipe=asdict(r), score=max(r.selected['scores'].values()),
+        seconds=round(time.monotonic()-start, 2), machine=describe_machine())
 
 def _probe(job, recipe, device):
     fixed = {k: v for k,v in job.settings if k != 'search'}
-    if job.mode not in FROZEN and recipe is None: recipe = paper_recipe(**fixed) if job.mode == 'paper-finetune' else Recipe(**fixed)
-    r, = probe(job.net, job.images, mode=job.mode, labels_per_class=job.labels, seeds=[job.seed], recipe=recipe, device=device, progress=False).records()
-    passes = r['n_train'] + r['n_test'] + 3*r['images_seen']*(job.mode not in FROZEN)          # a training step: forward, and twice that backward
-    return dict({k: v for k,v in r.items() if k != 'confusion'}, kind='probe', job=job.known, flops=2*r['macs']*passes)
+    if job.mode not in FROZEN and recipe is None:
+        recipe = paper_recipe(**fixed) if job.mode == 'paper-finetune' else Recipe(**fixed)
+    r, = probe(job.net, job.images, mode=job.mode, labels_per_class=job.labels, seeds=[job.seed],
+               recipe=recipe, device=device, progress=False).records()
+    # a training step: forward, and twice that backward
+    passes = r['n_train'] + r['n_test'] + 3*r['images_seen']*(job.mode not in FROZEN)
+    return dict({k: v for k,v in r.items() if k != 'confusion'},
+                kind='probe', job=job.known, flops=2*r['macs']*passes)
 
 # %% ../nbs/62_experiments.ipynb #14ead3c8
 def _set_fingerprint(images): # equal for equal pixels and labels of a `LabelledSet`
     h = hashlib.blake2b(digest_size=6)
     for x,y in ((images.train_x, images.train_y), (images.test_x, images.test_y)):
-        h.update(f'{x.shape}'.encode()); h.update(np.asarray(y, dtype=np.int64).tobytes()); h.update(np.ascontiguousarray(x))
+        h.update(f'{x.shape}'.encode())
+        h.update(np.asarray(y, dtype=np.int64).tobytes())
+        h.update(np.ascontiguousarray(x))
     return h.hexdigest()
 
 def _check_images(jobs, done, out):
-    "The fingerprint of each set. Raises `InputError` if there are records of other images under the same name."
+    """The fingerprint of each set.
+    Raises `InputError` if there are records of other images under the same name."""
     prints = {i: _set_fingerprint(s) for i,s in {id(j.images): j.images for j in jobs}.items()}
     for j in jobs:
         if done.get(j.key, {}).get('images', now := prints[id(j.images)]) != now:
-            raise InputError(f"{out} has records of other images called {j.data!r}: photos or labels have changed since. Give another file as `out`, or the set another name.")
+            raise InputError(
+                f"{out} has records of other images called {j.data!r}: "
+                "photos or labels have changed since. "
+                "Give another file as `out`, or the set another name.")
     return prints
 
 # %% ../nbs/62_experiments.ipynb #97c50df9
@@ -208,17 +286,24 @@ def run_jobs(
         done = {json.dumps(r['job'], sort_keys=True): r for r in read_jsonl(out) if 'job' in r}
         prints = _check_images(jobs, done, out)
         missing = [j for j in jobs if j.key not in done]
-        if progress and len(missing) < len(jobs): print(f'{len(jobs)-len(missing)} of {len(jobs)} are there')
+        if progress and len(missing) < len(jobs):
+            print(f'{len(jobs)-len(missing)} of {len(jobs)} are there')
         for i,j in enumerate(missing):
-            r = _search(j, device) if j.kind == 'recipe' else _probe(j, Recipe(**done[j.search.key]['recipe']) if j.search else None, device)
+            r = (_search(j, device) if j.kind == 'recipe' else
+                 _probe(j, Recipe(**done[j.search.key]['recipe']) if j.search else None, device))
             append_jsonl(out, r := dict(r, images=prints[id(j.images)]))
-            done[j.key] = json.loads(json.dumps(r))              # as the file gives it back
-            if progress: print(_line(i+1, missing, j, r, sum(estimate(missing[i+1:], jobs, done))), flush=True)
+            done[j.key] = json.loads(json.dumps(r)) # as the file gives it back
+            if progress:
+                print(_line(i+1, missing, j, r, sum(estimate(missing[i+1:], jobs, done))),
+                      flush=True)
     return [done[j.key] for j in jobs]
 
+# %% ../nbs/62_experiments.ipynb #754ec12d
 def _line(i, jobs, j, r, left):
-    found = f"development {r['score']:.1%}" if j.kind == 'recipe' else f"test {r['test_accuracy']:.1%}, train {r['train_accuracy']:.1%}"
-    return f"{i} of {len(jobs)}: {j}: {found}; {duration(r['seconds'])}" + (f', about {duration(left)} left' if i < len(jobs) else '')
+    found = (f"development {r['score']:.1%}" if j.kind == 'recipe' else
+             f"test {r['test_accuracy']:.1%}, train {r['train_accuracy']:.1%}")
+    return (f"{i} of {len(jobs)}: {j}: {found}; {duration(r['seconds'])}"
+            + (f', about {duration(left)} left' if i < len(jobs) else ''))
 
 # %% ../nbs/62_experiments.ipynb #c1332eab
 def count_work(
@@ -229,10 +314,14 @@ def count_work(
     n, k = len(d.train_y) if job.labels is None else job.labels*len(d.classes), len(d.classes)
     macs, channels = float(max(count_macs(net.net, d.size), 1)), net.net.channels
     if job.mode not in FROZEN:
-        r = (paper_recipe if job.mode == 'paper-finetune' else Recipe)(**{f: v for f,v in job.settings if f != 'search'})
-        return macs*(3*r.updates(n)*min(r.bs, n) + n + len(d.test_y)) * (7 if job.kind == 'recipe' else 1)
+        r = (paper_recipe if job.mode == 'paper-finetune' else Recipe)(
+            **{f: v for f,v in job.settings if f != 'search'})
+        return (macs*(3*r.updates(n)*min(r.bs, n) + n + len(d.test_y))
+                * (7 if job.kind == 'recipe' else 1))
     work, last = macs*(n + len(d.test_y)), channels[-1]*max(1, d.size//16)**2
-    if job.mode == 'linear': work += (3*d.size**2 if net.name == 'pixels' else 4*sum(channels[-3:]))*k*(400*n + 4000*min(n, 5000))
+    if job.mode == 'linear':
+        work += ((3*d.size**2 if net.name == 'pixels' else 4*sum(channels[-3:]))
+                 *k*(400*n + 4000*min(n, 5000)))
     if job.mode == 'paper-frozen': work += 5*3*32*paper_updates(n)*last*512
     return work
 
@@ -250,7 +339,9 @@ def estimate(
     for j,s in seen: rates.setdefault(j.mode, []).append((s, _work(j)))
     rate = lambda pairs: sum(s for s,_ in pairs)/sum(w for _,w in pairs)
     guess = 1/speed if speed else rate(sum(rates.values(), [])) if rates else float('nan')
-    return [float(np.mean(took[kin(j)])) if kin(j) in took else _work(j)*(rate(rates[j.mode]) if j.mode in rates else guess) for j in todo]
+    return [float(np.mean(took[kin(j)])) if kin(j) in took
+            else _work(j)*(rate(rates[j.mode]) if j.mode in rates else guess)
+            for j in todo]
 
 _works = {}
 def _work(j): # counted once
@@ -270,8 +361,10 @@ def compare(
     progress:bool=True, # a line for each run
     **how, # for `list_jobs`: size, like, width, root, recipes, search, matched
 )->list: # the records: dicts, one a run, searches included
-    "Probe many encoders on many sets: run what is missing, append one record a run. Safe to kill; call it again to go on."
-    return run_jobs(list_jobs(encoders, datasets, modes, labels, seeds, **how), out=out, device=device, progress=progress)
+    """Probe many encoders on many sets: run what is missing, append one record a run.
+    Safe to kill; call it again to go on."""
+    return run_jobs(list_jobs(encoders, datasets, modes, labels, seeds, **how),
+                    out=out, device=device, progress=progress)
 
 # %% ../nbs/62_experiments.ipynb #cb4a38d5
 def measure_speed(
@@ -282,11 +375,12 @@ def measure_speed(
 )->float: # multiply-adds a second, in training
     "How fast this machine trains an encoder: the better of three steps."
     model = net.build(0).to(device, memory_format=torch.channels_last).train()
-    x, ticks = torch.randn(bs, 3, net.size, net.size, device=device).contiguous(memory_format=torch.channels_last), []
+    x, ticks = torch.randn(bs, 3, net.size, net.size, device=device).contiguous(
+        memory_format=torch.channels_last), []
     for _ in range(4):
         start = time.monotonic()
         model.features(x)[-1].square().mean().backward()
-        float(next(model.parameters()).grad.sum())                # waits for the device
+        float(next(model.parameters()).grad.sum()) # waits for the device
         ticks.append(time.monotonic()-start)
     return 3*bs*count_macs(net.net, net.size)/min(ticks[1:])
 
@@ -302,6 +396,7 @@ def plan(
     "The runs of `compare`, with the time each may take. Runs none of them."
     return plan_jobs(list_jobs(encoders, datasets, *args, **how), out=out, device=device)
 
+# %% ../nbs/62_experiments.ipynb #b429181e
 def plan_jobs(
     jobs, # from `list_jobs`
     *,
@@ -309,8 +404,13 @@ def plan_jobs(
     device='cpu', # where they would be computed
 )->pd.DataFrame: # as for `plan`
     "Jobs as a table, with the time each may take."
-    done = {json.dumps(r['job'], sort_keys=True): r for r in read_jsonl(Path(out).expanduser()) if 'job' in r}
+    done = {json.dumps(r['job'], sort_keys=True): r
+            for r in read_jsonl(Path(out).expanduser()) if 'job' in r}
     net = next((j.net for j in jobs if j.net.name != 'pixels'), None)
-    hours = np.array(estimate(jobs, jobs, done, measure_speed(net, device=device) if net else None))/3600
-    rows = [dict(kind=j.kind, data=j.data, mode=j.mode, labels=j.labels or 'all', arm=j.arm, pretraining=j.net.source.get('seed', '-'), seed=j.seed, done=j.key in done) for j in jobs]
+    hours = np.array(estimate(
+        jobs, jobs, done, measure_speed(net, device=device) if net else None))/3600
+    rows = [dict(kind=j.kind, data=j.data, mode=j.mode, labels=j.labels or 'all',
+                 arm=j.arm, pretraining=j.net.source.get('seed', '-'), seed=j.seed,
+                 done=j.key in done)
+            for j in jobs]
     return pd.DataFrame(rows).assign(hours=hours)

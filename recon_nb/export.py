@@ -1,4 +1,4 @@
-"""The trained encoder as one file that others can use without this package, and the way back (§3.2).
+"""The trained encoder as one file, usable without this package, and the way back (§3.2).
 
 Docs: https://recon-nb.github.io/recon_nb/export.html.md"""
 
@@ -33,14 +33,23 @@ def describe_encoder(
     step:int, # how many steps it was trained
     photos:str|None=None, # where the photos came from, in words; from the config if not given
 )->dict: # JSON-ready
-    "All that others must know to use an encoder: architecture, preprocessing, training. Names no path."
+    """All that others must know to use an encoder: architecture, preprocessing, training.
+    Names no path."""
     source = photos or ('folder' if set(cfg.data) & set('/\\') else cfg.data)
     return dict(
-        architecture=dict(name='recon_nb.generator.Encoder', width=cfg.width, ni=enc.conv1[0].in_channels, dropout=cfg.dropout, between=cfg.between),
-        channels=list(enc.channels), reductions=[f['reduction'] for f in enc.feature_info],
-        preprocessing=dict(size=cfg.size, crop='centre square', resize='bicubic, antialiased', channels='RGB', range=[-1,1], mean=[.5]*3, std=[.5]*3),
-        training=dict(preset=cfg.preset, deviations={k: list(v) for k,v in deviations(cfg).items()}, photos=source, step=step,
-                      **(dict(teacher=cfg.teacher_name) if cfg.teacher else {}), schema=cfg.schema, recon_nb=__version__))
+        architecture=dict(
+            name='recon_nb.generator.Encoder', width=cfg.width, ni=enc.conv1[0].in_channels,
+            dropout=cfg.dropout, between=cfg.between),
+        channels=list(enc.channels),
+        reductions=[f['reduction'] for f in enc.feature_info],
+        preprocessing=dict(
+            size=cfg.size, crop='centre square', resize='bicubic, antialiased',
+            channels='RGB', range=[-1,1], mean=[.5]*3, std=[.5]*3),
+        training=dict(
+            preset=cfg.preset, deviations={k: list(v) for k,v in deviations(cfg).items()},
+            photos=source, step=step,
+            **(dict(teacher=cfg.teacher_name) if cfg.teacher else {}),
+            schema=cfg.schema, recon_nb=__version__))
 
 # %% ../nbs/53_export.ipynb #b2913537
 @dataclass(frozen=True)
@@ -49,7 +58,8 @@ class Preprocess:
     size: int # side in pixels
 
     def __call__(self,
-        images, # a path, a PIL image, an array (h, w, 3) or (n, h, w, 3) of bytes, or a list of these
+        # a path, a PIL image, an array (h, w, 3) or (n, h, w, 3) of bytes, or a list of these
+        images,
         *,
         share:float=1., # side of the centred square, as a share of the shorter side
     )->Images:
@@ -58,17 +68,22 @@ class Preprocess:
 
 # %% ../nbs/53_export.ipynb #600cf92a
 class Pretrained(NamedTuple):
-    "An encoder in evaluation mode, on the CPU, with all that belongs to it. Made by `load_pretrained`."
+    """An encoder in evaluation mode, on the CPU, with all that belongs to it.
+    Made by `load_pretrained`."""
     encoder: Encoder
-    decoder: nn.Module|None # if the source has one: takes the last stage; a `Reader` takes the input and all stages
+    # if the source has one: takes the last stage; a `Reader` takes the input and all stages
+    decoder: nn.Module|None
     preprocess: Preprocess # photos -> what the encoder expects
     config: dict # what `describe_encoder` says
 
-def _of_nets(enc, dec, card): return Pretrained(enc.eval(), dec and dec.eval(), Preprocess(card['preprocessing']['size']), card)
+def _of_nets(enc, dec, card):
+    return Pretrained(enc.eval(), dec and dec.eval(),
+        Preprocess(card['preprocessing']['size']), card)
 
 def _of_run(run):
-    gen = deepcopy(run.generator).cpu()                    # the run's own stay where they are
-    return _of_nets(gen.enc, gen.dec, describe_encoder(gen.enc, run.cfg, step=run.step, photos=run.info.get('photos')))
+    gen = deepcopy(run.generator).cpu() # the run's own stay where they are
+    return _of_nets(gen.enc, gen.dec,
+        describe_encoder(gen.enc, run.cfg, step=run.step, photos=run.info.get('photos')))
 
 def _of_weights(tensors, state): # the three networks of a run, in one file
     cfg = config_from_dict(state['config'])
@@ -84,36 +99,55 @@ def _of_export(tensors, card):
 
 # %% ../nbs/53_export.ipynb #345e54d2
 def load_pretrained(
-    source, # a file of `export_encoder`, a run folder, a release's, its `weights.safetensors`, or a `GANRun`; a `Pretrained` stays as it is
+    # a file of `export_encoder`, a run folder, a release's,
+    # its `weights.safetensors`, or a `GANRun`;
+    # a `Pretrained` stays as it is
+    source,
 )->Pretrained:
     "An encoder, ready for use. Raises `InputError` if the source is missing, foreign or damaged."
     if isinstance(source, Pretrained): return source
     if isinstance(source, GANRun): return _of_run(source)
     path = Path(source).expanduser()
-    if path.is_dir() and not (path/'generator.safetensors').is_file(): return _of_run(GANRun.load(path))
-    if path.is_dir(): path = path/'generator.safetensors'                                  # of `write_release`
-    if path.suffix.lower() == '.onnx': raise InputError(f"{path}: an ONNX file is opened with onnxruntime; here give the .safetensors file or the run folder.")
+    if path.is_dir() and not (path/'generator.safetensors').is_file():
+        return _of_run(GANRun.load(path))
+    if path.is_dir(): path = path/'generator.safetensors' # of `write_release`
+    if path.suffix.lower() == '.onnx':
+        raise InputError(f"{path}: an ONNX file is opened with onnxruntime; "
+            "here give the .safetensors file or the run folder.")
     tensors,state = load_tensors(path)
-    if any(k.startswith('opt_') for k in tensors): raise InputError(f"{path} is a checkpoint, for resuming. Give weights.safetensors, which lies beside it.")
+    if any(k.startswith('opt_') for k in tensors):
+        raise InputError(f"{path} is a checkpoint, for resuming. "
+            "Give weights.safetensors, which lies beside it.")
     try: return (_of_export if 'architecture' in state else _of_weights)(tensors, state)
     except (KeyError, TypeError, RuntimeError) as e:
-        raise InputError(f"{path} holds no encoder that this version can read ({type(e).__name__}: {str(e).splitlines()[-1].strip()}). Export it again.") from None
+        raise InputError(f"{path} holds no encoder that this version can read "
+            f"({type(e).__name__}: {str(e).splitlines()[-1].strip()}). "
+            "Export it again.") from None
 
 # %% ../nbs/53_export.ipynb #9f7091b6
 class _Stages(nn.Module): # what ONNX shall compute: all four stages
-    def __init__(self, enc): super().__init__(); self.enc = enc
+    def __init__(self, enc):
+        super().__init__()
+        self.enc = enc
     def forward(self, images): return tuple(self.enc.features(images))
 
 def _onnx_proto(enc, size):
-    try: import_module('onnx'); import_module('onnxscript')
-    except ImportError: raise InputError("writing .onnx needs two more packages: pip install 'recon_nb[onnx]'.") from None
+    try:
+        import_module('onnx')
+        import_module('onnxscript')
+    except ImportError:
+        raise InputError("writing .onnx needs two more packages: "
+            "pip install 'recon_nb[onnx]'.") from None
     dim = torch.export.Dim
     axes = dict(images={0: dim('batch'), 2: dim('height', min=16), 3: dim('width', min=16)})
     net = _Stages(deepcopy(enc).cpu()).eval()
-    proto = torch.onnx.export(net, (torch.zeros(2, enc.conv1[0].in_channels, size, size),), dynamo=True, verbose=False, opset_version=18,
-                              input_names=['images'], output_names=[f'stage{i}' for i in range(1,5)], dynamic_shapes=axes).model_proto
+    proto = torch.onnx.export(net, (torch.zeros(2, enc.conv1[0].in_channels, size, size),),
+        dynamo=True, verbose=False, opset_version=18,
+        input_names=['images'], output_names=[f'stage{i}' for i in range(1,5)],
+        dynamic_shapes=axes).model_proto
     g = proto.graph
-    for part in (proto, g, *g.node, *g.input, *g.output, *g.value_info, *g.initializer): del part.metadata_props[:]
+    for part in (proto, g, *g.node, *g.input, *g.output, *g.value_info, *g.initializer):
+        del part.metadata_props[:]
     return proto
 
 # %% ../nbs/53_export.ipynb #800fbd6c
@@ -130,11 +164,18 @@ def export_encoder(
     run, # a `GANRun`, a run folder, or whatever else `load_pretrained` opens
     path, # the file to write: `.safetensors` or `.onnx`
 )->Path: # `path`
-    "Write the encoder as one file, with its preprocessing in it. Raises `InputError` if it can't be read or written."
+    """Write the encoder as one file, with its preprocessing in it.
+    Raises `InputError` if it can't be read or written."""
     path = Path(path).expanduser()
     write = _writers.get(path.suffix.lower())
-    if not write: raise InputError(f"{path}: an encoder is written as {' or '.join(_writers)}; give a name that ends so.")
-    if path.name in RUN_FILES: raise InputError(f"{path}: a run keeps a file of this name. Give another one, such as encoder.safetensors.")
+    if not write:
+        raise InputError(f"{path}: an encoder is written as {' or '.join(_writers)}; "
+            "give a name that ends so.")
+    if path.name in RUN_FILES:
+        raise InputError(f"{path}: a run keeps a file of this name. "
+            "Give another one, such as encoder.safetensors.")
     p = load_pretrained(run)
     try: return write(p, path)
-    except OSError as e: raise InputError(f"{path} can't be written ({e.strerror or e}). Choose another place.") from None
+    except OSError as e:
+        raise InputError(f"{path} can't be written ({e.strerror or e}). "
+            "Choose another place.") from None

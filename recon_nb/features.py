@@ -1,4 +1,4 @@
-"""What an encoder makes of photos, as plain numbers, with the encoder exactly as it was before (§3.1).
+"""What an encoder makes of photos, as plain numbers, the encoder itself unchanged (§3.1).
 
 Docs: https://recon-nb.github.io/recon_nb/features.html.md"""
 
@@ -34,15 +34,20 @@ from .run import GANRun
 def frozen(
     net:nn.Module, # in evaluation mode inside, in its old modes afterwards
 ):
-    "Use a network without changing it. Raises `RuntimeError` if a weight or a buffer changed all the same."
-    before, modes = {k: v.clone() for k,v in net.state_dict().items()}, [(m, m.training) for m in net.modules()]
+    """Use a network without changing it.
+    Raises `RuntimeError` if a weight or a buffer changed all the same."""
+    before, modes = ({k: v.clone() for k,v in net.state_dict().items()},
+                     [(m, m.training) for m in net.modules()])
     net.eval()
     try:
         with torch.no_grad(): yield net
     finally:
         for m,was in modes: m.training = was
-    changed = [k for k,v in net.state_dict().items() if not torch.equal(v.nan_to_num(), before[k].nan_to_num())]
-    if changed: raise RuntimeError(f"a frozen encoder changed: {', '.join(changed[:3])}{', ...' if len(changed) > 3 else ''}")
+    changed = [k for k,v in net.state_dict().items()
+               if not torch.equal(v.nan_to_num(), before[k].nan_to_num())]
+    if changed:
+        raise RuntimeError(f"a frozen encoder changed: {', '.join(changed[:3])}"
+                           f"{', ...' if len(changed) > 3 else ''}")
 
 # %% ../nbs/56_features.ipynb #f7df003a
 @dataclass(frozen=True)
@@ -65,24 +70,29 @@ class Arm:
 
 # %% ../nbs/56_features.ipynb #65241a11
 def _fresh(net, seed):
-    "Start anew: every layer's own start; in our networks then DCGAN's for convolutions and batch norms, as `train_gan` does."
+    """Start anew: every layer's own start; in our networks then DCGAN's
+    for convolutions and batch norms, as `train_gan` does."""
     ours = isinstance(net, (Encoder, Discriminator))
     with fork_random():
         torch.manual_seed(seed)
-        for p in net.requires_grad_(True).parameters(): p.data.fill_(torch.nan)          # what nobody renews will show
-        for m in [*net.modules()][::1 if ours else -1]:                                  # children before parents: these may know better
+        for p in net.requires_grad_(True).parameters():
+            p.data.fill_(torch.nan) # what nobody renews will show
+        # children before parents: these may know better
+        for m in [*net.modules()][::1 if ours else -1]:
             getattr(m, 'reset_parameters', getattr(m, '_reset_parameters', lambda: None))()
         if ours: init_weights(net)
         for m in net.train().modules():
             if is_parametrized(m, 'weight'): _fresh_spectral(m)
     if old := next((n for n,p in net.named_parameters() if p.isnan().any()), None):
-        raise InputError(f"{type(net).__name__} can't start from scratch: nothing renews {old}. Give the module that holds it a reset_parameters(), or a config as like=.")
+        raise InputError(
+            f"{type(net).__name__} can't start from scratch: nothing renews {old}. "
+            "Give the module that holds it a reset_parameters(), or a config as like=.")
     return net
 
 def _fresh_spectral(m): # a spectral norm hides the weights from every init
     m.weight = nn.init.normal_(torch.empty_like(m.weight), 0., 0.02)
     for b in m.parametrizations.weight.buffers(): nn.init.normal_(b)
-    for _ in range(15): m.weight                                         # each look is a step towards the largest singular value
+    for _ in range(15): m.weight # each look is a step towards the largest singular value
 
 # %% ../nbs/56_features.ipynb #23c6b25f
 class Pixels(nn.Module):
@@ -95,8 +105,10 @@ class Pixels(nn.Module):
         return [F.adaptive_avg_pool2d(x, min(32, x.shape[-1]))]
 
 # %% ../nbs/56_features.ipynb #402ef918
+# long: a parameter a line, then a kind of arm after the other
 def as_arm(
-    encoder, # a `GANRun`, the folder of one, an exported encoder, a module, None for scratch, or 'pixels'
+    # a `GANRun`, the folder of one, an exported encoder, a module, None for scratch, or 'pixels'
+    encoder,
     *,
     part:str='encoder', # of a run: encoder or disc
     like=None, # for scratch: the run, folder, config or module whose architecture it has
@@ -107,37 +119,68 @@ def as_arm(
     check_name(part, ('encoder', 'disc'), 'part')
     if isinstance(encoder, Arm):
         if size in (None, encoder.size): return encoder
-        _try(encoder.net, size); return replace(encoder, size=size)
-    if isinstance(encoder, str) and encoder == 'pixels': name, (net, own, source) = 'pixels', (Pixels(), None, {})
-    elif encoder is not None: name, (net, own, source) = part if not isinstance(encoder, nn.Module) else 'module', _open(encoder, part)
-    elif like is None and width is None: raise InputError("scratch needs an architecture: give like=, a run or a config, or width= and size=.")
-    else: name, (net, own, _), source = 'scratch', _open(GANConfig(width=width) if like is None else like, part), {}
+        _try(encoder.net, size)
+        return replace(encoder, size=size)
+    if isinstance(encoder, str) and encoder == 'pixels':
+        name, (net, own, source) = 'pixels', (Pixels(), None, {})
+    elif encoder is not None:
+        name, (net, own, source) = (part if not isinstance(encoder, nn.Module) else 'module',
+                                    _open(encoder, part))
+    elif like is None and width is None:
+        raise InputError("scratch needs an architecture: "
+                         "give like=, a run or a config, or width= and size=.")
+    else:
+        name, (net, own, _), source = (
+            'scratch', _open(GANConfig(width=width) if like is None else like, part), {})
     if like is None and width is not None: own = None
-    if not (size := size or own): raise InputError("how large are the images? Give size=, in pixels.")
+    if not (size := size or own):
+        raise InputError("how large are the images? Give size=, in pixels.")
     _try(net, size)
     arm = Arm(name, net, size, source)
     if name == 'scratch': arm.build(0)
     return arm
 
 # %% ../nbs/56_features.ipynb #789a54fe
+# long: the copy, a kind of network after the other
 def _open(given, part):
     "A copy of a network, on the CPU, its size if it has one, and where it comes from."
     if isinstance(given, nn.Module):
         if not callable(getattr(given, 'features', None)) or not hasattr(given, 'channels'):
-            raise InputError(f"a {type(given).__name__} can't be probed: it needs features(x), a list of feature maps (b c h w), and channels, a number for each map.")
-        return _headless(deepcopy(given)).cpu().requires_grad_(True), None, dict(module=type(given).__name__)
+            raise InputError(
+                f"a {type(given).__name__} can't be probed: "
+                "it needs features(x), a list of feature maps (b c h w), "
+                "and channels, a number for each map.")
+        return (_headless(deepcopy(given)).cpu().requires_grad_(True), None,
+                dict(module=type(given).__name__))
     if isinstance(given, GANConfig):
         with fork_random():
-            net = Encoder(given.width, dropout=given.dropout, between=given.between) if part == 'encoder' else Discriminator(given.width_d or given.width, size=given.size, norm=given.norm_d)
+            net = (Encoder(given.width, dropout=given.dropout, between=given.between)
+                   if part == 'encoder' else
+                   Discriminator(given.width_d or given.width, size=given.size, norm=given.norm_d))
         return _headless(net), given.size, {}
-    if isinstance(given, (str, os.PathLike)): given = load_pretrained(path) if (path := Path(given).expanduser()).is_file() or (path/'generator.safetensors').is_file() else GANRun.load(path)        # weights alone, or a run
+    if isinstance(given, (str, os.PathLike)): # weights alone, or a run
+        given = (load_pretrained(path)
+                 if (path := Path(given).expanduser()).is_file()
+                 or (path/'generator.safetensors').is_file()
+                 else GANRun.load(path))
     if isinstance(given, Pretrained):
-        if part == 'disc': raise InputError("an exported encoder comes without its discriminator; give the folder of the run.")
-        return deepcopy(given.encoder).cpu().requires_grad_(True), given.preprocess.size, given.config['training']
-    if not isinstance(given, GANRun): raise InputError(f"{type(given).__name__} can't be probed; give a GANRun, the folder of one, an exported encoder, a module, None for scratch, or 'pixels'.")
-    if part == 'disc' and given.disc is None: raise InputError("the discriminator of this run was never trained (lambda_adv=0): there is nothing to probe. Take its encoder, or a run with an adversary.")
-    cfg, net = given.cfg, deepcopy(given.encoder if part == 'encoder' else given.disc).requires_grad_(True)
-    source = dict(run=given.dir.name, preset=cfg.preset, data=os.path.basename(cfg.data), width=cfg.width, seed=cfg.seed, step=given.step)
+        if part == 'disc':
+            raise InputError("an exported encoder comes without its discriminator; "
+                             "give the folder of the run.")
+        return (deepcopy(given.encoder).cpu().requires_grad_(True),
+                given.preprocess.size, given.config['training'])
+    if not isinstance(given, GANRun):
+        raise InputError(
+            f"{type(given).__name__} can't be probed; give a GANRun, the folder of one, "
+            "an exported encoder, a module, None for scratch, or 'pixels'.")
+    if part == 'disc' and given.disc is None:
+        raise InputError(
+            "the discriminator of this run was never trained (lambda_adv=0): "
+            "there is nothing to probe. Take its encoder, or a run with an adversary.")
+    cfg, net = given.cfg, deepcopy(
+        given.encoder if part == 'encoder' else given.disc).requires_grad_(True)
+    source = dict(run=given.dir.name, preset=cfg.preset, data=os.path.basename(cfg.data),
+                  width=cfg.width, seed=cfg.seed, step=given.step)
     return _headless(net).cpu(), cfg.size, source | (dict(part=part) if part == 'disc' else {})
 
 # %% ../nbs/56_features.ipynb #8ab958fd
@@ -152,10 +195,18 @@ def _try(net, size):
     try:
         with frozen(net): maps = net.features(torch.zeros(2,3,size,size))
     except InputError: raise
-    except Exception as e: raise InputError(f"{given}: features(x) fails with {type(e).__name__}: {e}. Is this the size it was made for?") from None
-    if [m.shape[:2] for m in maps] != [(2,c) for c in net.channels] or min(m.shape[-1] for m in maps) < 1:
-        raise InputError(f"{given}: features(x) gives maps of shape {[tuple(m.shape) for m in maps]}, channels says {tuple(net.channels)}.")
-    if not all(m.isfinite().all() for m in maps): raise InputError(f"{given}: features of a grey picture are not finite. Did its training diverge?")
+    except Exception as e:
+        raise InputError(
+            f"{given}: features(x) fails with {type(e).__name__}: {e}. "
+            "Is this the size it was made for?") from None
+    if ([m.shape[:2] for m in maps] != [(2,c) for c in net.channels]
+            or min(m.shape[-1] for m in maps) < 1):
+        raise InputError(
+            f"{given}: features(x) gives maps of shape {[tuple(m.shape) for m in maps]}, "
+            f"channels says {tuple(net.channels)}.")
+    if not all(m.isfinite().all() for m in maps):
+        raise InputError(f"{given}: features of a grey picture are not finite. "
+                         "Did its training diverge?")
 
 # %% ../nbs/56_features.ipynb #705a0913
 def encode(
@@ -168,44 +219,57 @@ def encode(
     device='cpu', # where to compute
     remember:bool=True, # keep the answer for the next time
 )->Float[Tensor, 'n d']: # on the CPU; the stages side by side, each `channels x places`
-    "What a frozen encoder makes of photos. Remembered: the same weights and photos are not computed twice."
-    key = remember and (_key(net, photos), stages, side)       # a hash of every pixel: only where it serves
+    """What a frozen encoder makes of photos.
+    Remembered: the same weights and photos are not computed twice."""
+    # a hash of every pixel: only where it serves
+    key = remember and (_key(net, photos), stages, side)
     if not remember or key not in _memory:
         with frozen(deepcopy(net).to(device, memory_format=torch.channels_last)) as copy:
-            parts = [[_pool(f, side) for f in (maps[s] for s in stages)] for i in range(0, len(photos), bs) for maps in [copy.features(_batch(photos[i:i+bs], device))]]
+            parts = [[_pool(f, side) for f in (maps[s] for s in stages)]
+                     for i in range(0, len(photos), bs)
+                     for maps in [copy.features(_batch(photos[i:i+bs], device))]]
         out = torch.cat([torch.cat(p, 1) for p in parts])
         if not remember: return out
         _remember(key, out)
     _memory.move_to_end(key)
     return _memory[key]
 
-def _batch(photos, device): return to_model(np.array(photos), device).contiguous(memory_format=torch.channels_last)
+# %% ../nbs/56_features.ipynb #67de6e49
+def _batch(photos, device):
+    return to_model(np.array(photos), device).contiguous(memory_format=torch.channels_last)
+
 def _pool(f, side): # MPS pools to a side only that divides the map's; the CPU to any
     f = f.float() if f.device.type == 'cuda' else f.float().cpu()
-    return (f if side is None or f.shape[-1] <= side else F.adaptive_avg_pool2d(f, side)).flatten(1).cpu()
+    return (f if side is None or f.shape[-1] <= side
+            else F.adaptive_avg_pool2d(f, side)).flatten(1).cpu()
 
 # %% ../nbs/56_features.ipynb #550d6401
-_memory, _most = OrderedDict(), 1.5e9      # bytes of features to remember
+_memory, _most = OrderedDict(), 1.5e9 # bytes of features to remember
 
 def hash_weights(h, net):
     "Let a hash see every weight and buffer of a network."
-    for k,v in net.state_dict().items(): h.update(k.encode()); h.update(v.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    for k,v in net.state_dict().items():
+        h.update(k.encode())
+        h.update(v.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
 
 def _key(net, photos): # for the memory
     h = hashlib.blake2b(f'{net}{photos.shape}'.encode(), digest_size=16)
-    hash_weights(h, net); h.update(np.ascontiguousarray(photos))
+    hash_weights(h, net)
+    h.update(np.ascontiguousarray(photos))
     return h.hexdigest()
 
 def _remember(key, features):
     "The newest features, and of the older ones as many as fit."
     _memory[key] = features
-    while len(_memory) > 1 and sum(f.nbytes for f in _memory.values()) > _most: _memory.popitem(last=False)
+    while len(_memory) > 1 and sum(f.nbytes for f in _memory.values()) > _most:
+        _memory.popitem(last=False)
 
 # %% ../nbs/56_features.ipynb #ee327f84
 def fingerprint(
     arm:Arm, # from `as_arm`
 )->str: # twelve hexadecimal digits
-    "Equal for equal networks: the weights of a pretrained arm, the architecture of one from scratch."
+    """Equal for equal networks: the weights of a pretrained arm,
+    the architecture of one from scratch."""
     h = hashlib.blake2b(f'{"" if arm.pretrained else arm.name}{arm.net}'.encode(), digest_size=6)
     if arm.pretrained: hash_weights(h, arm.net)
     return h.hexdigest()
@@ -216,5 +280,7 @@ def count_macs(
     size:int, # side of the picture in pixels
 )->int: # multiply-adds for one picture
     "The cost of one picture's features."
-    with frozen(net), FlopCounterMode(display=False) as counter: net.features(torch.zeros(1,3,size,size, device=next(net.parameters(), torch.zeros(1)).device))
+    with frozen(net), FlopCounterMode(display=False) as counter:
+        net.features(torch.zeros(
+            1,3,size,size, device=next(net.parameters(), torch.zeros(1)).device))
     return counter.get_total_flops()//2

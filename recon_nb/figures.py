@@ -1,4 +1,4 @@
-"""The paper's four figures, and what a trained encoder sees: drawn from runs, records and the networks themselves, never by hand (§2, §3.4, Fig. 1-4).
+"""The paper's figures, and what a trained encoder sees, drawn from runs (§2, §3.4, Fig. 1-4).
 
 Docs: https://recon-nb.github.io/recon_nb/figures.html.md"""
 
@@ -36,15 +36,21 @@ from .pixels import to_model,to_pixels
 from .run import GANRun,as_images
 
 # %% ../nbs/70_figures.ipynb #efc07a7f
-CARD, INK, SOFT = '#f8f6f1', '#25252b', '#5f5f68'                                       # paper, ink, and ink for what matters less
-COLORS = '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9'             # Okabe and Ito
+CARD, INK, SOFT = '#f8f6f1', '#25252b', '#5f5f68' # paper, ink, and ink for what matters less
+# Okabe and Ito
+COLORS = '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9'
 DASHES = '-', '--', '-.', (0, (5,1,1,1,1,1)), ':', (0, (8,2))
-WIDTH = 7.2                                                                            # inches
-STYLE = {'figure.facecolor': CARD, 'axes.facecolor': CARD, 'savefig.facecolor': CARD, 'figure.dpi': 144, 'savefig.dpi': 144, 'figure.figsize': (WIDTH, 3.6),
-         'font.family': ['DejaVu Sans'], 'font.size': 9, 'axes.titlesize': 9.5, 'axes.labelsize': 8.5, 'xtick.labelsize': 8, 'ytick.labelsize': 8,
-         'text.color': INK, 'axes.labelcolor': SOFT, 'axes.edgecolor': SOFT, 'xtick.color': SOFT, 'ytick.color': SOFT, 'axes.titlecolor': INK,
-         'axes.spines.top': False, 'axes.spines.right': False, 'axes.linewidth': .8, 'axes.titlelocation': 'left', 'lines.linewidth': 1.6,
-         'grid.color': '#d9d6cd', 'grid.linewidth': .7, 'axes.axisbelow': True}
+WIDTH = 7.2 # inches
+STYLE = {
+    'figure.facecolor': CARD, 'axes.facecolor': CARD, 'savefig.facecolor': CARD,
+    'figure.dpi': 144, 'savefig.dpi': 144, 'figure.figsize': (WIDTH, 3.6),
+    'font.family': ['DejaVu Sans'], 'font.size': 9,
+    'axes.titlesize': 9.5, 'axes.labelsize': 8.5, 'xtick.labelsize': 8, 'ytick.labelsize': 8,
+    'text.color': INK, 'axes.labelcolor': SOFT, 'axes.edgecolor': SOFT,
+    'xtick.color': SOFT, 'ytick.color': SOFT, 'axes.titlecolor': INK,
+    'axes.spines.top': False, 'axes.spines.right': False, 'axes.linewidth': .8,
+    'axes.titlelocation': 'left', 'lines.linewidth': 1.6,
+    'grid.color': '#d9d6cd', 'grid.linewidth': .7, 'axes.axisbelow': True}
 
 # %% ../nbs/70_figures.ipynb #1d3ccaf8
 class Picture(Figure):
@@ -54,7 +60,8 @@ class Picture(Figure):
     def image(self)->tuple: # (bytes, 'jpeg' or 'png')
         "The picture as a small file: JPEG if there are photos on it, else PNG."
         photos = any(np.ndim(i.get_array()) == 3 for ax in self.axes for i in ax.get_images())
-        with rc_context(STYLE): self.savefig(buf := io.BytesIO(), format='png', dpi=108 if photos else 144)
+        with rc_context(STYLE):
+            self.savefig(buf := io.BytesIO(), format='png', dpi=108 if photos else 144)
         im, out = Image.open(buf).convert('RGB'), io.BytesIO()
         if photos: im.save(out, 'JPEG', quality=82, subsampling=0, optimize=True)
         else: im.quantize(64, dither=Image.Dither.NONE).save(out, 'PNG', optimize=True)
@@ -65,7 +72,8 @@ class Picture(Figure):
     def _ipython_display_(self):
         from IPython.display import display
         data,kind = self.image()
-        display({f'image/{kind}': base64.b64encode(data).decode(), 'text/plain': self.alt}, raw=True)
+        display({f'image/{kind}': base64.b64encode(data).decode(), 'text/plain': self.alt},
+                raw=True)
 
 # %% ../nbs/70_figures.ipynb #30482120
 def _canvas(height, alt, width=WIDTH):
@@ -73,43 +81,59 @@ def _canvas(height, alt, width=WIDTH):
     with rc_context(STYLE):
         fig = Picture(figsize=(width, height))
         ax = fig.add_axes((0,0,1,1))
-    ax.set(xlim=(0,width), ylim=(height,0)); ax.axis('off')
+    ax.set(xlim=(0,width), ylim=(height,0))
+    ax.axis('off')
     fig.alt = alt
     return fig, ax
 
 def _tile(ax, photo, x, y, w, h=None, **look):
     "A photo or a map, its upper left corner at (x, y)."
-    look = {'interpolation': 'nearest' if max(np.shape(photo)[:2]) < 144*w else 'antialiased', 'cmap': 'gray', **look}
+    look = {'interpolation': 'nearest' if max(np.shape(photo)[:2]) < 144*w else 'antialiased',
+            'cmap': 'gray', **look}
     return ax.imshow(photo, extent=(x, x+w, y+(h or w), y), aspect='auto', **look)
 
 def _say(ax, x, y, text, **look):
     with rc_context(STYLE): return ax.text(x, y, text, **{'ha': 'center', 'va': 'center', **look})
 
-def _box(ax, x, y, w, h, color, **look): return ax.add_patch(Rectangle((x,y), w, h, fill=False, ec=color, **{'lw': 1.8, **look}))
+def _box(ax, x, y, w, h, color, **look):
+    return ax.add_patch(Rectangle((x,y), w, h, fill=False, ec=color, **{'lw': 1.8, **look}))
+
 def _one(photo): return as_images(photo)[0]
 
 # %% ../nbs/70_figures.ipynb #854fc38d
+# long: a drawing from left to right
 def draw_crop(
     photo, # a path, a PIL image or uint8 (h, w, 3)
     *,
     visible:float=1/3, # share of the square's side that the generator sees
     size:int=80, # side of input and ground truth in pixels
 )->Picture:
-    "The paper's Fig. 1: the photo, the centre square, the input cut from its middle, the ground truth."
-    window_slice(size, visible)                                       # complains about a share that is none
+    """The paper's Fig. 1: the photo, the centre square,
+    the input cut from its middle, the ground truth."""
+    window_slice(size, visible) # complains about a share that is none
     im = _one(photo)
     (w,h), side, s = im.size, min(im.size), 1.5
     high = 2*s+.75
-    wide = min(high-.5, 3.9*h/w)*w/h                                  # of the photo, in inches
+    wide = min(high-.5, 3.9*h/w)*w/h # of the photo, in inches
     per = wide/w
     left, top = (WIDTH-wide-.8-s-.3)/2, .32+(high-.75+.25-per*h)/2
-    fig,ax = _canvas(high+.22, f'A photo of {w} x {h} pixels, its centre square, the input cut from the middle of it, and the ground truth.')
-    _tile(ax, im.resize((round(wide*144), round(per*h*144)), Image.Resampling.BICUBIC), left, top, wide, per*h)
+    fig,ax = _canvas(
+        high+.22,
+        f'A photo of {w} x {h} pixels, its centre square, the input cut from the middle of it, '
+        'and the ground truth.')
+    _tile(ax, im.resize((round(wide*144), round(per*h*144)), Image.Resampling.BICUBIC),
+          left, top, wide, per*h)
     _say(ax, left+wide/2, top-.13, f'the photo, {w} × {h} pixels', color=SOFT)
-    for share,color,name,y,ls in ((visible, COLORS[5], '$I_{in}$: what the generator sees', .32, '-'), (1., COLORS[1], '$I_r$: what it must paint', .32+s+.42, (0, (4,1.5)))):
-        _cut_out(ax, im, (left+(w-share*side)/2*per, top+(h-share*side)/2*per, share*side*per), (left+wide+.8, y, s), share=share, size=size, color=color, ls=ls)
+    for share,color,name,y,ls in (
+            (visible, COLORS[5], '$I_{in}$: what the generator sees', .32, '-'),
+            (1., COLORS[1], '$I_r$: what it must paint', .32+s+.42, (0, (4,1.5)))):
+        _cut_out(ax, im,
+                 (left+(w-share*side)/2*per, top+(h-share*side)/2*per, share*side*per),
+                 (left+wide+.8, y, s),
+                 share=share, size=size, color=color, ls=ls)
         _say(ax, left+wide+.8, y-.13, name, ha='left')
-        _say(ax, left+wide+.8+s, y+s+.11, f'{share*side:.0f} px → {size} px', ha='right', color=SOFT, size=8)
+        _say(ax, left+wide+.8+s, y+s+.11, f'{share*side:.0f} px → {size} px',
+             ha='right', color=SOFT, size=8)
     return fig
 
 # %% ../nbs/70_figures.ipynb #3a30fe0a
@@ -118,13 +142,18 @@ def _cut_out(ax, im, box, place, *, share, size, color, ls):
     (x,y,a), (px,py,b) = box, place
     white = [patheffects.withStroke(linewidth=3.4, foreground=CARD, alpha=.85)]
     _box(ax, x, y, a, a, color, ls=ls, path_effects=white)
-    for dy in (0,1): ax.plot([x+a, px], [y+dy*a, py+dy*b], color=color, lw=1, ls=ls, path_effects=white)
+    for dy in (0,1):
+        ax.plot([x+a, px], [y+dy*a, py+dy*b], color=color, lw=1, ls=ls, path_effects=white)
     _tile(ax, cut_square(im, share=share, size=size), px, py, b)
     _box(ax, px, py, b, b, color, ls=ls)
 
 # %% ../nbs/70_figures.ipynb #2eb0077e
 class _Look(NamedTuple): # bytes `n h w 3`, and where the picture was hidden, `n h w`
-    i_in:np.ndarray; painted:np.ndarray; composed:np.ndarray; i_r:np.ndarray; hidden:np.ndarray
+    i_in:np.ndarray
+    painted:np.ndarray
+    composed:np.ndarray
+    i_r:np.ndarray
+    hidden:np.ndarray
 
 def _open(run): return run if isinstance(run, GANRun) else GANRun.load(run)
 
@@ -137,24 +166,36 @@ def _look(run, photos, rows):
         some = np.linspace(0, len(i_r)-1, min(rows, len(i_r))).round().astype(int)
         i_in,i_r,hidden,painted = (a[some] for a in (i_in,i_r,hidden,painted))
         return _Look(i_in, painted, np.where(hidden[...,None], painted, i_r), i_r, hidden)
-    if not run.task.paints: raise InputError(f"this run predicts {run.cfg.target}, not pixels: there is no picture to draw.")
+    if not run.task.paints:
+        raise InputError(f"this run predicts {run.cfg.target}, not pixels: "
+                         "there is no picture to draw.")
     r = run.reconstruct(as_images(photos)[:rows])
     return _Look(*r, run.task.mask(np.arange(len(r.i_r)), epoch=0, seed=run.task.seed)[:,0].numpy())
 
 # %% ../nbs/70_figures.ipynb #9fae5d52
+# long: the columns of a formula, then their pictures
 def draw_scale_bias(
     run, # a `GANRun` or the folder of one
     photos=None, # as for `GANRun.reconstruct`; without, the run's own held-out photos
     *,
     rows:int=2, # how many photos
 )->Picture:
-    "The paper's Fig. 2 as a formula of pictures: G(I_in), alpha, beta and I_f = alpha G(I_in) + beta."
+    """The paper's Fig. 2 as a formula of pictures:
+    G(I_in), alpha, beta and I_f = alpha G(I_in) + beta."""
     run = _open(run)
     look, s, gap = _look(run, photos, rows), 1.1, .36
     left = (WIDTH-5*s-4*gap)/2
-    fig,ax = _canvas(.5+len(look.i_r)*(s+.14), 'The input, what the generator paints of it, the scale image, the bias image, and their composition with the real centre pasted in.')
+    fig,ax = _canvas(
+        .5+len(look.i_r)*(s+.14),
+        'The input, what the generator paints of it, the scale image, the bias image, '
+        'and their composition with the real centre pasted in.')
     h = look.hidden[...,None]
-    columns = {'$I_{in}$': look.i_in, '$G(I_{in})$': look.painted, r'$\alpha$': h*np.uint8([255,255,255]), r'$\beta$': np.where(h, np.uint8(128), look.i_r), '$I_f$': look.composed}
+    columns = {
+        '$I_{in}$': look.i_in,
+        '$G(I_{in})$': look.painted,
+        r'$\alpha$': h*np.uint8([255,255,255]),
+        r'$\beta$': np.where(h, np.uint8(128), look.i_r),
+        '$I_f$': look.composed}
     for i,((name,photo),sign) in enumerate(zip(columns.items(), ('', '→', '×', '+', '='))):
         x = left+i*(s+gap)
         _say(ax, x+s/2, .22, name, size=11)
@@ -171,7 +212,9 @@ def _outline(ax, hidden, x, y, s):
     ys,xs = np.nonzero(~hidden)
     if not len(ys): return
     k = s/len(hidden)
-    _box(ax, x+xs.min()*k, y+ys.min()*k, (np.ptp(xs)+1)*k, (np.ptp(ys)+1)*k, 'white', ls='--', lw=1.2, path_effects=[patheffects.withStroke(linewidth=2.6, foreground=INK, alpha=.5)])
+    _box(ax, x+xs.min()*k, y+ys.min()*k, (np.ptp(xs)+1)*k, (np.ptp(ys)+1)*k, 'white',
+         ls='--', lw=1.2,
+         path_effects=[patheffects.withStroke(linewidth=2.6, foreground=INK, alpha=.5)])
 
 # %% ../nbs/70_figures.ipynb #fc0e1aca
 class Stage(NamedTuple):
@@ -181,15 +224,23 @@ class Stage(NamedTuple):
     layers:tuple # what is inside, in words
     params:int   # numbers that are trained
 
+# %% ../nbs/70_figures.ipynb #db3363a7
 def _describe(m):
     k = getattr(m, 'kernel_size', None)
-    if k is not None: return f"{'ConvT' if isinstance(m, nn.ConvTranspose2d) else 'Conv'} {k[0]}×{k[1]}" + (f", stride {m.stride[0]}" if m.stride[0] > 1 else '')
+    if k is not None:
+        return (f"{'ConvT' if isinstance(m, nn.ConvTranspose2d) else 'Conv'} {k[0]}×{k[1]}"
+                + (f", stride {m.stride[0]}" if m.stride[0] > 1 else ''))
     arg = next((f' {getattr(m, a)}' for a in ('negative_slope','p') if hasattr(m, a)), '')
-    return type(m).__name__.replace('BatchNorm2d', 'batch norm').replace('Dropout', 'dropout').replace('Tanh', 'tanh') + arg
+    return (type(m).__name__
+            .replace('BatchNorm2d', 'batch norm')
+            .replace('Dropout', 'dropout')
+            .replace('Tanh', 'tanh')) + arg
 
 def _leaves(name, m): # stages in the order of definition
     kids = dict(m.named_children())
-    if all(not [*k.children()] for k in kids.values()) and (not kids or isinstance(m, nn.Sequential)): return [(name, m)]
+    if (all(not [*k.children()] for k in kids.values())
+            and (not kids or isinstance(m, nn.Sequential))):
+        return [(name, m)]
     return [s for n,k in kids.items() for s in _leaves(f'{name}.{n}'.strip('.'), k)]
 
 # %% ../nbs/70_figures.ipynb #c58b5def
@@ -197,17 +248,25 @@ def trace_stages(
     net:nn.Module, # any network of pictures; not changed
     size:int, # side of the picture in pixels
 )->list: # a `Stage` each, in the order in which they run
-    "What comes out of each stage for one picture. Raises `InputError` if the network does not take such pictures."
+    """What comes out of each stage for one picture.
+    Raises `InputError` if the network does not take such pictures."""
     copy, found = deepcopy(net).to('meta').eval(), []
     ni = next((m.in_channels for m in copy.modules() if isinstance(m, nn.Conv2d)), None)
-    if ni is None: raise InputError(f"a {type(net).__name__} has no convolution: there is no architecture of pictures to draw.")
+    if ni is None:
+        raise InputError(f"a {type(net).__name__} has no convolution: "
+                         "there is no architecture of pictures to draw.")
     for name,m in _leaves('', copy):
-        layers, params = tuple(_describe(l) for l in (m.children() if [*m.children()] else [m])), sum(p.numel() for p in m.parameters())
+        layers, params = (
+            tuple(_describe(l) for l in (m.children() if [*m.children()] else [m])),
+            sum(p.numel() for p in m.parameters()))
         said = name or type(net).__name__, layers, params
-        m.register_forward_hook(lambda m, x, y, said=said: found.append(Stage(said[0], tuple(y.shape[1:]), *said[1:])))
+        m.register_forward_hook(
+            lambda m, x, y, said=said: found.append(Stage(said[0], tuple(y.shape[1:]), *said[1:])))
     try:
         with torch.no_grad(): copy(torch.zeros(1, ni, size, size, device='meta'))
-    except Exception as e: raise InputError(f"{type(net).__name__} does not take a picture of {size} px: {e}. Give the size= it was made for.") from None
+    except Exception as e:
+        raise InputError(f"{type(net).__name__} does not take a picture of {size} px: {e}. "
+                         "Give the size= it was made for.") from None
     return [Stage('input', (ni,size,size), (), 0), *(s for s in found if len(s.shape) == 3)]
 
 # %% ../nbs/70_figures.ipynb #314462be
@@ -221,22 +280,29 @@ def draw_architecture(
     "The paper's Fig. 3, from the module itself: its stages, their shapes, and what is inside."
     net, size, ends = _ends(net, size, photo)
     stages = trace_stages(net, size)
-    if len(stages) > 14: raise InputError(f"{type(net).__name__} has {len(stages)} stages; up to 14 fit on a page. Draw a part of it.")
+    if len(stages) > 14:
+        raise InputError(f"{type(net).__name__} has {len(stages)} stages; up to 14 fit on a page. "
+                         "Draw a part of it.")
     recipes, parts = _group(stages[1:]), _parts(stages)
     pitch, top, most = WIDTH/(len(stages)+.2), 1.75, max(s.shape[1] for s in stages)
-    high = min(1.6, 1.55*pitch+.35)                                         # of the largest map, in inches
+    high = min(1.6, 1.55*pitch+.35) # of the largest map, in inches
     foot = top+high/2+.3
-    fig,ax = _canvas(foot+.62+.19*len(recipes), f"{type(net).__name__}: " + ', '.join(f"{s.name} {'×'.join(map(str, s.shape))}" for s in stages) + '.')
+    fig,ax = _canvas(
+        foot+.62+.19*len(recipes),
+        f"{type(net).__name__}: "
+        + ', '.join(f"{s.name} {'×'.join(map(str, s.shape))}" for s in stages) + '.')
     for i,s in enumerate(stages):
         x, color = (i+.6)*pitch, parts[s.name.split('.')[0]]
         h, t = max(.05, high*s.shape[1]/most), .022*s.shape[0]**.5
         face = _slab(ax, x, top, h, t, color)
-        if s.shape[0] == 3 and (end := ends[0] if not i else ends[1]) is not None: _hang(ax, end, *face)
+        if s.shape[0] == 3 and (end := ends[0] if not i else ends[1]) is not None:
+            _hang(ax, end, *face)
         _say(ax, x, foot, s.name.split('.')[-1], size=8.5, weight='bold', color=_deep(color))
         _say(ax, x, foot+.17, '×'.join(map(str, s.shape)), size=8, color=INK)
     _label_parts(ax, stages, parts, pitch, top-high/2-.42)
     for j,(names,layers) in enumerate(recipes):
-        _say(ax, .25, foot+.48+.19*j, names, ha='left', size=8, weight='bold'); _say(ax, 1.35, foot+.48+.19*j, layers, ha='left', size=8, color=SOFT)
+        _say(ax, .25, foot+.48+.19*j, names, ha='left', size=8, weight='bold')
+        _say(ax, 1.35, foot+.48+.19*j, layers, ha='left', size=8, color=SOFT)
     return fig
 
 # %% ../nbs/70_figures.ipynb #2d75c501
@@ -245,13 +311,17 @@ def _ends(net, size, photo):
     if isinstance(net, (str, os.PathLike)): net = GANRun.load(net)
     run = net if isinstance(net, GANRun) else None
     if run: net, size = run.generator, run.cfg.size
-    if not isinstance(net, nn.Module): raise InputError(f"a {type(net).__name__} has no architecture; give a module, a GANRun or the folder of one.")
-    size = size or (net.head.kernel_size[0]*16 if isinstance(getattr(net, 'head', None), nn.Conv2d) else 80)
+    if not isinstance(net, nn.Module):
+        raise InputError(f"a {type(net).__name__} has no architecture; "
+                         "give a module, a GANRun or the folder of one.")
+    size = size or (net.head.kernel_size[0]*16
+                    if isinstance(getattr(net, 'head', None), nn.Conv2d) else 80)
     if photo is None and run and (run.dir/'samples'/'held-out.webp').exists():
         look = _look(run, None, 1)
         return net, size, (look.i_in[0], look.painted[0])
     if photo is None: return net, size, (None, None)
-    i_in = np.asarray(cut_square(_one(photo), share=run.cfg.visible if run and run.cfg.view == 'zoom' else 1., size=size))
+    i_in = np.asarray(cut_square(
+        _one(photo), share=run.cfg.visible if run and run.cfg.view == 'zoom' else 1., size=size))
     with frozen(net): out = net(to_model(i_in[None], next(net.parameters(), torch.zeros(0)).device))
     return net, size, (i_in, to_pixels(out)[0] if out.ndim == 4 and out.shape[1] == 3 else None)
 
@@ -268,19 +338,25 @@ def _group(stages):
 def _parts(stages): # a colour for each part: encoder, decoder, ...
     heads = dict.fromkeys(s.name.split('.')[0] if '.' in s.name else '' for s in stages[1:])
     color = {h: COLORS[i] for h,i in zip(heads, (0, 1, 2, 3, 4, 5)*3)}
-    return {'input': SOFT, **{s.name.split('.')[0]: color[s.name.split('.')[0] if '.' in s.name else ''] for s in stages[1:]}}
+    return {'input': SOFT, **{
+        s.name.split('.')[0]: color[s.name.split('.')[0] if '.' in s.name else '']
+        for s in stages[1:]}}
 
 # %% ../nbs/70_figures.ipynb #ecabe49b
-def _mix(color, other, share): return tuple((1-share)*np.array(to_rgb(color))+share*np.array(to_rgb(other)))
+def _mix(color, other, share):
+    return tuple((1-share)*np.array(to_rgb(color))+share*np.array(to_rgb(other)))
 def _deep(color): return _mix(color, INK, .35)
 
 def _slab(ax, x, y, h, t, color):
     "A map as a slab, `t` thick; returns where its right face lies: corner, depth, height."
     dx, dy = .28*h, -.16*h
-    x, y = x-(t+dx)/2, y+h/2-dy/2                                          # the front's lower left corner
-    for shape,light in (([(x,y), (x+t,y), (x+t,y-h), (x,y-h)], .35), ([(x,y-h), (x+t,y-h), (x+t+dx,y-h+dy), (x+dx,y-h+dy)], .7),
-                        ([(x+t,y), (x+t+dx,y+dy), (x+t+dx,y-h+dy), (x+t,y-h)], .12)):
-        ax.add_patch(Polygon(shape, closed=True, fc=_mix(color, 'white', light), ec=_mix(color, INK, .25), lw=.7, joinstyle='round'))
+    x, y = x-(t+dx)/2, y+h/2-dy/2 # the front's lower left corner
+    for shape,light in (
+            ([(x,y), (x+t,y), (x+t,y-h), (x,y-h)], .35),
+            ([(x,y-h), (x+t,y-h), (x+t+dx,y-h+dy), (x+dx,y-h+dy)], .7),
+            ([(x+t,y), (x+t+dx,y+dy), (x+t+dx,y-h+dy), (x+t,y-h)], .12)):
+        ax.add_patch(Polygon(shape, closed=True, fc=_mix(color, 'white', light),
+                             ec=_mix(color, INK, .25), lw=.7, joinstyle='round'))
     return x+t, y, dx, dy, h
 
 def _hang(ax, photo, x, y, dx, dy, h):
@@ -294,11 +370,15 @@ def _label_parts(ax, stages, parts, pitch, y):
     "Over the slabs: the name of each part and how many numbers it trains."
     known = dict(enc='encoder', dec='decoder')
     for head in dict.fromkeys(s.name.split('.')[0] for s in stages[1:] if '.' in s.name):
-        at = [(i+.6)*pitch for i,s in enumerate(stages) if s.name.split('.')[0] == head and '.' in s.name]
+        at = [(i+.6)*pitch for i,s in enumerate(stages)
+              if s.name.split('.')[0] == head and '.' in s.name]
         n = sum(s.params for s in stages if s.name.split('.')[0] == head)
-        ax.plot([at[0]-.4*pitch, at[-1]+.4*pitch], [y,y], color=parts[head], lw=2, solid_capstyle='round')
-        _say(ax, (at[0]+at[-1])/2, y-.16, f'{known.get(head, head)}: {_count(n)} parameters', color=_deep(parts[head]))
-    if not any('.' in s.name for s in stages): _say(ax, WIDTH/2, y-.16, f'{_count(sum(s.params for s in stages))} parameters', color=INK)
+        ax.plot([at[0]-.4*pitch, at[-1]+.4*pitch], [y,y],
+                color=parts[head], lw=2, solid_capstyle='round')
+        _say(ax, (at[0]+at[-1])/2, y-.16, f'{known.get(head, head)}: {_count(n)} parameters',
+             color=_deep(parts[head]))
+    if not any('.' in s.name for s in stages):
+        _say(ax, WIDTH/2, y-.16, f'{_count(sum(s.params for s in stages))} parameters', color=INK)
 
 def _count(n): return f'{n/1e6:.1f} million' if n >= 1e6 else f'{n:,}'
 
@@ -308,16 +388,23 @@ def draw_reconstructions(
     photos=None, # as for `GANRun.reconstruct`; without, the held-out photos that the runs kept
     *,
     rows:int=6, # how many photos
-    what:str='judged', # of each run: judged (what D saw), painted (G's output) or composed (with the real centre)
+    # of each run: judged (what D saw), painted (G's output) or composed (with the real centre)
+    what:str='judged',
 )->Picture:
     "The paper's Fig. 4: the input, what each run makes of it, the truth."
     check_name(what, ('judged','painted','composed'), 'what')
     runs = _named(runs)
     looks = {n: _look(r, photos, rows) for n,r in runs.items()}
     first = next(iter(looks.values()))
-    other = next((n for n,l in looks.items() if photos is None and not np.array_equal(l.i_r, first.i_r)), None)
-    if other: raise InputError(f"{other!r} and {next(iter(runs))!r} kept different held-out photos; give photos= for all to paint.")
-    shown = {n: l.painted if what == 'painted' or what == 'judged' and not runs[n].cfg.scale_bias else l.composed for n,l in looks.items()}
+    other = next((n for n,l in looks.items()
+                  if photos is None and not np.array_equal(l.i_r, first.i_r)), None)
+    if other:
+        raise InputError(f"{other!r} and {next(iter(runs))!r} kept different held-out photos; "
+                         "give photos= for all to paint.")
+    shown = {n: l.painted
+             if what == 'painted' or what == 'judged' and not runs[n].cfg.scale_bias
+             else l.composed
+             for n,l in looks.items()}
     titles = {'$I_{in}$': first.i_in, **shown, '$I_r$': first.i_r}
     alt = f"{len(first.i_r)} photos: the input, what {', '.join(runs)} made of it, and the truth."
     return _sheet([*zip(*titles.values())], [*titles], alt)
@@ -326,7 +413,9 @@ def draw_reconstructions(
 def _named(runs):
     "Runs by their names, opened."
     if isinstance(runs, (GANRun, str, os.PathLike)): runs = {_open(runs).dir.name: runs}
-    if not isinstance(runs, dict) or not runs: raise InputError("runs must be a dict, name -> run, such as {'baseline': 'runs/paper-baseline-001'}, or one run.")
+    if not isinstance(runs, dict) or not runs:
+        raise InputError("runs must be a dict, name -> run, "
+                         "such as {'baseline': 'runs/paper-baseline-001'}, or one run.")
     return {str(n): _open(r) for n,r in runs.items()}
 
 def _sheet(rows, titles, alt, gap=.06, most=1.15):
@@ -342,24 +431,36 @@ def _sheet(rows, titles, alt, gap=.06, most=1.15):
     return fig
 
 # %% ../nbs/70_figures.ipynb #fac0cd7e
+# long: which quantities there are, then a panel for each
 def draw_curves(
     runs, # a dict, name -> `GANRun` or the folder of one; or one run
-    keys=None, # columns of their records, such as loss_d, idt, psnr; the losses and the held-out scores if not given
+    # columns of their records, such as loss_d, idt, psnr;
+    # the losses and the held-out scores if not given
+    keys=None,
 )->Picture:
     "Losses and held-out scores along the epochs: a panel for each quantity, a line for each run."
     runs = _named(runs)
     for n,r in runs.items():
-        if not r.info or not r.history: raise InputError(f"{n!r} has no records: its folder holds only weights, or training was stopped before the first step.")
-    columns = {k for r in runs.values() for rows in (r.history, r.metrics) for row in rows[:1] for k,v in row.items() if v is not None} - {'step','epoch','seconds','n'}
+        if not r.info or not r.history:
+            raise InputError(f"{n!r} has no records: its folder holds only weights, "
+                             "or training was stopped before the first step.")
+    columns = {k
+               for r in runs.values()
+               for rows in (r.history, r.metrics)
+               for row in rows[:1]
+               for k,v in row.items() if v is not None} - {'step','epoch','seconds','n'}
     known = [k for k in dict.fromkeys([*QUANTITIES, *sorted(columns)]) if k in columns]
-    keys = [check_name(k, known, 'quantity') for k in ([keys] if isinstance(keys, str) else keys or [k for k in known if k not in ('d_real','d_fake','loss_g')])]
+    keys = [check_name(k, known, 'quantity')
+            for k in ([keys] if isinstance(keys, str)
+                      else keys or [k for k in known if k not in ('d_real','d_fake','loss_g')])]
     tall = -(-len(keys)//2)
     with rc_context(STYLE):
         fig = Picture(figsize=(WIDTH, 2.05*tall), layout='constrained')
         fig.get_layout_engine().set(w_pad=.1, h_pad=.09, hspace=.04)
         for ax,key in zip(fig.subplots(tall, 2, squeeze=False).flat, keys): _panel(ax, runs, key)
         for ax in fig.axes[len(keys):]: ax.axis('off')
-    fig.alt = f"Curves of {', '.join(runs)} over the epochs: {', '.join(QUANTITIES.get(k, k) for k in keys)}."
+    fig.alt = (f"Curves of {', '.join(runs)} over the epochs: "
+               f"{', '.join(QUANTITIES.get(k, k) for k in keys)}.")
     return fig
 
 # %% ../nbs/70_figures.ipynb #d1c310c4
@@ -369,27 +470,35 @@ def _panel(ax, runs, key):
     for i,(name,run) in enumerate(runs.items()):
         x,y = curve(run, key)
         if not len(x): continue
-        ax.plot(x, y, color=COLORS[i % 6], ls=DASHES[i % 6], marker='o' if len(x) < 20 else '', ms=3, label=name)
+        ax.plot(x, y, color=COLORS[i % 6], ls=DASHES[i % 6],
+                marker='o' if len(x) < 20 else '', ms=3, label=name)
         ends.append((name, x[-1], y[-1], COLORS[i % 6]))
-    bars = {best_psnr(r.info['trivial']) for r in runs.values() if r.info.get('trivial')} if key == 'psnr' else ()
+    bars = ({best_psnr(r.info['trivial']) for r in runs.values() if r.info.get('trivial')}
+            if key == 'psnr' else ())
     for name,y in bars:
         ax.axhline(y, color=SOFT, ls=':', lw=1.1, label='trivial')
         ends.append((f'{name} (trivial)', ax.get_xlim()[1], y, SOFT))
-    ax.set(title=QUANTITIES.get(key, key), xlabel='epochs', xlim=(0, None)); ax.grid(axis='y')
+    ax.set(title=QUANTITIES.get(key, key), xlabel='epochs', xlim=(0, None))
+    ax.grid(axis='y')
     _name_ends(ax, ends)
 
 # %% ../nbs/70_figures.ipynb #ef3b4ca8
 def _name_ends(ax, ends):
     "Names right of the lines, moved apart where they would overlap."
-    (low,high), names = ax.get_ylim(), [textwrap.wrap(n, 15, break_long_words=False) for n,*_ in ends]
+    (low,high), names = (
+        ax.get_ylim(),
+        [textwrap.wrap(n, 15, break_long_words=False) for n,*_ in ends])
     lines = np.array([len(n) for n in names], dtype=float)
     at = np.array([(y-low)/(high-low) for _,_,y,_ in ends])
     order = np.argsort(at, kind='stable')
     for _ in range(100):
         for a,b in zip(order, order[1:]):
-            if (lack := .055*(lines[a]+lines[b])-(at[b]-at[a])) > 1e-9: at[a] -= lack/2; at[b] += lack/2
+            if (lack := .055*(lines[a]+lines[b])-(at[b]-at[a])) > 1e-9:
+                at[a] -= lack/2
+                at[b] += lack/2
     for (_,x,y,color),n,to in zip(ends, names, at):
-        ax.annotate('\n'.join(n), (x,y), (1.06,to), textcoords=ax.transAxes, color=_deep(color), va='center', size=8, linespacing=1.0,
+        ax.annotate('\n'.join(n), (x,y), (1.06,to), textcoords=ax.transAxes,
+                    color=_deep(color), va='center', size=8, linespacing=1.0,
                     arrowprops=dict(arrowstyle='-', color=color, lw=.7, shrinkA=1, shrinkB=2))
 
 # %% ../nbs/70_figures.ipynb #880e1a98
@@ -401,18 +510,23 @@ def nearest(
 )->tuple: # (indices, cosines): int64 and float, nearest first; the query itself is left out
     "The rows nearest to a row, by cosine."
     f = torch.as_tensor(features).double().flatten(1)
-    if not -len(f) <= query < len(f): raise InputError(f"query={query}; there are {len(f)} images, 0 to {len(f)-1}.")
-    if not 1 <= k < len(f): raise InputError(f"k={k}; of {len(f)} images one asks, so 1 to {len(f)-1} can answer.")
+    if not -len(f) <= query < len(f):
+        raise InputError(f"query={query}; there are {len(f)} images, 0 to {len(f)-1}.")
+    if not 1 <= k < len(f):
+        raise InputError(f"k={k}; of {len(f)} images one asks, so 1 to {len(f)-1} can answer.")
     (cosines, near), = closest(f, f[query][None], k=k, own=torch.tensor([query]))
     return near[0].numpy(), cosines[0].numpy()
 
 def _features(encoder, photos):
     if isinstance(encoder, (np.ndarray, Tensor)):
-        if encoder.ndim < 2 or len(encoder) != len(photos): raise InputError(f"features of shape {tuple(encoder.shape)} don't go with {len(photos)} photos; give one row for each.")
+        if encoder.ndim < 2 or len(encoder) != len(photos):
+            raise InputError(f"features of shape {tuple(encoder.shape)} "
+                             f"don't go with {len(photos)} photos; give one row for each.")
         return encoder
     return encode(as_arm(encoder, size=photos.shape[1]).build(0), photos)
 
 # %% ../nbs/70_figures.ipynb #66aa403d
+# long: the query, then a row for each encoder
 def draw_neighbours(
     encoders, # a dict, name -> encoder: what `as_arm` takes, or features (n, d); or one of them
     photos:np.ndarray, # uint8 (n, size, size, 3)
@@ -423,27 +537,40 @@ def draw_neighbours(
 )->Picture:
     "A photo and its nearest neighbours under each encoder, by cosine."
     photos = np.asarray(photos)
-    if photos.dtype != np.uint8 or photos.ndim != 4 or photos.shape[1] != photos.shape[2]: raise InputError(f"photos are {photos.dtype}{photos.shape}; give uint8 (n, size, size, 3).")
+    if photos.dtype != np.uint8 or photos.ndim != 4 or photos.shape[1] != photos.shape[2]:
+        raise InputError(f"photos are {photos.dtype}{photos.shape}; "
+                         "give uint8 (n, size, size, 3).")
     if not isinstance(encoders, dict): encoders = {'': encoders}
     found = {n: nearest(_features(e, photos), query, k=k) for n,e in encoders.items()}
     s = min(.95, (WIDTH-1.9)/k-.08)
     pitch = s+.5
-    fig,ax = _canvas(.28+len(found)*pitch, f"A photo and its {k} nearest neighbours under {', '.join(n or 'an encoder' for n in found)}.")
+    fig,ax = _canvas(
+        .28+len(found)*pitch,
+        f"A photo and its {k} nearest neighbours under "
+        f"{', '.join(n or 'an encoder' for n in found)}.")
     _tile(ax, photos[query], .2, mid := (.28+len(found)*pitch-1.15)/2, 1.15)
     _say(ax, .775, mid-.13, 'the query')
     for j,(name,(idx,cos)) in enumerate(found.items()):
         y = .36+j*pitch
         same = None if labels is None else np.asarray(labels)[idx] == labels[query]
-        _say(ax, 1.7, y-.13, name + (f'{": " if name else ""}{same.sum()} of {k} of its class' if labels is not None else ''), ha='left')
-        for i,(p,c) in enumerate(zip(idx, cos)): _neighbour(ax, photos[p], 1.7+i*(s+.08), y, s, f'{c:.2f}', None if same is None else same[i])
+        _say(ax, 1.7, y-.13,
+             name + (f'{": " if name else ""}{same.sum()} of {k} of its class'
+                     if labels is not None else ''),
+             ha='left')
+        for i,(p,c) in enumerate(zip(idx, cos)):
+            _neighbour(ax, photos[p], 1.7+i*(s+.08), y, s, f'{c:.2f}',
+                       None if same is None else same[i])
     return fig
 
 # %% ../nbs/70_figures.ipynb #50628824
 def _neighbour(ax, photo, x, y, s, text, same):
     "A photo with its cosine; of the query's class: a solid frame and a tick."
     _tile(ax, photo, x, y, s)
-    if same is not None: _box(ax, x, y, s, s, COLORS[2] if same else COLORS[1], ls='-' if same else (0, (2,2)), lw=2.2 if same else 1.2)
-    _say(ax, x+s/2, y+s+.11, text + ('' if same is None else '  ✓' if same else ''), size=8, color=SOFT)
+    if same is not None:
+        _box(ax, x, y, s, s, COLORS[2] if same else COLORS[1],
+             ls='-' if same else (0, (2,2)), lw=2.2 if same else 1.2)
+    _say(ax, x+s/2, y+s+.11, text + ('' if same is None else '  ✓' if same else ''),
+         size=8, color=SOFT)
 
 # %% ../nbs/70_figures.ipynb #49e338b6
 def _first_convs(net):
@@ -461,16 +588,20 @@ def first_filters(
 )->Tensor: # n c k k: what each channel of the first stage looks for
     "The filters of the first stage."
     convs = _first_convs(_net(encoder))
-    if not convs: raise InputError("this encoder does not begin with a convolution: it has no first filters.")
+    if not convs:
+        raise InputError("this encoder does not begin with a convolution: "
+                         "it has no first filters.")
     k, stride = convs[0].weight.detach().float().cpu(), convs[0].stride
     for conv in convs[1:] if joined else ():
         k = F.conv_transpose2d(conv.weight.detach().float().cpu(), k, stride=stride)
         stride = tuple(a*b for a,b in zip(stride, conv.stride))
     return k
 
-def _net(encoder): return encoder if isinstance(encoder, nn.Module) else as_arm(encoder, size=None).net
+def _net(encoder):
+    return encoder if isinstance(encoder, nn.Module) else as_arm(encoder, size=None).net
 
 # %% ../nbs/70_figures.ipynb #0c7cd294
+# long: the filters, their order, and where each is drawn
 def draw_filters(
     encoder, # a module, a `GANRun`, or what `as_arm` opens
     *,
@@ -479,19 +610,28 @@ def draw_filters(
 )->Picture:
     "The first filters as colours: grey is 0. Each has its own scale; the strongest come first."
     k = first_filters(encoder, joined=joined)
-    if k.shape[1] not in (1,3): raise InputError(f"these filters have {k.shape[1]} channels; only 1 or 3 can be drawn as colours.")
+    if k.shape[1] not in (1,3):
+        raise InputError(f"these filters have {k.shape[1]} channels; "
+                         "only 1 or 3 can be drawn as colours.")
     size = k.flatten(1).norm(dim=1)
     k = k[size.argsort(descending=True, stable=True)[:most]]
-    rgb = (.5+.5*k/k.abs().amax((1,2,3), keepdim=True).clamp_min(1e-12)).permute(0,2,3,1).expand(-1,-1,-1,3).numpy()
+    rgb = (.5+.5*k/k.abs().amax((1,2,3), keepdim=True).clamp_min(1e-12)).permute(
+        0,2,3,1).expand(-1,-1,-1,3).numpy()
     cols = min(len(k), 16 if len(k) > 24 else 8)
     s = min(.62, (WIDTH-.5)/cols-.07)
     left = (WIDTH-cols*(s+.07)+.07)/2
-    fig,ax = _canvas(.62+-(-len(k)//cols)*(s+.07), f"{len(k)} first filters of {k.shape[-1]} x {k.shape[-1]} pixels, as colours.")
-    _say(ax, left, .24, f"{len(k)} of {len(size)} filters, {k.shape[-1]}×{k.shape[-1]} px; the strongest is {size.max()/size.min().clamp_min(1e-12):.1f} times the weakest", ha='left')
+    fig,ax = _canvas(
+        .62+-(-len(k)//cols)*(s+.07),
+        f"{len(k)} first filters of {k.shape[-1]} x {k.shape[-1]} pixels, as colours.")
+    _say(ax, left, .24,
+         f"{len(k)} of {len(size)} filters, {k.shape[-1]}×{k.shape[-1]} px; "
+         f"the strongest is {size.max()/size.min().clamp_min(1e-12):.1f} times the weakest",
+         ha='left')
     for i,p in enumerate(rgb): _tile(ax, p, left+i%cols*(s+.07), .46+i//cols*(s+.07), s)
     return fig
 
 # %% ../nbs/70_figures.ipynb #0057263e
+# long: the photo, then a row for each stage
 def draw_feature_maps(
     encoder, # a module with `features(x)`, a `GANRun`, or what `as_arm` opens
     photo, # a path, a PIL image or uint8 (h, w, 3): cut square and resized
@@ -504,15 +644,26 @@ def draw_feature_maps(
     arm = as_arm(encoder, size=size or (80 if isinstance(encoder, nn.Module) else None))
     x = np.asarray(cut_square(_one(photo), share=1., size=arm.size))
     with frozen(arm.net): maps = [m[0].float().cpu() for m in arm.net.features(to_model(x[None]))]
-    s, names = min(.72, (WIDTH-2.7)/(k+1)-.08), [f['module'] for f in getattr(arm.net, 'feature_info', [])] or [f'stage {i}' for i in range(1, len(maps)+1)]
+    s, names = (
+        min(.72, (WIDTH-2.7)/(k+1)-.08),
+        [f['module'] for f in getattr(arm.net, 'feature_info', [])]
+        or [f'stage {i}' for i in range(1, len(maps)+1)])
     left, pitch = 2.4, s+.08
-    fig,ax = _canvas(.5+len(maps)*pitch, f"A photo, and what {len(maps)} stages of an encoder make of it: all channels as colours, and the {k} that vary most.")
-    _tile(ax, x, .2, y := (.42+len(maps)*pitch-1.2)/2+.1, 1.2); _say(ax, .8, y+1.33, f'{arm.size}×{arm.size}', color=SOFT, size=8)
-    for i,t in enumerate(('all, as\ncolours', 'the channels that vary most')): _say(ax, left+(s/2 if not i else pitch), .24, t, size=8, color=SOFT, ha='left' if i else 'center', linespacing=.95)
+    fig,ax = _canvas(
+        .5+len(maps)*pitch,
+        f"A photo, and what {len(maps)} stages of an encoder make of it: "
+        f"all channels as colours, and the {k} that vary most.")
+    _tile(ax, x, .2, y := (.42+len(maps)*pitch-1.2)/2+.1, 1.2)
+    _say(ax, .8, y+1.33, f'{arm.size}×{arm.size}', color=SOFT, size=8)
+    for i,t in enumerate(('all, as\ncolours', 'the channels that vary most')):
+        _say(ax, left+(s/2 if not i else pitch), .24, t, size=8, color=SOFT,
+             ha='left' if i else 'center', linespacing=.95)
     for j,(name,m) in enumerate(zip(names, maps)):
         y, best = .44+j*pitch, m.flatten(1).var(1).argsort(descending=True, stable=True)[:k]
-        _say(ax, left-.12, y+s/2-.09, name, ha='right', weight='bold', size=8.5); _say(ax, left-.12, y+s/2+.09, '×'.join(map(str, m.shape)), ha='right', size=8, color=SOFT)
-        for i,p in enumerate((as_colors(m), *m[best].numpy())): _tile(ax, p, left+i*pitch, y, s, cmap='cividis')
+        _say(ax, left-.12, y+s/2-.09, name, ha='right', weight='bold', size=8.5)
+        _say(ax, left-.12, y+s/2+.09, '×'.join(map(str, m.shape)), ha='right', size=8, color=SOFT)
+        for i,p in enumerate((as_colors(m), *m[best].numpy())):
+            _tile(ax, p, left+i*pitch, y, s, cmap='cividis')
     return fig
 
 # %% ../nbs/70_figures.ipynb #37544f7c
@@ -523,6 +674,8 @@ def as_colors(
     x = maps.flatten(1).T.double()
     u,d,v = torch.linalg.svd(x-x.mean(0), full_matrices=False)
     z = F.pad(u[:,:3]*d[:3], (0, max(0, 3-len(d))))
-    z = z*F.pad(v[:3].gather(1, v[:3].abs().argmax(1, keepdim=True)).sign().flatten(), (0, max(0, 3-len(d))), value=1.)     # a sign that does not depend on the machine
+    # a sign that does not depend on the machine
+    z = z*F.pad(v[:3].gather(1, v[:3].abs().argmax(1, keepdim=True)).sign().flatten(),
+                (0, max(0, 3-len(d))), value=1.)
     low,high = z.quantile(.02, dim=0), z.quantile(.98, dim=0)
     return ((z-low)/(high-low).clamp_min(1e-12)).clamp(0,1).reshape(*maps.shape[1:], 3).numpy()

@@ -23,7 +23,6 @@ from .features import frozen
 from .pixels import Images,Photo8,to_model
 
 # %% ../nbs/58_finetune.ipynb #47dd745f
-# long: a field a line
 @dataclass(frozen=True)
 class Recipe:
     "How a classifier is trained. `selected` says what was chosen, and on what."
@@ -41,11 +40,17 @@ class Recipe:
     selected: dict = field(default_factory=dict)
 
     def __post_init__(self):
-        check_name(self.mode, ('finetune', 'paper-finetune'), 'mode'); check_name(self.precision, ('no', 'bf16'), 'precision of fine-tuning')
-        if self.bs < 1 or self.updates(1) < 1: raise InputError(f"bs={self.bs}, steps={self.steps}, epochs={self.epochs}: a recipe needs images in a batch, and at least one update.")
+        check_name(self.mode, ('finetune', 'paper-finetune'), 'mode')
+        check_name(self.precision, ('no', 'bf16'), 'precision of fine-tuning')
+        if self.bs < 1 or self.updates(1) < 1:
+            raise InputError(
+                f"bs={self.bs}, steps={self.steps}, epochs={self.epochs}: "
+                "a recipe needs images in a batch, and at least one update.")
+
     def updates(self, n:int)->int: # for n labels
         return max(self.steps, self.epochs*max(1, n//min(self.bs, n)))
 
+# %% ../nbs/58_finetune.ipynb #7b53817f
 def paper_recipe(**changes)->Recipe: # `Recipe` with the paper's batch
     "The starting point of `paper-finetune`."
     return Recipe(**{**dict(mode='paper-finetune', bs=32, wd=0.), **changes})
@@ -61,7 +66,7 @@ def augment(
     "Mirrored and shifted copies; what is missing at an edge is mirrored in."
     size, most = photos.shape[1], int(shift*photos.shape[1])
     moved = lambda t: (t*(2*most+1)).astype(int)[:,None] - most + np.arange(size)
-    mirror = lambda i: (size-1) - np.abs((size-1) - np.abs(i))               # -1 -> 1, size -> size-2
+    mirror = lambda i: (size-1) - np.abs((size-1) - np.abs(i)) # -1 -> 1, size -> size-2
     rows, cols = mirror(moved(u[:,1])), mirror(moved(u[:,2]))
     if flip: cols = np.where(u[:,:1] < 0.5, cols[:,::-1], cols)
     return photos[np.arange(len(photos))[:,None,None], rows[:,:,None], cols[:,None,:]]
@@ -87,12 +92,16 @@ def paper_head(
 def paper_updates(
     n:int, # labelled photos
 )->int:
-    "How long the paper's head is trained: 3,000 updates, or ten passes if that is more (not given by the paper)."
+    """How long the paper's head is trained: 3,000 updates,
+    or ten passes if that is more (not given by the paper)."""
     return max(3000, 10*n//32)
 
 # %% ../nbs/58_finetune.ipynb #ddd5d324
+# long: the loop, in one piece
 def fit_paper_head(
-    x:Float[Tensor, 'n d'], # flattened maps of the labelled photos, from a frozen encoder; the head is trained where they lie
+    # flattened maps of the labelled photos, from a frozen encoder;
+    # the head is trained where they lie
+    x:Float[Tensor, 'n d'],
     y:Int64[Tensor, ' n'], # their classes, in the same place
     *,
     classes:int, # how many
@@ -105,7 +114,7 @@ def fit_paper_head(
     torch.manual_seed(seed)
     std,mean = torch.std_mean(x, 0, correction=0)
     std = std.clamp_min(1e-6*mean.abs() + 1e-12)
-    scale = lambda f: (f-mean)/std              # a batch at a time: the maps of a whole set are large
+    scale = lambda f: (f-mean)/std # a batch at a time: the maps of a whole set are large
     head, bs = paper_head(x.shape[1], classes).to(x.device), min(bs, len(y))
     opt = torch.optim.Adam(head.parameters(), lr, fused=True)
     for step in range(steps):
@@ -114,7 +123,9 @@ def fit_paper_head(
         for g in opt.param_groups: g['lr'] = lr*rate(step/steps)
         i = order[k*bs:(k+1)*bs]
         loss = F.cross_entropy(head(scale(x[i])), y[i])
-        opt.zero_grad(); loss.backward(); opt.step()
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
     return lambda f: head(scale(f))
 
 # %% ../nbs/58_finetune.ipynb #92c2fa2b
@@ -124,7 +135,8 @@ def choose_lr(
     grid=(3e-4, 1e-3, 3e-3), # rates to try first, rising
     widen:int=2, # how often the grid may grow
 )->dict: # rate -> accuracy, rising
-    "Try rates; while the best lies on the edge, try the next one beyond it, about three times as far."
+    """Try rates; while the best lies on the edge,
+    try the next one beyond it, about three times as far."""
     scores = {lr: score(lr) for lr in grid}
     for _ in range(widen):
         lrs = sorted(scores)
@@ -146,9 +158,12 @@ class Classifier(nn.Module):
     ):
         super().__init__()
         self.enc, self.mode, c = enc, mode, enc.channels[-1]
-        grey = torch.zeros(1,3,size,size, device=next(enc.parameters(), torch.zeros(0)).device)      # where the encoder is
+        # where the encoder is
+        grey = torch.zeros(1,3,size,size, device=next(enc.parameters(), torch.zeros(0)).device)
         with frozen(enc): side = enc.features(grey)[-1].shape[-1]
-        self.head = nn.Sequential(nn.BatchNorm1d(c, affine=False), nn.Linear(c, classes)) if mode == 'finetune' else paper_head(c*side*side, classes)
+        self.head = (
+            nn.Sequential(nn.BatchNorm1d(c, affine=False), nn.Linear(c, classes))
+            if mode == 'finetune' else paper_head(c*side*side, classes))
 
     def forward(self, x): # logits
         f = self.enc.features(x)[-1]
@@ -169,10 +184,15 @@ def param_groups(
     "Parameters with their share of the learning rate."
     stages = stages_of(model.enc)
     parts = [(r.layer_decay**(len(stages)-i), s) for i,s in enumerate(stages)] + [(1., model.head)]
-    own = nn.ParameterList(model.enc.parameters(recurse=False)) if stages != [model.enc] else nn.ParameterList()
-    if len(own): parts.append((r.layer_decay**len(stages), own))         # what belongs to no stage, such as positions
-    groups = [(scale, r.wd*many, [p for p in part.parameters() if (p.dim() > 1) == many]) for scale,part in parts for many in (True, False)]
-    return [dict(params=ps, scale=scale, weight_decay=wd, lr=r.lr*scale) for scale,wd,ps in groups if ps]
+    own = (nn.ParameterList(model.enc.parameters(recurse=False))
+           if stages != [model.enc] else nn.ParameterList())
+    # what belongs to no stage, such as positions
+    if len(own): parts.append((r.layer_decay**len(stages), own))
+    groups = [(scale, r.wd*many, [p for p in part.parameters() if (p.dim() > 1) == many])
+              for scale,part in parts
+              for many in (True, False)]
+    return [dict(params=ps, scale=scale, weight_decay=wd, lr=r.lr*scale)
+            for scale,wd,ps in groups if ps]
 
 # %% ../nbs/58_finetune.ipynb #709276a4
 # long: the loop, in one piece
@@ -189,20 +209,32 @@ def train_model(
     tick=None, # a function of 1, called after each update; for a progress bar
 )->nn.Module: # the model, in evaluation mode
     "Train encoder and head by the recipe."
-    opt = (torch.optim.AdamW if r.wd else torch.optim.Adam)(param_groups(model, r), fused=torch.device(device).type in ('cpu','cuda'))
+    opt = (torch.optim.AdamW if r.wd else torch.optim.Adam)(
+        param_groups(model, r), fused=torch.device(device).type in ('cpu','cuda'))
     bs, total = min(r.bs, n), r.updates(n)
     per_epoch, first = n//bs, total//10 if r.head_first else 0
     for step in range(total):
-        if step == 0 or step == first: model.train(); model.enc.requires_grad_(step >= first); model.enc.train(step >= first)
+        if step == 0 or step == first:
+            model.train()
+            model.enc.requires_grad_(step >= first)
+            model.enc.train(step >= first)
         for g in opt.param_groups: g['lr'] = r.lr*g['scale']*rate(step/total)
         epoch, k = divmod(step, per_epoch)
         if k == 0: order = epoch_order(n, seed=seed, epoch=epoch)
         x, y = batch(step, order[k*bs:(k+1)*bs])
-        with torch.autocast(torch.device(device).type, torch.bfloat16) if r.precision == 'bf16' else nullcontext(): logits = model(x)
+        with (torch.autocast(torch.device(device).type, torch.bfloat16)
+              if r.precision == 'bf16' else nullcontext()):
+            logits = model(x)
         loss = loss_of(logits.float(), y)
-        opt.zero_grad(); loss.backward(); opt.step()
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
         if tick: tick(1)
-        if watch and (step+1) % max(1, total//10) == 0: model.eval(); watch(step+1, model); model.train(); model.enc.train(step >= first)
+        if watch and (step+1) % max(1, total//10) == 0:
+            model.eval()
+            watch(step+1, model)
+            model.train()
+            model.enc.train(step >= first)
     return model.eval()
 
 # %% ../nbs/58_finetune.ipynb #b9d0bb4a
@@ -214,8 +246,10 @@ def augmented(
     device='cpu', # where to
 )->Images: # in [-1, 1], channels last
     "Photos as the network is shown them in training."
-    return to_model(augment(photos, u, flip=r.flip, shift=r.shift), device).contiguous(memory_format=torch.channels_last)
+    return to_model(augment(photos, u, flip=r.flip, shift=r.shift), device).contiguous(
+        memory_format=torch.channels_last)
 
+# %% ../nbs/58_finetune.ipynb #d6050560
 def finetune(
     enc:nn.Module, # the encoder; trained in place
     photos:Photo8, # the labelled images
@@ -230,9 +264,13 @@ def finetune(
 )->Classifier: # in evaluation mode
     "Train encoder and head on labelled images."
     torch.manual_seed(seed)
-    model = Classifier(enc, classes, mode=r.mode, size=photos.shape[1]).to(device, memory_format=torch.channels_last)
+    model = Classifier(enc, classes, mode=r.mode, size=photos.shape[1]).to(
+        device, memory_format=torch.channels_last)
     target = torch.as_tensor(y)
-    def batch(step, i): return augmented(photos[i], r, u=sample_uniform(seed, step, i, stream='augment', k=3), device=device), target[i].to(device)
+    def batch(step, i):
+        return (augmented(photos[i], r,
+                          u=sample_uniform(seed, step, i, stream='augment', k=3), device=device),
+                target[i].to(device))
     return train_model(model, batch, r, n=len(y), seed=seed, device=device, watch=watch, tick=tick)
 
 # %% ../nbs/58_finetune.ipynb #a02127b4
@@ -246,10 +284,13 @@ def classify(
 )->np.ndarray: # int64, the classes
     "The classes a model gives to images, in evaluation mode."
     model.eval()
-    batches = (to_model(np.ascontiguousarray(photos[i:i+bs]), device).contiguous(memory_format=torch.channels_last) for i in range(0, len(photos), bs))
+    batches = (to_model(np.ascontiguousarray(photos[i:i+bs]), device)
+               .contiguous(memory_format=torch.channels_last)
+               for i in range(0, len(photos), bs))
     return np.concatenate([model(x).argmax(1).cpu().numpy() for x in batches])
 
 # %% ../nbs/58_finetune.ipynb #297b27dc
+# long: a parameter a line
 def search_recipe(
     build, # a function of a seed: a fresh copy of the arm's encoder
     photos:Photo8, # labelled images to train on
@@ -266,12 +307,16 @@ def search_recipe(
     "Each arm's own best rate, layer-wise decay and order, judged on development images."
     scores = {}
     def score(q):
-        model = finetune(build(seed), photos, y, q, classes=classes, seed=seed, device=device, tick=tick)
-        scores[f'lr={q.lr:.3g} decay={q.layer_decay} head_first={q.head_first}'] = acc = float((classify(model, dev[0], device=device) == dev[1]).mean())
+        model = finetune(build(seed), photos, y, q, classes=classes,
+                         seed=seed, device=device, tick=tick)
+        scores[f'lr={q.lr:.3g} decay={q.layer_decay} head_first={q.head_first}'] = acc = float(
+            (classify(model, dev[0], device=device) == dev[1]).mean())
         return acc
     found = choose_lr(lambda lr: score(replace(r, lr=lr)), grid=grid)
     r = replace(r, lr=max(found, key=found.get))
-    others = [replace(r, layer_decay=d, head_first=h) for d,h in ((1., True), (0.65, False), (0.65, True))]
+    others = [replace(r, layer_decay=d, head_first=h)
+              for d,h in ((1., True), (0.65, False), (0.65, True))]
     tried = [(found[r.lr], r), *((score(q), q) for q in others)]
     best = max(tried, key=lambda t: t[0])
-    return replace(best[1], selected=dict(on='development images', n=len(dev[1]), labels=len(y), seed=seed, scores=scores))
+    return replace(best[1], selected=dict(
+        on='development images', n=len(dev[1]), labels=len(y), seed=seed, scores=scores))

@@ -1,4 +1,4 @@
-"""Pictures computed beforehand, with sliders to leaf through them: one piece of HTML that needs no kernel and no network (§3.4, where a reader can only look).
+"""Pictures with sliders to leaf through, as HTML that needs no kernel and no network (§3.4).
 
 Docs: https://recon-nb.github.io/recon_nb/flipbook.html.md"""
 
@@ -29,7 +29,8 @@ class Control:
 @dataclass(frozen=True, eq=False)
 class Layer:
     "Pictures, and which controls choose among them."
-    frames:np.ndarray    # uint8: an axis for each control in `by`, then (h, w, 3), or (h, w, 4) with transparency
+    # uint8: an axis for each control in `by`, then (h, w, 3), or (h, w, 4) with transparency
+    frames:np.ndarray
     by:tuple = ()        # names of controls
 
 # %% ../nbs/04_flipbook.ipynb #de37f1d0
@@ -44,13 +45,15 @@ class Panel:
     wide:bool = False    # over the whole width
 
 # %% ../nbs/04_flipbook.ipynb #f5f3176c
-def _data_uri(picture, *, lossless=False, quality=82): # (h, w, 3) or (h, w, 4) bytes -> an address that holds the picture
+# (h, w, 3) or (h, w, 4) bytes -> an address that holds the picture
+def _data_uri(picture, *, lossless=False, quality=82):
     buf = io.BytesIO()
     Image.fromarray(picture).save(buf, 'WEBP', lossless=lossless, quality=quality, method=6)
     return f"data:image/webp;base64,{base64.b64encode(buf.getvalue()).decode()}"
 
 def _sheet(frames, quality): # (n, h, w, c) -> its address, columns, rows
-    n, flat = len(frames), len(np.unique(frames.reshape(-1, frames.shape[-1])[::7], axis=0)) < 9      # masks: few colours, no loss
+    # masks: few colours, no loss
+    n, flat = len(frames), len(np.unique(frames.reshape(-1, frames.shape[-1])[::7], axis=0)) < 9
     cols = int(np.ceil(np.sqrt(n*frames.shape[1]/frames.shape[2])))
     rows = -(-n//cols)
     full = np.concatenate([frames, np.zeros((cols*rows-n, *frames.shape[1:]), np.uint8)])
@@ -62,38 +65,45 @@ def _position(i, cols, rows): # in percent, as CSS counts
 
 # %% ../nbs/04_flipbook.ipynb #f0bae4d5
 # long: a style sheet, one rule a line
-STYLE = """
+STYLE = ("""
 .rnb{font-size:.95em;line-height:1.35;max-width:56em;margin:.4em 0}
 .rnb .rnb-controls{display:flex;flex-wrap:wrap;gap:.5em 1.4em;margin-bottom:.7em}
 .rnb label{display:flex;flex-direction:column;gap:.15em;flex:1 1 10em;max-width:20em}
 .rnb label span{display:flex;justify-content:space-between;gap:1em}
 .rnb output{font-variant-numeric:tabular-nums;opacity:.8}
 .rnb input[type=range]{width:100%;accent-color:#2f86cf;margin:.2em 0}
-.rnb-panels{display:grid;grid-template-columns:repeat(auto-fill,minmax(max(4.1em,100%/var(--cols,6) - .75em),1fr));gap:.7em;align-items:start}
+.rnb-panels{display:grid;"""
+"""grid-template-columns:repeat(auto-fill,minmax(max(4.1em,100%/var(--cols,6) - .75em),1fr));"""
+"""gap:.7em;align-items:start}
 .rnb-panels p{grid-column:1/-1;margin:.3em 0 -.3em;font-weight:600}
 .rnb-panels figure{margin:0;min-width:0}
 .rnb-panels figure.rnb-wide{grid-column:1/-1}
 .rnb-panels figcaption{font-size:.85em;margin-top:.2em;overflow-wrap:anywhere;text-align:left}
-.rnb-panels figcaption i{display:block;font-style:normal;opacity:.75;font-variant-numeric:tabular-nums}
-.rnb-pic{width:100%;background-repeat:no-repeat;border-radius:3px;display:block;box-shadow:0 0 0 1px #8886}
+.rnb-panels figcaption i{display:block;font-style:normal;"""
+"""opacity:.75;font-variant-numeric:tabular-nums}
+.rnb-pic{width:100%;background-repeat:no-repeat;"""
+"""border-radius:3px;display:block;box-shadow:0 0 0 1px #8886}
 .rnb-small{image-rendering:pixelated}
-.rnb-choice{border:0;padding:0;margin:0;width:100%;display:flex;flex-wrap:wrap;gap:5px;align-items:center}
+.rnb-choice{border:0;padding:0;margin:0;width:100%;"""
+"""display:flex;flex-wrap:wrap;gap:5px;align-items:center}
 .rnb-choice legend{padding:0;margin:0 0 .2em;font-size:1em;float:none;width:auto}
-.rnb-choice button{width:44px;height:44px;padding:0;border:2px solid #8886;border-radius:4px;cursor:pointer;background-color:transparent}
+.rnb-choice button{width:44px;height:44px;padding:0;"""
+"""border:2px solid #8886;border-radius:4px;cursor:pointer;background-color:transparent}
 .rnb-choice button[aria-pressed=true]{border-color:#d55e00;box-shadow:0 0 0 2px #d55e00}
 .rnb :focus-visible{outline:3px solid #2f86cf;outline-offset:2px}
 .rnb-charts{display:flex;flex-wrap:wrap;gap:1em;margin-bottom:.7em}
 .rnb-charts svg{flex:none;width:min(100%,23em);height:auto;overflow:visible}
-""".strip()
+""").strip()
 
 # %% ../nbs/04_flipbook.ipynb #899ce350
 # long: a script, one statement a line
-SCRIPT = """
+SCRIPT = ("""
 (function(){
 const root=document.getElementById('@ID'),book=@BOOK;
 const part=(k,n)=>n>1?100*k/(n-1):0,now=book.start.slice();
 const at=by=>by.reduce((s,c)=>s*book.options[c].length+now[c],0);
-const place=([s,by])=>{const [c,r]=book.sheets[s],i=at(by);return part(i%c,c)+'% '+part(Math.floor(i/c),r)+'%'};
+const place=([s,by])=>{const [c,r]=book.sheets[s],i=at(by);"""
+"""return part(i%c,c)+'% '+part(Math.floor(i/c),r)+'%'};
 function show(){
  root.querySelectorAll('.rnb-panels figure').forEach((f,k)=>{
   const p=book.panels[k],pic=f.querySelector('.rnb-pic'),text=p.texts?p.texts[at(p.by)]:'';
@@ -103,7 +113,8 @@ function show(){
  });
  root.querySelectorAll('[data-c]').forEach(e=>{
   const c=+e.dataset.c,said=book.options[c][now[c]];
-  if(e.tagName==='INPUT'){e.value=now[c];e.setAttribute('aria-valuetext',said);e.parentNode.querySelector('output').textContent=said}
+  if(e.tagName==='INPUT'){e.value=now[c];e.setAttribute('aria-valuetext',said);"""
+"""e.parentNode.querySelector('output').textContent=said}
   else e.querySelectorAll('button').forEach((b,i)=>b.setAttribute('aria-pressed',i===now[c]));
  });
 }
@@ -113,12 +124,13 @@ root.querySelectorAll('[data-c]').forEach(e=>{
  else{
   const buttons=[...e.querySelectorAll('button')];
   buttons.forEach((b,i)=>b.addEventListener('click',()=>set(i)));
-  e.addEventListener('keydown',v=>{const d={ArrowRight:1,ArrowLeft:-1}[v.key];if(d){v.preventDefault();set(now[c]+d);buttons[now[c]].focus()}});
+  e.addEventListener('keydown',v=>{const d={ArrowRight:1,ArrowLeft:-1}[v.key];"""
+"""if(d){v.preventDefault();set(now[c]+d);buttons[now[c]].focus()}});
  }
 });
 show();
 })();
-""".strip()
+""").strip()
 
 # %% ../nbs/04_flipbook.ipynb #82af13e7
 class Fragment(str):
@@ -132,44 +144,71 @@ class Fragment(str):
         title:str='recon_nb', # of the browser's window
     )->Path: # `path`
         "Write a complete HTML page, to open without a server."
-        head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><meta name="color-scheme" content="light dark"><title>{html.escape(title)}</title>'
-        style = '<style>body{font-family:system-ui,sans-serif;max-width:58rem;margin:1rem auto;padding:0 1rem}</style>'
-        return write_atomic(path, f'<!doctype html>\n<html lang="en"><head>{head}{style}</head><body>{self}</body></html>\n')
+        head = ('<meta charset="utf-8">'
+                '<meta name="viewport" content="width=device-width,initial-scale=1">'
+                '<meta name="color-scheme" content="light dark">'
+                f'<title>{html.escape(title)}</title>')
+        style = ('<style>body{font-family:system-ui,sans-serif;'
+                 'max-width:58rem;margin:1rem auto;padding:0 1rem}</style>')
+        return write_atomic(path, f'<!doctype html>\n<html lang="en"><head>{head}{style}</head>'
+                                  f'<body>{self}</body></html>\n')
 
 # %% ../nbs/04_flipbook.ipynb #1104d57a
 _number = count()
 
 def _control(i, c, sheet):
     if c.pictures is None:
-        given = f'min="0" max="{len(c.options)-1}" step="1" value="{c.start}" data-c="{i}" aria-valuetext="{html.escape(c.options[c.start])}"'
-        return f'<label><span>{html.escape(c.label)} <output>{html.escape(c.options[c.start])}</output></span><input type="range" {given}></label>'
+        given = (f'min="0" max="{len(c.options)-1}" step="1" value="{c.start}" '
+                 f'data-c="{i}" aria-valuetext="{html.escape(c.options[c.start])}"')
+        return (f'<label><span>{html.escape(c.label)} '
+                f'<output>{html.escape(c.options[c.start])}</output></span>'
+                f'<input type="range" {given}></label>')
     s, cols, rows = sheet
     look = f'background-image:var(--s{s});background-size:{cols*100}% {rows*100}%'
-    buttons = ''.join(f'<button type="button" style="{look};background-position:{_position(k, cols, rows)}" aria-label="{html.escape(o)}" title="{html.escape(o)}" '
-                      f'aria-pressed="{str(k == c.start).lower()}"></button>' for k,o in enumerate(c.options))
-    return f'<fieldset class="rnb-choice" data-c="{i}"><legend>{html.escape(c.label)}</legend>{buttons}</fieldset>'
+    buttons = ''.join(
+        f'<button type="button" style="{look};background-position:{_position(k, cols, rows)}" '
+        f'aria-label="{html.escape(o)}" title="{html.escape(o)}" '
+        f'aria-pressed="{str(k == c.start).lower()}"></button>' for k,o in enumerate(c.options))
+    return (f'<fieldset class="rnb-choice" data-c="{i}">'
+            f'<legend>{html.escape(c.label)}</legend>{buttons}</fieldset>')
 
 # %% ../nbs/04_flipbook.ipynb #c9e09554
-def _index(names, by, controls): return [names.index(b) for b in by], int(np.ravel_multi_index([controls[b].start for b in by], [len(controls[b].options) for b in by])) if by else 0
+def _index(names, by, controls):
+    return [names.index(b) for b in by], int(np.ravel_multi_index(
+        [controls[b].start for b in by],
+        [len(controls[b].options) for b in by])) if by else 0
 
 def _said(p, row): return f'{row}, {p.caption}' if row else p.caption
 
 def _panel(p, layers, sheets, text, row):
     h, w = p.layers[0].frames.shape[-3:-1]
-    css = [','.join(v) for v in zip(*((f'var(--s{s})', f'{sheets[s][0]*100}% {sheets[s][1]*100}%', _position(i, *sheets[s])) for s,_,i in layers))]
-    style = f'aspect-ratio:{w}/{h};background-image:{css[0]};background-size:{css[1]};background-position:{css[2]}'
-    alt, line = html.escape(_said(p, row) + (f': {text}' if text else '')), '' if p.texts is None else f'<i>{html.escape(text)}</i>'
+    css = [','.join(v) for v in zip(*(
+        (f'var(--s{s})', f'{sheets[s][0]*100}% {sheets[s][1]*100}%', _position(i, *sheets[s]))
+        for s,_,i in layers))]
+    style = (f'aspect-ratio:{w}/{h};background-image:{css[0]};'
+             f'background-size:{css[1]};background-position:{css[2]}')
+    alt, line = (
+        html.escape(_said(p, row) + (f': {text}' if text else '')),
+        '' if p.texts is None else f'<i>{html.escape(text)}</i>')
     head = f'<p>{html.escape(p.heading)}</p>' if p.heading else ''
-    return head + (f'<figure{" class=rnb-wide" if p.wide else ""}><div class="rnb-pic{" rnb-small" if h < 100 and not p.wide else ""}" role="img" aria-label="{alt}" style="{style}"></div>'
-            f'<figcaption>{html.escape(p.caption)}{line}</figcaption></figure>')
+    return head + (
+        f'<figure{" class=rnb-wide" if p.wide else ""}>'
+        f'<div class="rnb-pic{" rnb-small" if h < 100 and not p.wide else ""}" role="img" '
+        f'aria-label="{alt}" style="{style}"></div>'
+        f'<figcaption>{html.escape(p.caption)}{line}</figcaption></figure>')
 
 # %% ../nbs/04_flipbook.ipynb #d81484b4
 def _check_parts(controls, panels):
     for p in panels:
-        for shape, by, what in [(l.frames.shape[:-3], l.by, 'layer') for l in p.layers] + ([] if p.texts is None else [(np.shape(p.texts), p.by, 'texts')]):
-            if missing := [b for b in by if b not in controls]: raise InputError(f"panel {p.caption!r}: there is no control {missing[0]!r}. Controls: {', '.join(controls)}.")
+        for shape, by, what in (
+                [(l.frames.shape[:-3], l.by, 'layer') for l in p.layers]
+                + ([] if p.texts is None else [(np.shape(p.texts), p.by, 'texts')])):
+            if missing := [b for b in by if b not in controls]:
+                raise InputError(f"panel {p.caption!r}: there is no control {missing[0]!r}. "
+                                 f"Controls: {', '.join(controls)}.")
             if (want := tuple(len(controls[b].options) for b in by)) != tuple(shape):
-                raise InputError(f"panel {p.caption!r}: a {what} of shape {tuple(shape)}, but {', '.join(by) or 'no control'} asks for {want}.")
+                raise InputError(f"panel {p.caption!r}: a {what} of shape {tuple(shape)}, "
+                                 f"but {', '.join(by) or 'no control'} asks for {want}.")
 
 # %% ../nbs/04_flipbook.ipynb #b0abd2cd
 # long: sheets, panels and controls, in the order of the page
@@ -183,32 +222,51 @@ def make_flipbook(
     quality:int=82, # of the pictures, 1 to 100
     most:int=1_000_000, # characters allowed
 )->Fragment: # HTML that needs no kernel and no network
-    "Pictures to leaf through, as one piece of HTML. Raises `InputError` if the parts don't match or are too large."
+    """Pictures to leaf through, as one piece of HTML.
+    Raises `InputError` if the parts don't match or are too large."""
     _check_parts(controls, panels)
     names, sheets, known, rules = list(controls), [], {}, []
     def add(frames): # equal arrays share a sheet
         if id(frames) not in known:
             uri, *grid = _sheet(frames.reshape(-1, *frames.shape[-3:]), quality)
-            known[id(frames)] = len(sheets); sheets.append(grid); rules.append(f'--s{len(rules)}:url({uri})')
+            known[id(frames)] = len(sheets)
+            sheets.append(grid)
+            rules.append(f'--s{len(rules)}:url({uri})')
         return known[id(frames)]
-    top = ''.join(_control(i, c, c.pictures is not None and (s := add(c.pictures), *sheets[s])) for i,c in enumerate(controls.values()))
-    book, figures = dict(options=[[*c.options] for c in controls.values()], start=[c.start for c in controls.values()], panels=[]), ''
+    top = ''.join(
+        _control(i, c, c.pictures is not None and (s := add(c.pictures), *sheets[s]))
+        for i,c in enumerate(controls.values()))
+    book, figures = dict(
+        options=[[*c.options] for c in controls.values()],
+        start=[c.start for c in controls.values()],
+        panels=[]), ''
     row = ''
     for p in panels:
-        row, layers = p.heading or row, [(add(l.frames), *_index(names, l.by, controls)) for l in p.layers]
+        row, layers = (
+            p.heading or row,
+            [(add(l.frames), *_index(names, l.by, controls)) for l in p.layers])
         by, i = _index(names, p.by, controls)
         texts = None if p.texts is None else [str(t) for t in np.asarray(p.texts).reshape(-1)]
         figures += _panel(p, layers, sheets, texts[i] if texts else '', row)
-        book['panels'].append(dict(caption=_said(p, row), layers=[(s, by) for s,by,_ in layers], texts=texts, by=by))
+        book['panels'].append(dict(
+            caption=_said(p, row), layers=[(s, by) for s,by,_ in layers], texts=texts, by=by))
     name = f'rnb-{zlib.crc32("".join(rules).encode()):08x}-{next(_number)}'
-    script = SCRIPT.replace('@ID', name).replace('@BOOK', json.dumps(book | dict(sheets=sheets)).replace('<', '\\u003c'))
-    out = (f'<div class="rnb" id="{name}" role="group" aria-label="{html.escape(title)}"><style>{STYLE}#{name}{{{";".join(rules)}}}</style>'
-           f'<div class="rnb-controls">{top}</div>{before}<div class="rnb-panels" style="--cols:{columns}">{figures}</div><script>{script}</script></div>')
-    if len(out) > most: raise InputError(f"the flipbook has {len(out):,} characters; {most:,} are allowed. Give it fewer options, smaller pictures or a lower quality.")
+    script = SCRIPT.replace('@ID', name).replace(
+        '@BOOK', json.dumps(book | dict(sheets=sheets)).replace('<', '\\u003c'))
+    out = (f'<div class="rnb" id="{name}" role="group" aria-label="{html.escape(title)}">'
+           f'<style>{STYLE}#{name}{{{";".join(rules)}}}</style>'
+           f'<div class="rnb-controls">{top}</div>{before}'
+           f'<div class="rnb-panels" style="--cols:{columns}">{figures}</div>'
+           f'<script>{script}</script></div>')
+    if len(out) > most:
+        raise InputError(f"the flipbook has {len(out):,} characters; {most:,} are allowed. "
+                         "Give it fewer options, smaller pictures or a lower quality.")
     return Fragment(out)
 
 # %% ../nbs/04_flipbook.ipynb #6fd9edd8
-_colors, _dashes = ('#2f86cf', '#e07b00', '#12a078', '#c561a4', '#a88a00', '#6aa9dd'), ('', '6 3', '2 3')
+_colors, _dashes = (
+    ('#2f86cf', '#e07b00', '#12a078', '#c561a4', '#a88a00', '#6aa9dd'),
+    ('', '6 3', '2 3'))
 
 def _ticks(lo, hi): # a few round numbers
     from matplotlib.ticker import MaxNLocator
@@ -225,7 +283,9 @@ def thin_out(
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     x, y = x[np.isfinite(y)], y[np.isfinite(y)]
     blocks = -(-len(x) // -(-len(x)//most or 1))
-    return tuple(np.array([b.mean() for b in np.array_split(a, blocks)]) for a in (x, y)) if len(x) else (x, y)
+    return tuple(
+        np.array([b.mean() for b in np.array_split(a, blocks)]) for a in (x, y)
+        ) if len(x) else (x, y)
 
 # %% ../nbs/04_flipbook.ipynb #57e0f998
 # long: axes, lines and legend of one drawing
@@ -238,24 +298,47 @@ def draw_chart(
     most:int=150, # points a series, as means of blocks
 )->str: # SVG
     "Curves as SVG in the colours of the page; an empty chart says so."
-    thin, lines = {k: thin_out(*v, most=most) for k,v in series.items()}, {k: v for k,v in (lines or {}).items() if np.isfinite(v)}
+    thin, lines = (
+        {k: thin_out(*v, most=most) for k,v in series.items()},
+        {k: v for k,v in (lines or {}).items() if np.isfinite(v)})
     xs, ys = (np.concatenate([np.asarray(v[i]) for v in thin.values()] or [[]]) for i in (0, 1))
-    esc, say = html.escape, '<text x="150" y="70" text-anchor="middle" opacity=".7">nothing yet</text>'
+    esc, say = (
+        html.escape,
+        '<text x="150" y="70" text-anchor="middle" opacity=".7">nothing yet</text>')
     body = [say] if not len(xs) else []
     if len(xs):
         ys = np.append(ys, list(lines.values()))
-        (x0,x1),(y0,y1) = ((a.min(), a.max()) if a.max() > a.min() else (a.min()-.5, a.min()+.5) for a in (xs, ys))
+        (x0,x1),(y0,y1) = (
+            (a.min(), a.max()) if a.max() > a.min() else (a.min()-.5, a.min()+.5)
+            for a in (xs, ys))
         px, py = (lambda v: 38+(v-x0)/(x1-x0)*254), (lambda v: 122-(v-y0)/(y1-y0)*96)
-        for t in _ticks(y0, y1): body.append(f'<path d="M38 {py(t):.1f}H292" stroke="currentColor" opacity=".15"/><text x="34" y="{py(t)+3:.1f}" text-anchor="end">{t:.4g}</text>')
-        for t in _ticks(x0, x1): body.append(f'<text x="{px(t):.1f}" y="134" text-anchor="middle">{t:.4g}</text>')
-        for k,v in lines.items(): body.append(f'<path d="M38 {py(v):.1f}H292" stroke="currentColor" stroke-dasharray="1 3"><title>{esc(k)}</title></path>')
+        for t in _ticks(y0, y1):
+            body.append(f'<path d="M38 {py(t):.1f}H292" stroke="currentColor" opacity=".15"/>'
+                        f'<text x="34" y="{py(t)+3:.1f}" text-anchor="end">{t:.4g}</text>')
+        for t in _ticks(x0, x1):
+            body.append(f'<text x="{px(t):.1f}" y="134" text-anchor="middle">{t:.4g}</text>')
+        for k,v in lines.items():
+            body.append(f'<path d="M38 {py(v):.1f}H292" stroke="currentColor" '
+                        f'stroke-dasharray="1 3"><title>{esc(k)}</title></path>')
     x = 38
     for i,(k,(a,b)) in enumerate(thin.items()):
-        pen = f'stroke="{_colors[i%6]}" stroke-width="1.8" fill="none" stroke-dasharray="{_dashes[i%3]}"'
-        if len(a): body.append(f'<path {pen} d="M{"L".join(f"{px(p):.1f} {py(q):.1f}" for p,q in zip(a, b))}"/>')
-        if len(a) == 1: body.append(f'<circle cx="{px(a[0]):.1f}" cy="{py(b[0]):.1f}" r="2.5" fill="{_colors[i%6]}"/>')
-        body.append(f'<path {pen} d="M{x} 157h16"/><text x="{x+20}" y="160">{esc(k)}</text>'); x += 30+5.6*len(k)
-    if lines: body.append(f'<path d="M{x} 157h16" stroke="currentColor" stroke-dasharray="1 3"/><text x="{x+20}" y="160">{esc(", ".join(lines))}</text>')
-    head = f'<text x="38" y="14" font-weight="600" font-size="11">{esc(title)}</text><text x="292" y="146" text-anchor="end" opacity=".8">{esc(xlabel)}</text>'
+        pen = (f'stroke="{_colors[i%6]}" stroke-width="1.8" fill="none" '
+               f'stroke-dasharray="{_dashes[i%3]}"')
+        if len(a):
+            body.append(f'<path {pen} '
+                        f'd="M{"L".join(f"{px(p):.1f} {py(q):.1f}" for p,q in zip(a, b))}"/>')
+        if len(a) == 1:
+            body.append(f'<circle cx="{px(a[0]):.1f}" cy="{py(b[0]):.1f}" r="2.5" '
+                        f'fill="{_colors[i%6]}"/>')
+        body.append(f'<path {pen} d="M{x} 157h16"/><text x="{x+20}" y="160">{esc(k)}</text>')
+        x += 30+5.6*len(k)
+    if lines:
+        body.append(f'<path d="M{x} 157h16" stroke="currentColor" stroke-dasharray="1 3"/>'
+                    f'<text x="{x+20}" y="160">{esc(", ".join(lines))}</text>')
+    head = (f'<text x="38" y="14" font-weight="600" font-size="11">{esc(title)}</text>'
+            f'<text x="292" y="146" text-anchor="end" opacity=".8">{esc(xlabel)}</text>')
     last = ', '.join(f'{k} {b[-1]:.3g}' for k,(_,b) in thin.items() if len(b))
-    return f'<svg viewBox="0 0 300 168" width="300" role="img" aria-label="{esc(title)}: {esc(last or "nothing yet")}" fill="currentColor" font-size="9.5" font-family="inherit">{head}{"".join(body)}</svg>'
+    return ('<svg viewBox="0 0 300 168" width="300" role="img" '
+            f'aria-label="{esc(title)}: {esc(last or "nothing yet")}" '
+            'fill="currentColor" font-size="9.5" font-family="inherit">'
+            f'{head}{"".join(body)}</svg>')

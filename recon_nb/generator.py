@@ -1,4 +1,4 @@
-"""An encoder that squeezes the picture to a sixteenth of its side, and a decoder that paints from what is left (§2.2, §2.4, Fig. 3).
+"""An encoder squeezes the picture, a decoder paints from what is left (§2.2, §2.4, Fig. 3).
 
 Docs: https://recon-nb.github.io/recon_nb/generator.html.md"""
 
@@ -29,7 +29,8 @@ class Encoder(nn.Module):
         super().__init__()
         self.channels = tuple(width*2**i for i in range(4))
         for i,(a,b) in enumerate(zip((ni, *self.channels), self.channels), 1):
-            self.add_module(f'conv{i}', down_block(a, b, between=between, dropout=dropout if i==4 else 0.))
+            self.add_module(f'conv{i}', down_block(a, b,
+                between=between, dropout=dropout if i==4 else 0.))
 
     def features(self,
         x:Images, # pictures, in [-1, 1]
@@ -57,27 +58,39 @@ def num_features(self:Encoder)->int:
 
 @patch(as_prop=True)
 def feature_info(self:Encoder)->list:
-    "For each stage its channels, by how much it shrinks the side, and the module's name: as timm's `feature_info`."
-    return [dict(num_chs=c, reduction=2**i, module=f'conv{i}') for i,c in enumerate(self.channels, 1)]
+    """For each stage its channels, by how much it shrinks the side,
+    and the module's name: as timm's `feature_info`."""
+    return [dict(num_chs=c, reduction=2**i, module=f'conv{i}')
+        for i,c in enumerate(self.channels, 1)]
 
 # %% ../nbs/31_generator.ipynb #b5186374
+# long: a network, and a line for each parameter
 class Decoder(nn.Module):
-    "The way up (§2.4): four blocks, each doubles the side; the last ends in tanh without batch norm."
+    """The way up (§2.4): four blocks, each doubles the side;
+    the last ends in tanh without batch norm."""
     def __init__(self,
         width:int=64, # channels of the encoder's first stage
         *,
         nf:int=3, # channels to paint
-        stride:int=1, # pixels of the photo for each place of the output, along a side: 1, 2, 4, 8 or 16
+        # pixels of the photo for each place of the output, along a side: 1, 2, 4, 8 or 16
+        stride:int=1,
         flat:int=0, # channels of every block; 0: the encoder's, downwards
         bounded:int|None=None, # how many channels end in tanh, the first ones; all if not given
     ):
         super().__init__()
-        n, cs = 5-stride.bit_length(), [width*8] + ([flat]*4 if flat else [width*4, width*2, width, max(1, width//2)])
-        if not n: self.read = nn.Conv2d(cs[0], nf, 1)          # no way up: each place of the last stage is read by itself
+        n, cs = 5-stride.bit_length(), [width*8] + (
+            [flat]*4 if flat else [width*4, width*2, width, max(1, width//2)])
+        # no way up: each place of the last stage is read by itself
+        if not n: self.read = nn.Conv2d(cs[0], nf, 1)
         for i in range(1, n): self.add_module(f'up{i}', up_block(cs[i-1], cs[i]))
-        if n: self.add_module(f'up{n}', up_block(cs[n-1], nf, hidden=cs[n], last=True, bounded=bounded))
+        if n:
+            self.add_module(f'up{n}',
+                up_block(cs[n-1], nf, hidden=cs[n], last=True, bounded=bounded))
 
-    def forward(self, z:Float[Tensor, 'b c4 h4 w4'])->Float[Tensor, 'b nf h w']: # 16/stride times the side; its bounded channels in [-1, 1]
+    def forward(self,
+        z:Float[Tensor, 'b c4 h4 w4'],
+    # 16/stride times the side; its bounded channels in [-1, 1]
+    )->Float[Tensor, 'b nf h w']:
         for stage in self.children(): z = stage(z)
         return z
 
@@ -95,23 +108,32 @@ class Generator(nn.Module):
         **decoder, # as for `Decoder`: stride, flat, bounded
     ):
         super().__init__()
-        self.enc,self.dec = Encoder(width, ni=ni, dropout=dropout, between=between), Decoder(width, nf=nf, **decoder)
+        self.enc,self.dec = (
+            Encoder(width, ni=ni, dropout=dropout, between=between),
+            Decoder(width, nf=nf, **decoder))
         init_weights(self)
         if std_last != 0.02: init_weights([*self.dec.children()][-1], std=std_last)
 
-    def forward(self, i_in:Images)->Float[Tensor, 'b nf h_out w_out']: # as large as `i_in` for stride 1; its bounded channels in [-1, 1]
+    def forward(self,
+        i_in:Images,
+    # as large as `i_in` for stride 1; its bounded channels in [-1, 1]
+    )->Float[Tensor, 'b nf h_out w_out']:
         return self.dec(self.enc(i_in))
 
 # %% ../nbs/31_generator.ipynb #1fcbdcfc
 class Reader(nn.Module):
-    "A painter that is shown the input and every stage of the encoder: four blocks up, and to each the stage and the input of its size."
+    """A painter that is shown the input and every stage of the encoder:
+    four blocks up, and to each the stage and the input of its size."""
     def __init__(self,
         width:int=64, # channels of the encoder's first stage
         *,
         nf:int=3, # channels to paint
     ):
         super().__init__()
-        self.up1,self.up2,self.up3 = up_block(8*width+3, 4*width), up_block(8*width+3, 2*width), up_block(4*width+3, width)
+        self.up1,self.up2,self.up3 = (
+            up_block(8*width+3, 4*width),
+            up_block(8*width+3, 2*width),
+            up_block(4*width+3, width))
         self.up4 = up_block(2*width+3, nf, hidden=max(1, width//2), last=True)
 
     def forward(self,
@@ -120,12 +142,15 @@ class Reader(nn.Module):
     )->Float[Tensor, 'b nf h w']: # in [-1, 1]
         painted = []
         for up,stage in zip(self.children(), stages[::-1]):
-            painted = [up(torch.cat([*painted, stage, F.interpolate(i_in, size=stage.shape[-2:], mode='area')], 1))]
+            painted = [up(torch.cat(
+                [*painted, stage, F.interpolate(i_in, size=stage.shape[-2:], mode='area')], 1))]
         return painted[0]
 
 # %% ../nbs/31_generator.ipynb #77d2060f
+# long: a network, and a line for each parameter
 class ReadingGenerator(nn.Module):
-    "An encoder that learns from what a target has beside its picture, and a painter that reads it without changing it."
+    """An encoder that learns from what a target has beside its picture,
+    and a painter that reads it without changing it."""
     def __init__(self,
         width:int=64, # channels of the first stage
         *,
@@ -138,11 +163,19 @@ class ReadingGenerator(nn.Module):
         between:bool=False, # as for `Encoder`
     ):
         super().__init__()
-        self.enc,self.dec,self.beside = Encoder(width, dropout=dropout, between=between), Reader(width, nf=picture), Decoder(width, nf=beside, stride=stride, flat=flat, bounded=0)
+        self.enc,self.dec,self.beside = (
+            Encoder(width, dropout=dropout, between=between),
+            Reader(width, nf=picture),
+            Decoder(width, nf=beside, stride=stride, flat=flat, bounded=0))
         init_weights(self)
         if std_last != 0.02: init_weights(self.dec.up4, std=std_last)
 
-    def forward(self, i_in:Images)->Float[Tensor, 'b nf h w']: # the picture in [-1, 1], then what is beside it, repeated over the pixels of its places
+    def forward(self,
+        i_in:Images,
+    # the picture in [-1, 1], then what is beside it, repeated over the pixels of its places
+    )->Float[Tensor, 'b nf h w']:
         stages = self.enc.features(i_in)
-        painted, beside = self.dec(i_in, [s.detach() for s in stages]), self.beside(stages[-1])
+        painted, beside = (
+            self.dec(i_in, [s.detach() for s in stages]),
+            self.beside(stages[-1]))
         return torch.cat([painted, F.interpolate(beside, size=painted.shape[-2:])], 1)

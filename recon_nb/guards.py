@@ -1,4 +1,4 @@
-"""Is a classification pipeline broken? Questions that a working one answers without effort, and a name for the fault where it can't (§3.1, §3.5).
+"""Is a classification pipeline broken? Checks that a working one passes with ease (§3.1, §3.5).
 
 Docs: https://recon-nb.github.io/recon_nb/guards.html.md"""
 
@@ -18,7 +18,8 @@ from .core import InputError,epoch_order
 # %% ../nbs/16_guards.ipynb #ebc21d6f
 def chance_bar(
     n:int, # how many images are judged
-    chance:float, # the probability of a hit by guessing, such as the share of the most frequent class
+    # the probability of a hit by guessing, such as the share of the most frequent class
+    chance:float,
     *,
     alpha:float=1e-4, # how often guessing may exceed the bar
 )->float: # an accuracy; above it, it is not chance
@@ -39,7 +40,10 @@ class Check:
     fault:str='' # what is likely wrong, and what to do
 
     @property
-    def verdict(self): return {True: 'ok', False: 'FAULT', None: 'not run' if self.reading is None else 'undecided'}[self.ok]
+    def verdict(self):
+        return {True: 'ok',
+                False: 'FAULT',
+                None: 'not run' if self.reading is None else 'undecided'}[self.ok]
 
 def _not_run(name, why): return Check(name, None, '', why, None)
 
@@ -47,13 +51,18 @@ def _not_run(name, why): return Check(name, None, '', why, None)
 def _html_table(checks):
     colour = {'ok': 'seagreen', 'FAULT': 'crimson'}
     cell = lambda t, style='': f'<td style="text-align:left;{style}">{html.escape(t)}</td>'
-    rows = [cell(c.name)+cell(c.shown)+cell(c.expected)+cell(c.verdict, f'color:{colour.get(c.verdict, "gray")}')+cell(c.fault) for c in checks]
-    head = ''.join(f'<th style="text-align:left">{t}</th>' for t in ('asked', 'reading', 'expected', 'verdict', 'what is likely wrong'))
+    rows = [cell(c.name) + cell(c.shown) + cell(c.expected)
+            + cell(c.verdict, f'color:{colour.get(c.verdict, "gray")}')
+            + cell(c.fault)
+            for c in checks]
+    head = ''.join(f'<th style="text-align:left">{t}</th>'
+                   for t in ('asked', 'reading', 'expected', 'verdict', 'what is likely wrong'))
     return f'<table><tr>{head}</tr>' + ''.join(f'<tr>{r}</tr>' for r in rows) + '</table>'
 
 # %% ../nbs/16_guards.ipynb #75b749f8
 class PipelineReport:
-    "The checks of a pipeline, in the order in which to mend it: later faults may follow from earlier ones."
+    """The checks of a pipeline, in the order in which to mend it:
+    later faults may follow from earlier ones."""
     def __init__(self,
         checks, # a list of `Check`
     ):
@@ -68,7 +77,8 @@ class PipelineReport:
     def raise_if_broken(self):
         "Raise `InputError` with every fault's sentence; return the report if there is none."
         if self.ok: return self
-        raise InputError('the pipeline is broken.\n' + '\n'.join(f'- {n}: {f}' for n,f in self.faults.items()))
+        raise InputError('the pipeline is broken.\n'
+                         + '\n'.join(f'- {n}: {f}' for n,f in self.faults.items()))
 
     def __repr__(self):
         rows = [(c.name, c.shown, c.expected, c.verdict) for c in self.checks]
@@ -82,22 +92,37 @@ class PipelineReport:
 def _label_fault(split, x, y, n):
     "What is wrong with the labels of one split, or ''."
     y = np.asarray(y)
-    if y.ndim != 1: return f"the {split} labels have shape {y.shape}: one number an image is wanted. One-hot? Take `argmax(1)`."
-    if len(y) != len(x): return f"{split} has {len(x)} images and {len(y)} labels: one file is cut off, or belongs to another set."
-    if y.dtype.kind not in 'iu': return f"the {split} labels are {y.dtype}: make them int64, and look whether a mean or a scale has touched them."
+    if y.ndim != 1:
+        return (f"the {split} labels have shape {y.shape}: one number an image is wanted. "
+                "One-hot? Take `argmax(1)`.")
+    if len(y) != len(x):
+        return (f"{split} has {len(x)} images and {len(y)} labels: "
+                "one file is cut off, or belongs to another set.")
+    if y.dtype.kind not in 'iu':
+        return (f"the {split} labels are {y.dtype}: make them int64, "
+                "and look whether a mean or a scale has touched them.")
     low,high = (int(v) for v in (y.min(), y.max()))
     if low == 1 and high == n: return f"the {split} labels count from 1 to {n}: subtract 1."
-    if low < 0 or high >= n: return f"the {split} labels run from {low} to {high}, outside 0..{n-1}: unlabelled images, or another list of classes."
+    if low < 0 or high >= n:
+        return (f"the {split} labels run from {low} to {high}, outside 0..{n-1}: "
+                "unlabelled images, or another list of classes.")
     return ''
 
+# %% ../nbs/16_guards.ipynb #2c3cdb37
 def _check_labels(data, n):
-    faults = [f for s in ('train', 'test') if (f := _label_fault(s, getattr(data, f'{s}_x'), getattr(data, f'{s}_y'), n))]
+    faults = [f for s in ('train', 'test')
+              if (f := _label_fault(s, getattr(data, f'{s}_x'), getattr(data, f'{s}_y'), n))]
     have = [set() if faults else set(np.unique(y).tolist()) for y in (data.train_y, data.test_y)]
     if have[0] != have[1]:
-        gone = [f"{s} has no image of class {sorted(have[1-i]-have[i])}" for i,s in enumerate(('train', 'test')) if have[1-i]-have[i]]
-        faults.append('; '.join(gone) + ": one split was cut from sorted files, or has another list of classes.")
-    elif not faults and len(have[0]) < 2: faults.append("there is only one class: nothing to tell apart.")
-    return Check('labels', float(len(faults)), f'{len(faults)} faults', 'whole numbers from 0, the same classes', not faults, ' '.join(faults))
+        gone = [f"{s} has no image of class {sorted(have[1-i]-have[i])}"
+                for i,s in enumerate(('train', 'test'))
+                if have[1-i]-have[i]]
+        faults.append('; '.join(gone)
+                      + ": one split was cut from sorted files, or has another list of classes.")
+    elif not faults and len(have[0]) < 2:
+        faults.append("there is only one class: nothing to tell apart.")
+    return Check('labels', float(len(faults)), f'{len(faults)} faults',
+                 'whole numbers from 0, the same classes', not faults, ' '.join(faults))
 
 # %% ../nbs/16_guards.ipynb #2db683b3
 def _check_shares(data, n, alpha):
@@ -105,21 +130,34 @@ def _check_shares(data, n, alpha):
     a,b = counts/counts.sum(1, keepdims=True)
     apart, worst = float(abs(a-b).sum()/2), int(abs(a-b).argmax())
     ok = apart <= .2 or chi2_contingency(counts[:, counts.sum(0) > 0]).pvalue > alpha
-    return Check('class shares', apart, f'{apart:.1%} apart', 'at most 20 % apart', bool(ok), '' if ok else
-                 f"class {worst} has {a[worst]:.0%} of train and {b[worst]:.0%} of test: was a split cut from sorted files?")
+    return Check('class shares', apart, f'{apart:.1%} apart', 'at most 20 % apart', bool(ok),
+                 '' if ok else
+                 f"class {worst} has {a[worst]:.0%} of train and {b[worst]:.0%} of test: "
+                 "was a split cut from sorted files?")
 
 # %% ../nbs/16_guards.ipynb #24d88065
-REMEDIES = {'divided by 255': lambda x: x/255, 'multiplied by 255': lambda x: x*255, 'scaled from 0..255 to -1..1': lambda x: x/127.5-1,
-            'scaled from -1..1 to 0..255': lambda x: (x+1)*127.5, 'given with red and blue swapped': lambda x: x[...,::-1],
-            'turned upside down': lambda x: x[:,::-1], 'given with rows and columns swapped': lambda x: x.transpose(0,2,1,3)}
+REMEDIES = {
+    'divided by 255': lambda x: x/255,
+    'multiplied by 255': lambda x: x*255,
+    'scaled from 0..255 to -1..1': lambda x: x/127.5-1,
+    'scaled from -1..1 to 0..255': lambda x: (x+1)*127.5,
+    'given with red and blue swapped': lambda x: x[...,::-1],
+    'turned upside down': lambda x: x[:,::-1],
+    'given with rows and columns swapped': lambda x: x.transpose(0,2,1,3)}
 
-def _to_range(low, high): return lambda x: low + (high-low)*(x-x.min())/max(float(x.max()-x.min()), 1e-9)
-RANGES = {f'brought to {g*a:g}..{g*b:g}': _to_range(g*a, g*b) for g in (1, 255, 255**2) for a,b in ((0,1), (-.5,.5), (-1,1), (-2.1,2.5))}
+def _to_range(low, high):
+    return lambda x: low + (high-low)*(x-x.min())/max(float(x.max()-x.min()), 1e-9)
+
+RANGES = {f'brought to {g*a:g}..{g*b:g}': _to_range(g*a, g*b)
+          for g in (1, 255, 255**2)
+          for a,b in ((0,1), (-.5,.5), (-1,1), (-2.1,2.5))}
 
 def _tiles(x, side=8): # n h w 3 -> n k: means over tiles
     k = max(1, min(x.shape[1:3])//side)
     h,w = (s//k*k for s in x.shape[1:3])
-    return np.nan_to_num(x[:,:h,:w].reshape(len(x), h//k, k, w//k, k, -1).mean((2,4), dtype=np.float32).reshape(len(x), -1))
+    return np.nan_to_num(x[:,:h,:w].reshape(len(x), h//k, k, w//k, k, -1)
+                         .mean((2,4), dtype=np.float32)
+                         .reshape(len(x), -1))
 
 # %% ../nbs/16_guards.ipynb #42ff9075
 def _svm():
@@ -136,20 +174,28 @@ def _cross(x, y, seed): # answers for each image by a machine that has not seen 
 def _told_apart(a, b, seed):
     n = min(len(a), len(b), 1000)
     y = np.arange(2*n)//n
-    return float((_cross(_tiles(np.concatenate([a[:n], b[:n]])), y, seed) == y).mean()), chance_bar(2*n, .55)
+    return (float((_cross(_tiles(np.concatenate([a[:n], b[:n]])), y, seed) == y).mean()),
+            chance_bar(2*n, .55))
 
+# %% ../nbs/16_guards.ipynb #960e1c89
 def _check_pixels(c):
     if c.x.shape[1:] != c.tx.shape[1:]:
-        return Check('pixels', 1., f'{c.x.shape[1:]}, {c.tx.shape[1:]}', 'one shape', False, "train and test images differ in shape: prepare both by one function.")
+        return Check('pixels', 1., f'{c.x.shape[1:]}, {c.tx.shape[1:]}', 'one shape', False,
+                     "train and test images differ in shape: prepare both by one function.")
     a,b = (x[epoch_order(len(x), seed=c.seed, epoch=1)].astype(np.float32) for x in (c.x, c.tx))
     reading,bar = _told_apart(a, b, c.seed)
     ok, kinds = reading <= bar, {str(c.x.dtype), str(c.tx.dtype)}
-    fault = '' if ok else f"train and test images can be told apart ({' and '.join(sorted(kinds))}): they are prepared differently, or come from two sources."
+    fault = ('' if ok else
+             f"train and test images can be told apart ({' and '.join(sorted(kinds))}): "
+             "they are prepared differently, or come from two sources.")
     if not ok:
         tried = {how: _told_apart(a, f(b), c.seed)[0] for how,f in REMEDIES.items()}
         how = min(tried, key=tried.get)
-        if tried[how] <= bar: fault += f" The difference vanishes if the test images are {how}: one of the two splits missed or repeated that step."
-    return Check('pixels', reading, f'{reading:.0%} of splits guessed', f'at most {bar:.0%}', ok, fault)
+        if tried[how] <= bar:
+            fault += (f" The difference vanishes if the test images are {how}: "
+                      "one of the two splits missed or repeated that step.")
+    return Check('pixels', reading, f'{reading:.0%} of splits guessed', f'at most {bar:.0%}',
+                 ok, fault)
 
 # %% ../nbs/16_guards.ipynb #667d199f
 def _check_copies(data):
@@ -157,12 +203,15 @@ def _check_copies(data):
     seen = {key(x): y for x,y in zip(data.train_x, data.train_y)}
     found = [(y, seen[k]) for x,y in zip(data.test_x, data.test_y) if (k := key(x)) in seen]
     share, other = len(found)/len(data.test_y), sum(int(a) != int(b) for a,b in found)
-    fault = f"{len(found)} test images are in train, byte for byte, {other} of them under another label. Split first, then copy or augment."
-    return Check('copies', share, f'{len(found)} test images in train', 'under 1 % of test', share < .01, '' if share < .01 else fault)
+    fault = (f"{len(found)} test images are in train, byte for byte, "
+             f"{other} of them under another label. Split first, then copy or augment.")
+    return Check('copies', share, f'{len(found)} test images in train', 'under 1 % of test',
+                 share < .01, '' if share < .01 else fault)
 
 # %% ../nbs/16_guards.ipynb #5521dd10
 def _renaming(said, y, n):
-    "How the answers must be renamed to fit, or ''. A shift is tried first; else every other image proposes, the rest decide."
+    """How the answers must be renamed to fit, or ''.
+    A shift is tried first; else every other image proposes, the rest decide."""
     bar = max(chance_bar(len(y), _chance(y), alpha=1e-4/n), (said == y).mean())
     hits = [((said+k) % n == y).mean() for k in range(n)]
     if max(hits) > bar: return f'shifted by {int(np.argmax(hits))}'
@@ -170,7 +219,8 @@ def _renaming(said, y, n):
     np.add.at(table, (said[::2], y[::2]), 1)
     to, judge = linear_sum_assignment(-table)[1], y[1::2]
     hit = (to[said[1::2]] == judge).mean()
-    return 'in another order' if hit > max(chance_bar(len(judge), _chance(judge)), (said == y).mean()) else ''
+    return ('in another order'
+            if hit > max(chance_bar(len(judge), _chance(judge)), (said == y).mean()) else '')
 
 # %% ../nbs/16_guards.ipynb #7bdf5d8d
 def _check_pairs(c):
@@ -181,52 +231,75 @@ def _check_pairs(c):
     bars = [chance_bar(len(y), _chance(y), alpha=c.alpha) for y in (c.y, c.ty, c.ty)]
     good = [s > bar for s,bar in zip(acc, bars)]
     faults = _pair_faults(c, good, across)
-    # a machine that carries over from train to test vouches for both splits; a small split may be too small to speak for itself
+    # a machine that carries over from train to test vouches for both splits;
+    # a small split may be too small to speak for itself
     verdict = [good[2] or g for g in good]
-    if good[0] and not good[1] and binom.cdf(bars[1]*len(c.ty), len(c.ty), acc[0]) > .01: verdict[1:] = [None, None]
+    if good[0] and not good[1] and binom.cdf(bars[1]*len(c.ty), len(c.ty), acc[0]) > .01:
+        verdict[1:] = [None, None]
     names = ('pairs in train', 'pairs in test', 'train to test')
-    return [Check(n, s, f'{s:.1%} from raw pixels', f'above {bar:.1%}', v, f if v is False else '') for n,s,bar,v,f in zip(names, acc, bars, verdict, faults)]
+    return [Check(n, s, f'{s:.1%} from raw pixels', f'above {bar:.1%}', v, f if v is False else '')
+            for n,s,bar,v,f in zip(names, acc, bars, verdict, faults)]
 
 # %% ../nbs/16_guards.ipynb #3a414427
 def _pair_faults(c, good, across):
-    slip = "in {} the labels don't belong to the images: two lists in different order, a shuffle of one of them, or a row lost. Show 20 images with their labels."
+    slip = ("in {} the labels don't belong to the images: two lists in different order, "
+            "a shuffle of one of them, or a row lost. Show 20 images with their labels.")
     if not good[0] and not good[1]:
-        both = "raw pixels say nothing about the labels, in train nor in test: either both are paired wrongly, or these classes can't be guessed from 8x8 colours. Show 20 images with their labels."
+        both = ("raw pixels say nothing about the labels, in train nor in test: "
+                "either both are paired wrongly, "
+                "or these classes can't be guessed from 8x8 colours. "
+                "Show 20 images with their labels.")
         return both, both, both
     if good[0] and good[1]:
         how = _renaming(across, c.ty, c.n)
         return '', '', "train and test are each learnable, but not one from the other: " + (
-            f"the test labels are {how}: a label base or a list of classes differs between the splits." if how else "they hold different images or classes.")
+            f"the test labels are {how}: "
+            "a label base or a list of classes differs between the splits." if how else
+            "they hold different images or classes.")
     bad = slip.format('test' if good[0] else 'train')
     return bad, bad, f"follows from 'pairs in {'test' if good[0] else 'train'}'."
 
 # %% ../nbs/16_guards.ipynb #f30d30fc
 def _case(data, fit, predict, *, seed, most, alpha, losses=None):
     "The images that are used, at most `most` a split, in their own order."
-    c = SimpleNamespace(n=len(data.classes), fit=fit, predict=predict, seed=seed, alpha=alpha, losses=losses)
+    c = SimpleNamespace(n=len(data.classes), fit=fit, predict=predict,
+                        seed=seed, alpha=alpha, losses=losses)
     for s,p in (('train', ''), ('test', 't')):
         x,y = (np.asarray(getattr(data, f'{s}_{k}')) for k in 'xy')
         keep = np.sort(epoch_order(len(y), seed=seed, epoch=0)[:most])
-        setattr(c, p+'x', x[keep]); setattr(c, p+'y', y[keep].astype(np.int64))
+        setattr(c, p+'x', x[keep])
+        setattr(c, p+'y', y[keep].astype(np.int64))
     return c
 
 # %% ../nbs/16_guards.ipynb #9cb94694
+# long: one function: each check waits for the one before it
 def check_data(
-    data, # anything with `train_x, train_y, test_x, test_y, classes`: images (n, h, w, 3), labels, names of the classes
+    # anything with `train_x, train_y, test_x, test_y, classes`:
+    # images (n, h, w, 3), labels, names of the classes
+    data,
     *,
     seed:int=0, # picks the images that are used
-    most:int=2000, # how many images of a split are used, at most; labels and copies are checked on all
+    # how many images of a split are used, at most; labels and copies are checked on all
+    most:int=2000,
     alpha:float=1e-4, # how often each check may fail by chance
 )->PipelineReport: # labels, class shares, pixels, copies, and three on raw pixels
     "Are the two splits sound, before any training?"
     parts = 'train_x', 'train_y', 'test_x', 'test_y', 'classes'
-    if missing := [k for k in parts if not hasattr(data, k)]: raise InputError(f"a {type(data).__name__} has no {missing[0]}. Accepted: anything with {', '.join(parts)}; a `LabelledSet`, or types.SimpleNamespace(train_x=..., ...).")
+    if missing := [k for k in parts if not hasattr(data, k)]:
+        raise InputError(f"a {type(data).__name__} has no {missing[0]}. "
+                         f"Accepted: anything with {', '.join(parts)}; "
+                         "a `LabelledSet`, or types.SimpleNamespace(train_x=..., ...).")
     for s in ('train', 'test'):
         x = getattr(data, f'{s}_x')
-        if np.ndim(x) != 4 or len(x) < 30: raise InputError(f"{s}_x has shape {np.shape(x)}. Accepted: at least 30 images, (n, h, w, 3).")
+        if np.ndim(x) != 4 or len(x) < 30:
+            raise InputError(f"{s}_x has shape {np.shape(x)}. "
+                             "Accepted: at least 30 images, (n, h, w, 3).")
     checks = [_check_labels(data, len(data.classes))]
     if not checks[0].ok:
-        return PipelineReport(checks + [_not_run(n, 'mend the labels first') for n in ('class shares', 'pixels', 'copies', 'pairs in train', 'pairs in test', 'train to test')])
+        return PipelineReport(checks + [
+            _not_run(n, 'mend the labels first')
+            for n in ('class shares', 'pixels', 'copies',
+                      'pairs in train', 'pairs in test', 'train to test')])
     c = _case(data, None, None, seed=seed, most=most, alpha=alpha)
     checks += [_check_shares(data, c.n, alpha), _check_pixels(c), _check_copies(data)]
     if c.x.shape[1:] != c.tx.shape[1:]: return PipelineReport(checks)
@@ -237,7 +310,8 @@ def _answers(c, model, x):
     "What `predict` says, as whole numbers, one an image."
     said = np.asarray(c.predict(model, x))
     if said.shape != (len(x),) or said.dtype.kind not in 'iuf' or (said != np.round(said)).any():
-        raise InputError(f"predict returned {said.dtype}{said.shape} for {len(x)} images. Accepted: one label an image, whole numbers. Scores? Take `argmax(1)`.")
+        raise InputError(f"predict returned {said.dtype}{said.shape} for {len(x)} images. "
+                         "Accepted: one label an image, whole numbers. Scores? Take `argmax(1)`.")
     return said.astype(np.int64)
 
 def _accuracy(c, model, x, y): return float((_answers(c, model, x) == y).mean())
@@ -260,47 +334,83 @@ def _check_overfit(c):
     c.small = c.fit(c.x[again], c.y[again])
     said = _answers(c, c.small, c.x[c.few])
     acc = float((said == c.y[c.few]).mean())
-    return Check('over-fit 32', acc, f'{acc:.1%} of the same images', 'at least 95 %', acc >= .95, '' if acc >= .95 else _why_not_32(c, said))
+    return Check('over-fit 32', acc, f'{acc:.1%} of the same images', 'at least 95 %', acc >= .95,
+                 '' if acc >= .95 else _why_not_32(c, said))
 
 # %% ../nbs/16_guards.ipynb #45bc48e1
 def _why_not_32(c, said):
     x, y, off = c.x[c.few], c.y[c.few], set((said-c.y[c.few]).tolist())
-    if len(off) == 1: return f"each answer is {off.pop():+d} from the truth: `fit` and `predict` count the labels from different bases."
-    table = np.zeros((max(c.n, said.max()+1, -said.min()),)*2, int); np.add.at(table, (said, y), 1)
-    if table[linear_sum_assignment(-table)].sum() >= .95*len(y): return "the answers are right but for the names: `predict` decodes them with another list of classes than `fit`."
+    if len(off) == 1:
+        return (f"each answer is {off.pop():+d} from the truth: "
+                "`fit` and `predict` count the labels from different bases.")
+    table = np.zeros((max(c.n, said.max()+1, -said.min()),)*2, int)
+    np.add.at(table, (said, y), 1)
+    if table[linear_sum_assignment(-table)].sum() >= .95*len(y):
+        return ("the answers are right but for the names: "
+                "`predict` decodes them with another list of classes than `fit`.")
     for how,f in {**REMEDIES, **RANGES}.items():
         if (_tried(lambda: _accuracy(c, c.small, f(x.astype(np.float32)), y)) or 0) >= .95:
-            return f"`predict` knows them if the images are {how}: `fit` and `predict` prepare images differently. Use one function in both."
+            return (f"`predict` knows them if the images are {how}: "
+                    "`fit` and `predict` prepare images differently. Use one function in both.")
     return _why_not_trained(c, said)
 
 # %% ../nbs/16_guards.ipynb #6371a2fc
-def _refit(c, x, y, k=1): # accuracy on these images after a fit on them, repeated to k times the length of the training set
+# accuracy on these images after a fit on them,
+# repeated to k times the length of the training set
+def _refit(c, x, y, k=1):
     again = np.resize(np.arange(len(y)), k*len(c.y))
     return _tried(lambda: _accuracy(c, c.fit(x[again], y[again]), x, y)) or 0.
 
+# %% ../nbs/16_guards.ipynb #0f457d2b
+# long: one question after the other, the likelier fault first
 def _why_not_trained(c, said):
     x,y = c.x[c.few], c.y[c.few]
     for how in ('scaled from 0..255 to -1..1', 'multiplied by 255'):
-        if _refit(c, REMEDIES[how](x.astype(np.float32)), y) >= .95: return f"`fit` learns them if the images are {how}: scale the pixels, in `fit` and in `predict`, once."
+        if _refit(c, REMEDIES[how](x.astype(np.float32)), y) >= .95:
+            return (f"`fit` learns them if the images are {how}: "
+                    "scale the pixels, in `fit` and in `predict`, once.")
+
     loss = np.asarray(c.losses(c.small), float) if c.losses else np.zeros(0)
-    if len(loss) and not np.isfinite(loss).all(): return "the loss is not a number any more: the learning rate is too high. Try a tenth."
-    if len(loss) > 1 and loss[-1] < .1*loss[0]: return f"the loss fell from {loss[0]:.2g} to {loss[-1]:.2g}, so `fit` has learned them: `predict` does something else with the images or the answers."
-    if len(loss) and loss.max() > 3*loss[0]: return f"the loss rose from {loss[0]:.2g} to {loss.max():.2g} on the way: the learning rate is too high. Try a tenth."
-    if (acc := _refit(c, x, y, 4)) >= max(.95, (said == y).mean()+.2): return f"with four times the steps it gets {acc:.0%}: too few steps, or a learning rate that is too low."
+    if len(loss) and not np.isfinite(loss).all():
+        return ("the loss is not a number any more: the learning rate is too high. "
+                "Try a tenth.")
+    if len(loss) > 1 and loss[-1] < .1*loss[0]:
+        return (f"the loss fell from {loss[0]:.2g} to {loss[-1]:.2g}, so `fit` has learned them: "
+                "`predict` does something else with the images or the answers.")
+    if len(loss) and loss.max() > 3*loss[0]:
+        return (f"the loss rose from {loss[0]:.2g} to {loss.max():.2g} on the way: "
+                "the learning rate is too high. Try a tenth.")
+
+    if (acc := _refit(c, x, y, 4)) >= max(.95, (said == y).mean()+.2):
+        return (f"with four times the steps it gets {acc:.0%}: "
+                "too few steps, or a learning rate that is too low.")
     same = np.bincount(said.clip(0)).argmax()
     others = [k for k in np.unique(c.y) if k != same][:2]
     if min(_refit(c, x, np.full_like(y, k)) for k in others) < .95:
-        if len(set(said.tolist())) == 1 and same == 0 and not len(loss): return "it says 0 to everything, whatever it is taught: the loss is no number any more (learning rate too high: try a tenth), or nothing is updated."
-        return "it hardly moves, it can't even learn to say always the same: the learning rate is far too low, or the optimiser does not get the parameters."
+        if len(set(said.tolist())) == 1 and same == 0 and not len(loss):
+            return ("it says 0 to everything, whatever it is taught: "
+                    "the loss is no number any more (learning rate too high: try a tenth), "
+                    "or nothing is updated.")
+        return ("it hardly moves, it can't even learn to say always the same: "
+                "the learning rate is far too low, or the optimiser does not get the parameters.")
     return _why_not_colours(c, x, said)
 
 # %% ../nbs/16_guards.ipynb #10a34d4b
 def _why_not_colours(c, x, said):
-    y = np.arange(len(x)) % min(c.n, 2**x.shape[-1])                     # one plain colour a class: corners of the colour cube
-    flat = np.zeros_like(x) + (y[:,None,None,None] >> np.arange(x.shape[-1]) & 1).astype(x.dtype)*np.asarray(255 if x.dtype == np.uint8 else 1, x.dtype)
-    if len(set(said.tolist())) <= 2: return "one answer to everything, though it can learn which one: the learning rate is too high and the network has died (try a tenth), or `predict` gets images of another kind than `fit`."
-    if _refit(c, flat, y) < .75: return "it can't tell plain colours apart: inside `fit` the labels part from the images (one is shuffled without the other), or the learning rate is far too high."
-    return "it trains, but can't hold 32 images: the learning rate is too high to settle, the penalties are too strong, or the network is too small."
+    # one plain colour a class: corners of the colour cube
+    y = np.arange(len(x)) % min(c.n, 2**x.shape[-1])
+    flat = (np.zeros_like(x)
+            + (y[:,None,None,None] >> np.arange(x.shape[-1]) & 1).astype(x.dtype)
+            * np.asarray(255 if x.dtype == np.uint8 else 1, x.dtype))
+    if len(set(said.tolist())) <= 2:
+        return ("one answer to everything, though it can learn which one: "
+                "the learning rate is too high and the network has died (try a tenth), "
+                "or `predict` gets images of another kind than `fit`.")
+    if _refit(c, flat, y) < .75:
+        return ("it can't tell plain colours apart: inside `fit` the labels part from the images "
+                "(one is shuffled without the other), or the learning rate is far too high.")
+    return ("it trains, but can't hold 32 images: the learning rate is too high to settle, "
+            "the penalties are too strong, or the network is too small.")
 
 # %% ../nbs/16_guards.ipynb #54a6e48a
 def _check_steady(c):
@@ -310,90 +420,145 @@ def _check_steady(c):
     again = np.mean([(_answers(c, m, x) == f).mean() for (m,x),f in zip(sets, first)])
     alone, one = [], None
     for (m,x),f in zip(sets, first):
-        parts = [np.flatnonzero(f == k) for k in np.unique(f)] + [[i] for i in range(min(16, len(x)))]
+        parts = ([np.flatnonzero(f == k) for k in np.unique(f)]
+                 + [[i] for i in range(min(16, len(x)))])
         for p in parts:
             try: alone += (_answers(c, m, x[p]) == f[p]).tolist()
-            except Exception as e: alone += [False]*len(p); one = e
+            except Exception as e:
+                alone += [False]*len(p)
+                one = e
     reading = float(min(again, np.mean(alone)))
     if reading >= .99: fault = ''
-    elif again < .99: fault = "the same images get other labels when asked again: dropout is still on (`model.eval()`), or `predict` augments at random."
-    else: fault = "an image's label depends on the others in its batch: batch norm is in training mode. Call `model.eval()` in `predict`."
-    return Check('steady answers', reading, f'{reading:.1%} alike', 'at least 99 % alike', not fault, fault + (f" (On a part of the images: {one})" if one and fault else ''))
+    elif again < .99:
+        fault = ("the same images get other labels when asked again: "
+                 "dropout is still on (`model.eval()`), or `predict` augments at random.")
+    else:
+        fault = ("an image's label depends on the others in its batch: "
+                 "batch norm is in training mode. Call `model.eval()` in `predict`.")
+    return Check('steady answers', reading, f'{reading:.1%} alike', 'at least 99 % alike',
+                 not fault,
+                 fault + (f" (On a part of the images: {one})" if one and fault else ''))
 
 # %% ../nbs/16_guards.ipynb #2ef13d37
 def _check_shuffled(c):
     bar = chance_bar(len(c.ty), _chance(c.ty), alpha=c.alpha)
     for k in (2,3):
-        acc = _accuracy(c, c.fit(c.x, c.y[epoch_order(len(c.y), seed=c.seed, epoch=k)]), c.tx, c.ty)
+        acc = _accuracy(
+            c, c.fit(c.x, c.y[epoch_order(len(c.y), seed=c.seed, epoch=k)]), c.tx, c.ty)
         if acc <= bar: break
-    return Check('shuffled labels', acc, f'{acc:.1%} of test', f'at most {bar:.1%}', acc <= bar, '' if acc <= bar else
-                 "trained on shuffled labels it still knows the test set: `fit` does not use the labels it is given (a global variable?), or sees the test labels.")
+    return Check('shuffled labels', acc, f'{acc:.1%} of test', f'at most {bar:.1%}', acc <= bar,
+                 '' if acc <= bar else
+                 "trained on shuffled labels it still knows the test set: "
+                 "`fit` does not use the labels it is given (a global variable?), "
+                 "or sees the test labels.")
 
 def _check_order(c):
     alike = float((c.y[1:] == c.y[:-1]).mean())
-    if alike < max(.5, 2*_chance(c.y)): return Check('order', 0., f'{alike:.0%} of neighbours of one class', 'no gain from mixing', True)
+    if alike < max(.5, 2*_chance(c.y)):
+        return Check('order', 0., f'{alike:.0%} of neighbours of one class',
+                     'no gain from mixing', True)
     order = epoch_order(len(c.y), seed=c.seed, epoch=4)
-    gain = _accuracy(c, c.fit(c.x[order], c.y[order]), c.x, c.y) - _accuracy(c, c.model, c.x, c.y)
-    return Check('order', gain, f'{100*gain:+.0f} points in train from mixing', 'at most +10', gain <= .1, '' if gain <= .1 else
-                 "the training files are sorted by class and `fit` visits them in that order: draw a new order for each epoch.")
+    gain = (_accuracy(c, c.fit(c.x[order], c.y[order]), c.x, c.y)
+            - _accuracy(c, c.model, c.x, c.y))
+    return Check('order', gain, f'{100*gain:+.0f} points in train from mixing', 'at most +10',
+                 gain <= .1,
+                 '' if gain <= .1 else
+                 "the training files are sorted by class and `fit` visits them in that order: "
+                 "draw a new order for each epoch.")
 
 # %% ../nbs/16_guards.ipynb #398b9b91
 def _check_score(c, first=None): # `first`: an earlier check that failed
     train, said = _accuracy(c, c.model, c.x, c.y), _answers(c, c.model, c.tx)
-    test, bar = float((said == c.ty).mean()), chance_bar(len(c.ty), _chance(c.ty), alpha=c.alpha)
-    why = '' if test > bar else f"follows from '{first}', most likely: mend that first." if first else _why_chance(c, train, said)
-    score = Check('train and test', test, f'train {train:.1%}, test {test:.1%}', f'test above {bar:.1%}', test > bar, why)
+    test, bar = (float((said == c.ty).mean()),
+                 chance_bar(len(c.ty), _chance(c.ty), alpha=c.alpha))
+    why = ('' if test > bar else
+           f"follows from '{first}', most likely: mend that first." if first else
+           _why_chance(c, train, said))
+    score = Check('train and test', test, f'train {train:.1%}, test {test:.1%}',
+                  f'test above {bar:.1%}', test > bar, why)
     top = int(np.bincount(said.clip(0)).argmax())
     share, true = float((said == top).mean()), float((c.ty == top).mean())
-    return score, Check('predictions', share, f'{share:.0%} go to class {top}', f'at most {min(true+.4, 1):.0%}', share <= true+.4, '' if share <= true+.4 else
-                        f"{share:.0%} of the predictions are class {top}, which has {true:.0%} of test: the network has collapsed, or sees inputs it was not trained on.")
+    return score, Check(
+        'predictions', share, f'{share:.0%} go to class {top}',
+        f'at most {min(true+.4, 1):.0%}', share <= true+.4,
+        '' if share <= true+.4 else
+        f"{share:.0%} of the predictions are class {top}, which has {true:.0%} of test: "
+        "the network has collapsed, or sees inputs it was not trained on.")
 
 # %% ../nbs/16_guards.ipynb #1ea5f7f3
 def _why_chance(c, train, said):
     if train > max(.5, 2*_chance(c.y)):
         for how,f in REMEDIES.items():
             acc = _tried(lambda: _accuracy(c, c.model, f(c.tx.astype(np.float32)), c.ty)) or 0.
-            if acc > chance_bar(len(c.ty), _chance(c.ty), alpha=c.alpha/len(REMEDIES)): return f"the test images are understood if they are {how}: prepare both splits by one function."
+            if acc > chance_bar(len(c.ty), _chance(c.ty), alpha=c.alpha/len(REMEDIES)):
+                return (f"the test images are understood if they are {how}: "
+                        "prepare both splits by one function.")
         how = _renaming(said, c.ty, c.n)
-        return f"the answers on test fit if they are {how}: a label base or a list of classes differs." if how else "it knows train and nothing of test: it learned by heart, or train labels don't belong to their images."
-    return "it learns 32 images but not the set: too few steps for so many images, or a learning rate that is too high."
+        return (f"the answers on test fit if they are {how}: "
+                "a label base or a list of classes differs." if how else
+                "it knows train and nothing of test: "
+                "it learned by heart, or train labels don't belong to their images.")
+    return ("it learns 32 images but not the set: "
+            "too few steps for so many images, or a learning rate that is too high.")
 
 # %% ../nbs/16_guards.ipynb #3235e70a
 def _check_decoys(c, data, evaluate, decoys):
-    each = max(1, min(np.bincount(c.ty, minlength=c.n)[np.unique(c.ty)].min(), 50//len(np.unique(c.ty))))
+    each = max(1, min(np.bincount(c.ty, minlength=c.n)[np.unique(c.ty)].min(),
+                      50//len(np.unique(c.ty))))
     test = np.concatenate([np.flatnonzero(c.ty == k)[:each] for k in np.unique(c.ty)])
     train, got = _spread(c.y, max(128, 2*c.n)), []
     for k in range(decoys):
         mix = lambda y, kind: y[epoch_order(len(y), seed=c.seed, epoch=10+2*k+kind)]
-        noise = dict(train_x=c.x[train], train_y=mix(c.y[train], 0), test_x=c.tx[test], test_y=mix(c.ty[test], 1))
-        got.append(float(evaluate(dataclasses.replace(data, **noise) if dataclasses.is_dataclass(data) else SimpleNamespace(**{**vars(data), **noise}))))
-        if not 0 <= got[-1] <= 1: raise InputError(f"evaluate returned {got[-1]}. Accepted: an accuracy from 0 to 1.")
+        noise = dict(train_x=c.x[train], train_y=mix(c.y[train], 0),
+                     test_x=c.tx[test], test_y=mix(c.ty[test], 1))
+        got.append(float(evaluate(
+            dataclasses.replace(data, **noise) if dataclasses.is_dataclass(data) else
+            SimpleNamespace(**{**vars(data), **noise}))))
+        if not 0 <= got[-1] <= 1:
+            raise InputError(f"evaluate returned {got[-1]}. Accepted: an accuracy from 0 to 1.")
     reading, n = float(np.mean(got)), decoys*len(test)
     bar = chance_bar(n, _chance(c.ty[test]), alpha=c.alpha)
-    return Check('picking on test', reading, f'{reading:.1%} reported on noise', f'at most {bar:.1%}', reading <= bar, '' if reading <= bar else
-                 "on labels of pure noise the report is above chance: an epoch, a setting or a threshold was chosen on the test set, or it is the train accuracy. Choose on a part of train.")
+    return Check('picking on test', reading, f'{reading:.1%} reported on noise',
+                 f'at most {bar:.1%}', reading <= bar,
+                 '' if reading <= bar else
+                 "on labels of pure noise the report is above chance: "
+                 "an epoch, a setting or a threshold was chosen on the test set, "
+                 "or it is the train accuracy. Choose on a part of train.")
 
 # %% ../nbs/16_guards.ipynb #d3ba0011
+# long: one function: the checks in their order, each with what the ones before it have learned
 def check_pipeline(
-    data, # anything with `train_x, train_y, test_x, test_y, classes`: images (n, h, w, 3), labels, names of the classes
+    # anything with `train_x, train_y, test_x, test_y, classes`:
+    # images (n, h, w, 3), labels, names of the classes
+    data,
     fit, # your function: fit(x, y) -> model, from nothing, as long as always
     predict, # your function: predict(model, x) -> labels
     *,
-    evaluate=None, # your whole experiment: evaluate(data) -> the accuracy that it reports; shows picking on test
-    losses=None, # losses(model) -> the training losses, if your model keeps them; they help to judge a learning rate
+    # your whole experiment: evaluate(data) -> the accuracy that it reports; shows picking on test
+    evaluate=None,
+    # losses(model) -> the training losses, if your model keeps them;
+    # they help to judge a learning rate
+    losses=None,
     seed:int=0, # picks images and shuffles
-    most:int=2000, # how many images of a split are used, at most; labels and copies are checked on all
-    decoys:int=40, # how many sets of noise `evaluate` is given: 128 images to train on, about 50 to test
+    # how many images of a split are used, at most; labels and copies are checked on all
+    most:int=2000,
+    # how many sets of noise `evaluate` is given: 128 images to train on, about 50 to test
+    decoys:int=40,
     alpha:float=1e-4, # how often each check may fail by chance
 )->PipelineReport: # fourteen checks, in the order in which to mend
-    "Is a classification pipeline broken, and where? Three or four fits, and up to ten more to name a fault."
+    """Is a classification pipeline broken, and where?
+    Three or four fits, and up to ten more to name a fault."""
     report = check_data(data, seed=seed, most=most, alpha=alpha)
-    later = ('over-fit 32', 'steady answers', 'shuffled labels', 'order', 'train and test', 'predictions', 'picking on test')
-    if not report['labels'].ok: return PipelineReport(report.checks + [_not_run(n, 'mend the labels first') for n in later])
+    later = ('over-fit 32', 'steady answers', 'shuffled labels', 'order',
+             'train and test', 'predictions', 'picking on test')
+    if not report['labels'].ok:
+        return PipelineReport(report.checks
+                              + [_not_run(n, 'mend the labels first') for n in later])
     c = _case(data, fit, predict, seed=seed, most=most, alpha=alpha, losses=losses)
     checks = [_check_overfit(c)]
     c.model = c.fit(c.x, c.y)
     checks += [_check_steady(c), _check_shuffled(c), _check_order(c)]
     first = next((x.name for x in report.checks+checks if x.ok is False), None)
-    noise = _check_decoys(c, data, evaluate, decoys) if evaluate else _not_run(later[-1], 'give `evaluate`')
+    noise = (_check_decoys(c, data, evaluate, decoys) if evaluate else
+             _not_run(later[-1], 'give `evaluate`'))
     return PipelineReport(report.checks + checks + [*_check_score(c, first), noise])

@@ -1,4 +1,4 @@
-"""Two small classifiers for frozen features: nearest neighbours, which learn nothing, and one linear layer (§3.1).
+"""Two small classifiers for frozen features: nearest neighbours, and one linear layer (§3.1).
 
 Docs: https://recon-nb.github.io/recon_nb/heads.html.md"""
 
@@ -46,7 +46,8 @@ def knn_predict(
     n_classes, own, out = int(y_train.max())+1, torch.arange(len(f)) if leave_out else None, []
     for _,near in closest(f_train, f, k=k, own=own, bs=bs):
         votes = F.one_hot(y_train[near], n_classes).sum(1)
-        out.append((votes*n_classes - torch.arange(n_classes, device=votes.device)).argmax(1))     # of equals, the first
+        # of equals, the first
+        out.append((votes*n_classes - torch.arange(n_classes, device=votes.device)).argmax(1))
     return torch.cat(out)
 
 # %% ../nbs/57_heads.ipynb #c076fd1b
@@ -63,6 +64,7 @@ class Linear:
     def predict(self, f:Float[Tensor, 'm d'])->Int64[Tensor, ' m']: return self.logits(f).argmax(1)
 
 # %% ../nbs/57_heads.ipynb #80179aa5
+# long: one minimisation, in one piece
 def fit_linear(
     f:Float[Tensor, 'n d'], # features
     y:Int64[Tensor, ' n'], # their classes
@@ -73,23 +75,30 @@ def fit_linear(
     most:int=200, # steps at most
     exact:bool=True, # to the very bottom, in double precision as long as that is cheap
 )->Linear:
-    "Softmax regression on standardised features, to the minimum. The same call gives the same weights."
+    """Softmax regression on standardised features, to the minimum.
+    The same call gives the same weights."""
     std = f.std(0, correction=0)
-    out = Linear(f.mean(0), torch.where(std > 0, 1/std, 0.), start.w.clone() if start else torch.zeros(n_classes, f.shape[1]+1, device=f.device), l2)
+    out = Linear(
+        f.mean(0), torch.where(std > 0, 1/std, 0.),
+        start.w.clone() if start else torch.zeros(n_classes, f.shape[1]+1, device=f.device), l2)
     x = (f-out.mean).mul_(out.scale)
     if exact and x.numel() < 2e7: x = x.double()
     w = out.w.to(x.dtype).requires_grad_(True)
-    opt = torch.optim.LBFGS([w], max_iter=most, tolerance_grad=1e-6 if exact else 1e-4, tolerance_change=1e-9, history_size=20, line_search_fn='strong_wolfe')
+    opt = torch.optim.LBFGS(
+        [w], max_iter=most, tolerance_grad=1e-6 if exact else 1e-4, tolerance_change=1e-9,
+        history_size=20, line_search_fn='strong_wolfe')
     def loss():
         opt.zero_grad()
-        v = F.cross_entropy(torch.addmm(w[:,-1], x, w[:,:-1].T), y) + l2/(2*len(x))*w[:,:-1].square().sum()
+        v = (F.cross_entropy(torch.addmm(w[:,-1], x, w[:,:-1].T), y)
+             + l2/(2*len(x))*w[:,:-1].square().sum())
         v.backward()
         return v
     opt.step(loss)
     return Linear(out.mean, out.scale, w.detach().float(), l2)
 
 # %% ../nbs/57_heads.ipynb #4c9e4164
-FOLDED = 2000 # labels at most that are left out in turn; of more, the seed draws those that are left out
+# labels at most that are left out in turn; of more, the seed draws those that are left out
+FOLDED = 2000
 
 def _folds(y, seed):
     "Index pairs (to fit, to score), class by class."
@@ -97,16 +106,20 @@ def _folds(y, seed):
     if len(y) > FOLDED: return [split_labels(y, share=.2, seed=seed)]
     turns = min(5, smallest)
     fold = np.empty(len(y), dtype=int)
-    for c in np.unique(y): fold[y == c] = np.arange((y == c).sum()) % turns      # subsets are drawn at random: their order will do
+    for c in np.unique(y): # subsets are drawn at random: their order will do
+        fold[y == c] = np.arange((y == c).sum()) % turns
     return [(np.flatnonzero(fold != t), np.flatnonzero(fold == t)) for t in range(turns)]
 
 def _score(f, y, folds, l2, n_classes, starts):
     "Mean (accuracy, minus cross-entropy) on what is left out."
     right = nll = n = 0
     for t,(fit,left) in enumerate(folds):
-        starts[t] = lin = fit_linear(f[fit], y[fit], l2=l2, n_classes=n_classes, start=starts.get(t), most=60, exact=False)
+        starts[t] = lin = fit_linear(
+            f[fit], y[fit], l2=l2, n_classes=n_classes, start=starts.get(t), most=60, exact=False)
         z = lin.logits(f[left])
-        right += (z.argmax(1) == y[left]).sum().item(); nll += F.cross_entropy(z, y[left], reduction='sum').item(); n += len(left)
+        right += (z.argmax(1) == y[left]).sum().item()
+        nll += F.cross_entropy(z, y[left], reduction='sum').item()
+        n += len(left)
     return right/n, -nll/n
 
 # %% ../nbs/57_heads.ipynb #7e9702a4
@@ -118,14 +131,20 @@ def choose_l2(
     grid:tuple=(1., 10., 100., 1000.), # where to begin
     seed:int=0, # of the split, where there is one
 )->tuple: # (the best l2, dict of l2 -> accuracy on what was left out)
-    "The penalty's weight, chosen on these labels alone. With one label a class there is nothing to leave out: 100, unchosen."
+    """The penalty's weight, chosen on these labels alone.
+    With one label a class there is nothing to leave out: 100, unchosen."""
     if torch.bincount(y, minlength=n_classes).min() < 2: return 100., {}
-    if len(y) > 10_000: keep = split_labels(y.cpu().numpy(), share=10_000/len(y), seed=seed+1)[1]; f, y = f[keep], y[keep]
-    folds, starts, scores = [tuple(torch.from_numpy(i) for i in p) for p in _folds(y.cpu().numpy(), seed)], {}, {}
+    if len(y) > 10_000:
+        keep = split_labels(y.cpu().numpy(), share=10_000/len(y), seed=seed+1)[1]
+        f, y = f[keep], y[keep]
+    folds, starts, scores = (
+        [tuple(torch.from_numpy(i) for i in p) for p in _folds(y.cpu().numpy(), seed)], {}, {})
     def try_all(values):
-        for v in sorted({*values}-{*scores}, reverse=True): scores[v] = _score(f, y, folds, v, n_classes, starts)
+        for v in sorted({*values}-{*scores}, reverse=True):
+            scores[v] = _score(f, y, folds, v, n_classes, starts)
     best = lambda: max(scores, key=lambda v: (*scores[v], v))
     try_all(grid)
-    while (b := best()) in (min(scores), max(scores)) and 1e-6 < b < 1e8: try_all([b*10 if b == max(scores) else b/10])
+    while (b := best()) in (min(scores), max(scores)) and 1e-6 < b < 1e8:
+        try_all([b*10 if b == max(scores) else b/10])
     try_all([float(f'{v:.3g}') for v in (b*10**.5, b/10**.5)])
     return best(), {v: scores[v][0] for v in sorted(scores)}

@@ -1,4 +1,4 @@
-"""Images with classes, in a part to train on and a part to test on, and the few labels of each class that a probe may see (§3.2, Table 1).
+"""Images with classes, to train and to test on, and the few labels that a probe sees (§3.2).
 
 Docs: https://recon-nb.github.io/recon_nb/labelled.html.md"""
 
@@ -18,7 +18,8 @@ from .data import SETS,list_visible,load_photos
 # %% ../nbs/15_labelled.ipynb #5334da36
 @dataclass(frozen=True, eq=False, repr=False)
 class LabelledSet:
-    "Images with classes, to train on and to test on. Looks at itself when it is made; raises `InputError`."
+    """Images with classes, to train on and to test on.
+    Looks at itself when it is made; raises `InputError`."""
     name:str              # what records call it
     train_x:np.ndarray    # uint8 (n, size, size, 3)
     train_y:np.ndarray    # int64 (n,): indices into `classes`
@@ -30,71 +31,103 @@ class LabelledSet:
     @property
     def size(self)->int: return self.train_x.shape[1] # side in pixels
     def __repr__(self):
-        return f"LabelledSet({self.name}: {len(self.train_y):,} to train on, {len(self.test_y):,} to test on, {len(self.classes)} classes, {self.size} px)"
+        return (f"LabelledSet({self.name}: {len(self.train_y):,} to train on, "
+                f"{len(self.test_y):,} to test on, {len(self.classes)} classes, {self.size} px)")
 
 # %% ../nbs/15_labelled.ipynb #f8a80ddd
 def _check_part(s, part):
     x, y = getattr(s, f'{part}_x'), getattr(s, f'{part}_y')
-    if getattr(x, 'dtype', None) != np.uint8 or x.ndim != 4 or x.shape[1] != x.shape[2] or x.shape[3] != 3:
-        raise InputError(f"{s.name}: {part}_x is {getattr(x, 'dtype', type(x).__name__)} of shape {getattr(x, 'shape', None)}; it must be uint8, (n, size, size, 3).")
+    if (getattr(x, 'dtype', None) != np.uint8 or x.ndim != 4
+        or x.shape[1] != x.shape[2] or x.shape[3] != 3):
+        raise InputError(f"{s.name}: {part}_x is {getattr(x, 'dtype', type(x).__name__)} "
+                         f"of shape {getattr(x, 'shape', None)}; "
+                         "it must be uint8, (n, size, size, 3).")
     if getattr(y, 'dtype', None) != np.int64 or y.shape != (len(x),):
-        raise InputError(f"{s.name}: {part}_y is {getattr(y, 'dtype', type(y).__name__)} of shape {getattr(y, 'shape', None)}; it must be int64, ({len(x)},): one label an image.")
+        raise InputError(f"{s.name}: {part}_y is {getattr(y, 'dtype', type(y).__name__)} "
+                         f"of shape {getattr(y, 'shape', None)}; "
+                         f"it must be int64, ({len(x)},): one label an image.")
     n = len(s.classes)
     if len(y) and not 0 <= y.min() <= y.max() < n:
-        raise InputError(f"{s.name}: the labels of {part} run from {y.min()} to {y.max()}; with {n} classes they must run from 0 to {n-1}. Subtract the first, or leave out what has no label.")
+        raise InputError(f"{s.name}: the labels of {part} run from {y.min()} to {y.max()}; "
+                         f"with {n} classes they must run from 0 to {n-1}. "
+                         "Subtract the first, or leave out what has no label.")
     if lost := [str(s.classes[c]) for c in np.flatnonzero(np.bincount(y, minlength=n) == 0)]:
-        raise InputError(f"{s.name}: the {part} part has no image of {', '.join(lost[:5])}{', ...' if len(lost) > 5 else ''}. Every class must be in both parts.")
+        raise InputError(f"{s.name}: the {part} part has no image of "
+                         f"{', '.join(lost[:5])}{', ...' if len(lost) > 5 else ''}. "
+                         "Every class must be in both parts.")
 
+# %% ../nbs/15_labelled.ipynb #f91213ea
 def _check_set(s):
-    if len(s.classes) < 2: raise InputError(f"{s.name} has {len(s.classes)} class; a probe needs 2 or more.")
+    if len(s.classes) < 2:
+        raise InputError(f"{s.name} has {len(s.classes)} class; a probe needs 2 or more.")
     for part in ('train', 'test'): _check_part(s, part)
     if s.train_x.shape[1] != s.test_x.shape[1]:
-        raise InputError(f"{s.name}: images to train on have {s.train_x.shape[1]} px, to test on {s.test_x.shape[1]} px; load both at one size.")
+        raise InputError(f"{s.name}: images to train on have {s.train_x.shape[1]} px, "
+                         f"to test on {s.test_x.shape[1]} px; load both at one size.")
 
 # %% ../nbs/15_labelled.ipynb #4aee6706
+# long: one call: its parameters, then the three things that may be given
 def load_labelled(
-    data, # a named set with labels, a folder with train/<class>/ and test/<class>/ (or val/), or a `LabelledSet`
+    # a named set with labels, a folder with train/<class>/ and test/<class>/ (or val/),
+    # or a `LabelledSet`
+    data,
     *,
     size:int, # side of the images in pixels
     root=None, # where a named set lies, if it is not drawn
-    name:str|None=None, # what records shall call it; the set's or the folder's own name if not given
+    # what records shall call it; the set's or the folder's own name if not given
+    name:str|None=None,
     share:float=1., # of the shorter side: 1/3 shows the centre third only, enlarged
     workers:int|None=None, # threads that read; all cores if not given
     progress:bool=True, # show a bar while reading
 )->LabelledSet:
     "Images with classes, in two parts. Raises `InputError` if labels or classes are missing."
     if isinstance(data, LabelledSet):
-        if data.size != size or share != 1: raise InputError(f"{data!r} is asked for at {size} px, share {share:g}; make it that way.")
+        if data.size != size or share != 1:
+            raise InputError(f"{data!r} is asked for at {size} px, share {share:g}; "
+                             "make it that way.")
         return replace(data, name=name) if name else data
-    if not isinstance(data, (str, os.PathLike)): raise InputError(f"data is a {type(data).__name__}; give the name of a labelled set, a folder, or a LabelledSet.")
+    if not isinstance(data, (str, os.PathLike)):
+        raise InputError(f"data is a {type(data).__name__}; "
+                         "give the name of a labelled set, a folder, or a LabelledSet.")
     how = dict(size=size, cuts={'i_r': share}, workers=workers, progress=progress)
     folder = Path(data).expanduser()
-    parts = _load_parts(folder, how) if data not in SETS and root is None and folder.is_dir() else _load_named(data, root, how)
+    parts = (_load_parts(folder, how) if data not in SETS and root is None and folder.is_dir() else
+             _load_named(data, root, how))
     return LabelledSet(name or folder.resolve().name, *parts)
 
 # %% ../nbs/15_labelled.ipynb #29531c1b
 def _load_parts(folder, how):
     "A folder of two parts with the same classes."
-    dirs = lambda p: [n for n in list_visible(p) if (p/n).is_dir()] if p.is_dir() else []      # the same folders that `load_photos` enters
+    # the same folders that `load_photos` enters
+    dirs = lambda p: [n for n in list_visible(p) if (p/n).is_dir()] if p.is_dir() else []
     found = dirs(folder)
     test = next((p for p in ('test', 'val') if p in found), None)
     if 'train' not in found or test is None:
-        raise InputError(f"{folder} holds {', '.join(found[:6]) or 'no folders'}; a labelled set has train/<class>/ and test/<class>/ (or val/<class>/).")
+        raise InputError(f"{folder} holds {', '.join(found[:6]) or 'no folders'}; "
+                         "a labelled set has train/<class>/ and test/<class>/ (or val/<class>/).")
     classes = [dirs(folder/p) for p in ('train', test)]
     for part,has,other in zip(('train', test), classes, classes[::-1]):
-        if lost := [c for c in other if c not in has]: raise InputError(f"{folder/part} has no folder {', '.join(lost[:5])}. Every class must be in both parts.")
+        if lost := [c for c in other if c not in has]:
+            raise InputError(f"{folder/part} has no folder {', '.join(lost[:5])}. "
+                             "Every class must be in both parts.")
     photos = [load_photos(folder/p, **how) for p in ('train', test)]
     for part,p in zip(('train', test), photos):
-        if p.labels is None: raise InputError(f"labels are missing: {folder/part} holds photos outside class folders; expected {part}/<class>/<photo>.")
-        if lost := [c for c in classes[0] if c not in p.classes]: raise InputError(f"{folder/part}/{lost[0]} holds no photo. Every class must be in both parts.")
+        if p.labels is None:
+            raise InputError(f"labels are missing: {folder/part} holds photos "
+                             f"outside class folders; expected {part}/<class>/<photo>.")
+        if lost := [c for c in classes[0] if c not in p.classes]:
+            raise InputError(f"{folder/part}/{lost[0]} holds no photo. "
+                             "Every class must be in both parts.")
     return [a for p in photos for a in (p.cuts['i_r'], p.labels)] + [photos[0].classes]
 
 # %% ../nbs/15_labelled.ipynb #76cfd61b
 def _load_named(data, root, how):
     "A named set: its labelled photos, and of these the official test part."
     p = load_photos(data, root=root, **how)
-    if p.labels is None or (p.labels < 0).all(): raise InputError(f"labels are missing: {data} has none. A probe needs a labelled set.")
-    if p.held_out is None or not len(p.held_out): raise InputError(f"{data} has no test part; a probe needs one.")
+    if p.labels is None or (p.labels < 0).all():
+        raise InputError(f"labels are missing: {data} has none. A probe needs a labelled set.")
+    if p.held_out is None or not len(p.held_out):
+        raise InputError(f"{data} has no test part; a probe needs one.")
     test = np.intersect1d(p.held_out, np.flatnonzero(p.labels >= 0))
     train = np.setdiff1d(np.flatnonzero(p.labels >= 0), test)
     return [a for i in (train, test) for a in (p.cuts['i_r'][i], p.labels[i])] + [p.classes]
@@ -108,15 +141,22 @@ def label_subset(
     last:np.ndarray|None=None, # indices to take only when the others of their class are used up
     classes=None, # the classes' names, for the message
 )->np.ndarray: # sorted indices, int64
-    "Labels of each class, drawn by `seed`: the same for everyone who asks. Raises `InputError` if a class has too few."
+    """Labels of each class, drawn by `seed`: the same for everyone who asks.
+    Raises `InputError` if a class has too few."""
     if per_class is None: return np.arange(len(y))
-    if type(per_class) is not int or per_class < 1: raise InputError(f"labels per class: {per_class!r}; it must be a whole number, 1 or more, or None for all.")
+    if type(per_class) is not int or per_class < 1:
+        raise InputError(f"labels per class: {per_class!r}; "
+                         "it must be a whole number, 1 or more, or None for all.")
     rank = sample_uniform(seed, 0, np.arange(len(y)), stream='labels')[:,0]
     if last is not None: rank[last] += 1
     found = [np.flatnonzero(y == c) for c in range(y.max()+1)]
     for c,i in enumerate(found):
-        if len(i) < per_class: raise InputError(f"{per_class} labels a class are asked for, but {classes[c] if classes else f'class {c}'} has {len(i)}. Ask for at most {min(map(len, found))}.")
-    return np.sort(np.concatenate([i[np.argsort(rank[i], kind='stable')[:per_class]] for i in found]))
+        if len(i) < per_class:
+            raise InputError(f"{per_class} labels a class are asked for, "
+                             f"but {classes[c] if classes else f'class {c}'} has {len(i)}. "
+                             f"Ask for at most {min(map(len, found))}.")
+    return np.sort(np.concatenate([i[np.argsort(rank[i], kind='stable')[:per_class]]
+                                   for i in found]))
 
 # %% ../nbs/15_labelled.ipynb #9012c583
 def split_labels(

@@ -1,4 +1,4 @@
-"""The two blocks everything is built from: one halves a picture, one doubles it. No pooling anywhere (§2.4).
+"""The two blocks of everything: one halves a picture, one doubles it. No pooling anywhere (§2.4).
 
 Docs: https://recon-nb.github.io/recon_nb/layers.html.md"""
 
@@ -22,7 +22,10 @@ def down_block(
 )->nn.Sequential: # halves the side
     "Strided conv, size-keeping conv, batch norm, LeakyReLU(0.2) (§2.4)."
     middle = [nn.BatchNorm2d(nf), nn.LeakyReLU(0.2)] if between else []
-    layers = [nn.Conv2d(ni, nf, 4, stride=2, padding=1, bias=not norm), *middle, nn.Conv2d(nf, nf, 3, padding=1, bias=not norm)]
+    layers = [
+        nn.Conv2d(ni, nf, 4, stride=2, padding=1, bias=not norm),
+        *middle,
+        nn.Conv2d(nf, nf, 3, padding=1, bias=not norm)]
     if norm: layers.append(nn.BatchNorm2d(nf))
     if dropout: layers.append(nn.Dropout(dropout))
     return nn.Sequential(*layers, nn.LeakyReLU(0.2))
@@ -37,19 +40,26 @@ class FirstTanh(nn.Module):
         self.n = n
     def forward(self, x): return torch.cat([x[:,:self.n].tanh(), x[:,self.n:]], 1)
 
+# %% ../nbs/30_layers.ipynb #f2946562
 def up_block(
     ni:int, # channels in
     nf:int, # channels out
     *,
     hidden:int|None=None, # channels between the two convolutions, `nf` if not given
     last:bool=False, # no batch norm, tanh instead of ReLU
-    bounded:int|None=None, # how many of the last one's channels end in tanh, the first ones; all if not given
+    # how many of the last one's channels end in tanh, the first ones; all if not given
+    bounded:int|None=None,
 )->nn.Sequential: # doubles the side
-    "Transposed conv, size-keeping conv, batch norm, ReLU (§2.4); the last one ends in tanh without batch norm."
+    """Transposed conv, size-keeping conv, batch norm, ReLU (§2.4);
+    the last one ends in tanh without batch norm."""
     mid = hidden or nf
-    pair = [nn.ConvTranspose2d(ni, mid, 4, stride=2, padding=1, bias=last), nn.Conv2d(mid, nf, 3, padding=1, bias=last)]
+    pair = [
+        nn.ConvTranspose2d(ni, mid, 4, stride=2, padding=1, bias=last),
+        nn.Conv2d(mid, nf, 3, padding=1, bias=last)]
     n = nf if bounded is None else bounded
-    if last: return nn.Sequential(*pair, *([nn.Tanh()] if n == nf else [FirstTanh(n)] if n else []))
+    if last:
+        return nn.Sequential(*pair,
+            *([nn.Tanh()] if n == nf else [FirstTanh(n)] if n else []))
     return nn.Sequential(*pair, nn.BatchNorm2d(nf), nn.ReLU())
 
 # %% ../nbs/30_layers.ipynb #e9e81b19

@@ -1,4 +1,4 @@
-"""What the two nets want: adversarial pairs, a penalty on the critic's slope, and the identity loss (§2.3, eq. 2-6; §4's WGAN and WGAN-GP), as pure functions of tensors.
+"""What the two nets want: adversarial pairs, a gradient penalty, the identity loss (§2.3, §4).
 
 Docs: https://recon-nb.github.io/recon_nb/losses.html.md"""
 
@@ -75,14 +75,18 @@ def mean_gen(
     "G's part in hinge and Wasserstein: be rated high, without end."
     return -fake.mean()
 
-ADV |= {'ls': AdvLoss(ls_disc, ls_gen), 'hinge': AdvLoss(hinge_disc, mean_gen), 'wgan': AdvLoss(wgan_disc, mean_gen)}
+ADV |= {
+    'ls': AdvLoss(ls_disc, ls_gen),
+    'hinge': AdvLoss(hinge_disc, mean_gen),
+    'wgan': AdvLoss(wgan_disc, mean_gen)}
 
 # %% ../nbs/40_losses.ipynb #861cdaea
 def gradient_penalty(
     disc:Callable, # pictures -> one value each
     real:Images, # photos
     fake:Images, # painted pictures, as many
-    u:Float[Tensor, ' b'], # where on the line between each pair: 1 is the photo, 0 the painted picture
+    # where on the line between each pair: 1 is the photo, 0 the painted picture
+    u:Float[Tensor, ' b'],
 )->Float[Tensor, '']: # mean over the batch
     "How far the critic's slope is from 1 (WGAN-GP, eq. 3). Can be differentiated again."
     u = u.view(-1,1,1,1)
@@ -91,15 +95,19 @@ def gradient_penalty(
     return (slope.flatten(1).norm(dim=1) - 1).square().mean()
 
 # %% ../nbs/40_losses.ipynb #214223c0
-NORMS = {'l1': lambda out,target: (out-target).abs(), 'l2': lambda out,target: (out-target).square(),
-         'ce': lambda out,target: F.cross_entropy(out, target, reduction='none')[:,None]}
+NORMS = {
+    'l1': lambda out,target: (out-target).abs(),
+    'l2': lambda out,target: (out-target).square(),
+    'ce': lambda out,target: F.cross_entropy(out, target, reduction='none')[:,None]}
 
 def identity_loss(
     out:Images, # what the generator painted
     target:Images, # what it should have painted
     hidden:Hidden|None=None, # where to look; everywhere, if not given
     *,
-    norm:str='l1', # l1, l2 (the square, not its root), or ce: cross-entropy over the channels, for a target of codes
+    # l1, l2 (the square, not its root),
+    # or ce: cross-entropy over the channels, for a target of codes
+    norm:str='l1',
 )->Float[Tensor, '']: # mean over the numbers looked at
     "L_idt (§2.3, eq. 5), as a mean over the whole picture or over what is hidden."
     err = NORMS[check_name(norm, NORMS, 'norm')](out, target)

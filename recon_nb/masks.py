@@ -1,4 +1,4 @@
-"""What the generator may see and what is hidden: the centre window, the scale image alpha, the bias image beta (§2, §2.1, eq. 1), and other views and masks.
+"""What the generator may see and what is hidden: the paper's way (§2, §2.1, eq. 1), and others.
 
 Docs: https://recon-nb.github.io/recon_nb/masks.html.md"""
 
@@ -24,9 +24,12 @@ def window_size(
     size:int, # side of the picture in pixels
     visible:float, # visible share of the side, in (0, 1)
 )->int: # side of the window in pixels
-    "The largest window of the picture's parity that is not above `size*visible`, in [1 or 2, size-2]."
-    if not 0 < visible < 1: raise InputError(f"visible={visible!r}; the visible share of the side must lie in (0, 1).")
-    side = int(size*visible + 1e-9)         # 48 * (1/3) must be 16, whatever the last bit says
+    """The largest window of the picture's parity that is not above `size*visible`,
+    in [1 or 2, size-2]."""
+    if not 0 < visible < 1:
+        raise InputError(f"visible={visible!r}; "
+            "the visible share of the side must lie in (0, 1).")
+    side = int(size*visible + 1e-9) # 48 * (1/3) must be 16, whatever the last bit says
     side -= (size - side) % 2
     return min(max(side, 2 - size % 2), size - 2)
 
@@ -52,20 +55,26 @@ def compose(
     i_r:Images, # the photos
     hidden:Hidden, # True where the picture is hidden
 )->Images: # painted where hidden, the photo's own pixels elsewhere
-    "I_f = alpha * painted + beta (§2.1, eq. 1), as a selection: nothing of `painted` can reach the window, not even a NaN."
+    """I_f = alpha * painted + beta (§2.1, eq. 1), as a selection:
+    nothing of `painted` can reach the window, not even a NaN."""
     return torch.where(hidden, painted, i_r)
 
 # %% ../nbs/20_masks.ipynb #9d01aac2
 class CentreMask:
     "The paper's mask (§2): everything but the centre window is hidden, always."
     def __init__(self, size:int, visible:float):
-        self.hidden, w = torch.ones(1,1,size,size, dtype=torch.bool), window_slice(size, visible)
+        self.hidden, w = (
+            torch.ones(1,1,size,size, dtype=torch.bool),
+            window_slice(size, visible))
         self.hidden[:,:,w,w] = False
-    def __call__(self, index, *, epoch:int, seed:int)->Hidden: return self.hidden.expand(len(index),-1,-1,-1)
+
+    def __call__(self, index, *, epoch:int, seed:int)->Hidden:
+        return self.hidden.expand(len(index),-1,-1,-1)
 
 class ZoomView:
     "The paper's view (§2): the centre, cut from the original pixels and enlarged to full size."
-    fits = 'centre',                  # the masks it goes with: any other would hide what is shown, or show what is hidden
+    # the masks it goes with: any other would hide what is shown, or show what is hidden
+    fits = 'centre',
     def __init__(self, size:int, visible:float): self.cuts = {'i_r': 1., 'i_in': visible}
     def __call__(self, cuts:dict, hidden:Hidden)->Images: return cuts['i_in']
 
@@ -81,19 +90,26 @@ class CanvasView:
 # %% ../nbs/20_masks.ipynb #c435eab3
 class WindowMask:
     "Everything but a window is hidden; the window lies anywhere, elsewhere each epoch."
-    def __init__(self, size:int, visible:float): self.size,self.side = size,window_size(size, visible)
+    def __init__(self, size:int, visible:float):
+        self.size,self.side = size,window_size(size, visible)
+
     def __call__(self, index, *, epoch:int, seed:int)->Hidden:
-        start = torch.from_numpy((sample_uniform(seed, epoch, index, stream='window', k=2)*(self.size-self.side+1)).astype(int))
-        inside = lambda first: (torch.arange(self.size) >= first[:,None]) & (torch.arange(self.size) < first[:,None]+self.side)
+        start = torch.from_numpy((sample_uniform(seed, epoch, index, stream='window', k=2)
+            * (self.size-self.side+1)).astype(int))
+        inside = lambda first: (
+            (torch.arange(self.size) >= first[:,None])
+            & (torch.arange(self.size) < first[:,None]+self.side))
         return ~(inside(start[:,0])[:,None,:,None] & inside(start[:,1])[:,None,None,:])
 
 class PatchMask:
     "Of 8 x 8 patches a random choice is hidden, another each epoch."
-    side = PatchTarget.side           # patches along a side of the picture
-    def __init__(self, size:int, visible:float): self.size,self.keep = size,max(1, min(self.side**2-1, round(visible*self.side**2)))
+    side = PatchTarget.side # patches along a side of the picture
+    def __init__(self, size:int, visible:float):
+        self.size,self.keep = size,max(1, min(self.side**2-1, round(visible*self.side**2)))
+
     def __call__(self, index, *, epoch:int, seed:int)->Hidden:
         u = torch.from_numpy(sample_uniform(seed, epoch, index, stream='patches', k=self.side**2))
-        hidden = u.argsort(1).argsort(1) >= self.keep                    # the rank of each patch among its photo's
+        hidden = u.argsort(1).argsort(1) >= self.keep # the rank of each patch among its photo's
         return F.interpolate(hidden.view(-1,1,self.side,self.side).float(), size=self.size).bool()
 
 VIEWS['canvas'], MASKS['window'], MASKS['patches'] = CanvasView, WindowMask, PatchMask
@@ -105,11 +121,13 @@ def at_stride(
 )->Bool[Tensor, 'b 1 h2 w2']: # `h2 = h/stride`, True where all pixels of a place are hidden
     "What is hidden, as a coarser target sees it."
     return hidden if stride == 1 else -F.max_pool2d(-hidden.float(), stride) > 0
+
 def where_asked(
     target, # from `TARGETS`
     hidden:Hidden, # True where the picture is hidden
 )->Bool[Tensor, 'b 1 h2 w2']: # `h2 = h/target.stride`
-    "The places of a target that a generator is asked about: those wholly hidden, or all of them where the target says `everywhere`."
+    """The places of a target that a generator is asked about:
+    those wholly hidden, or all of them where the target says `everywhere`."""
     if not getattr(target, 'everywhere', False): return at_stride(hidden, target.stride)
     b, _, h, w = hidden.shape
     return hidden.new_ones(b, 1, h//target.stride, w//target.stride)
@@ -124,6 +142,7 @@ class Sample(NamedTuple):
     where: Hidden # True where all of a place of the target is hidden, `b 1 h/stride w/stride`
 
 # %% ../nbs/20_masks.ipynb #d4e5f607
+# long: one class, and a line for each parameter
 class Task:
     "The pretext task: what is hidden, what is seen, what must be predicted."
     def __init__(self,
@@ -135,18 +154,21 @@ class Task:
     ):
         self.view,self.mask,self.target,self.seed = view,mask,target,seed
         self.cuts = view.cuts # a cut's name -> its share of the centre square's side
-        self.paints = target.picture == 3 # whether the photo itself must be painted, alone or beside other things
+        # whether the photo itself must be painted, alone or beside other things
+        self.paints = target.picture == 3
 
     def __call__(self,
         cuts:dict, # a cut's name -> `Images`; `i_r` is always there
         index, # the images' indices in their set
         *,
         epoch:int=0, # for random masks
-        seen:dict|None=None, # the same cuts as they shall be seen, in another light; as they are, if not given
+        # the same cuts as they shall be seen, in another light; as they are, if not given
+        seen:dict|None=None,
     )->Sample:
         i_r = cuts['i_r']
         hidden = self.mask(index, epoch=epoch, seed=self.seed).to(i_r.device)
-        return Sample(self.view(seen or cuts, hidden), i_r, hidden, self.target(i_r), where_asked(self.target, hidden))
+        return Sample(self.view(seen or cuts, hidden), i_r, hidden,
+            self.target(i_r), where_asked(self.target, hidden))
 
     def picture(self,
         x:Tensor, # a target, or a generator's output, `b c h w`
@@ -155,19 +177,35 @@ class Task:
         return x[:,:self.target.picture]
 
 # %% ../nbs/20_masks.ipynb #a66df6e4
+# long: what does not fit together, one refusal after the other
 def make_task(
     cfg:GANConfig, # names the view, the mask and the target
 )->Task: # the pretext task of the run
-    "The task a config describes. Raises `InputError` on an unknown name, or a view and a mask that don't fit."
+    """The task a config describes.
+    Raises `InputError` on an unknown name, or a view and a mask that don't fit."""
     view = VIEWS[check_name(cfg.view, VIEWS, 'view')](cfg.size, cfg.visible)
     mask = MASKS[check_name(cfg.mask, MASKS, 'mask')](cfg.size, cfg.visible)
     target = TARGETS[check_name(cfg.target, TARGETS, 'target')]()
     fits = getattr(view, 'fits', MASKS)
-    if cfg.mask not in fits: raise InputError(f"view {cfg.view!r} goes with mask {' or '.join(map(repr, fits))}, not {cfg.mask!r}.")
-    if cfg.lambda_adv and not target.picture: raise InputError(f"a discriminator judges pictures, and target {cfg.target!r} is none: choose lambda_adv=0 and lambda_idt=1.")
-    if cfg.painter == 'reader' and not 0 < target.picture < target.channels: raise InputError(f"painter 'reader' needs a target with something beside a picture, and {cfg.target!r} has none: choose target='pixels-and-gradients', or painter='decoder'.")
-    if (cfg.idt_norm == 'ce') != (getattr(target, 'norm', '') == 'ce'): raise InputError(f"idt_norm={cfg.idt_norm!r} and target {cfg.target!r}: 'ce' goes with target 'codes', and with that one only.")
-    if cfg.crop < 1 and len(view.cuts) > 1: raise InputError(f"crop={cfg.crop:g} and view {cfg.view!r}: what is seen and what is asked for are cut apart there, and would not fit any more. Choose crop=1, or view='canvas'.")
+    if cfg.mask not in fits:
+        raise InputError(f"view {cfg.view!r} goes with mask {' or '.join(map(repr, fits))}, "
+            f"not {cfg.mask!r}.")
+    if cfg.lambda_adv and not target.picture:
+        raise InputError(f"a discriminator judges pictures, and target {cfg.target!r} is none: "
+            "choose lambda_adv=0 and lambda_idt=1.")
+    if cfg.painter == 'reader' and not 0 < target.picture < target.channels:
+        raise InputError("painter 'reader' needs a target with something beside a picture, "
+            f"and {cfg.target!r} has none: "
+            "choose target='pixels-and-gradients', or painter='decoder'.")
+    if (cfg.idt_norm == 'ce') != (getattr(target, 'norm', '') == 'ce'):
+        raise InputError(f"idt_norm={cfg.idt_norm!r} and target {cfg.target!r}: "
+            "'ce' goes with target 'codes', and with that one only.")
+    if cfg.crop < 1 and len(view.cuts) > 1:
+        raise InputError(f"crop={cfg.crop:g} and view {cfg.view!r}: "
+            "what is seen and what is asked for are cut apart there, and would not fit any more. "
+            "Choose crop=1, or view='canvas'.")
     if not where_asked(target, mask(range(64), epoch=0, seed=0)).flatten(1).any(1).all():
-        raise InputError(f"visible={cfg.visible:g} with mask {cfg.mask!r} hides no whole place of target {cfg.target!r} ({target.stride} px): nothing is left to predict. Choose a smaller share.")
+        raise InputError(f"visible={cfg.visible:g} with mask {cfg.mask!r} "
+            f"hides no whole place of target {cfg.target!r} ({target.stride} px): "
+            "nothing is left to predict. Choose a smaller share.")
     return Task(view, mask, target, seed=cfg.seed)

@@ -1,4 +1,4 @@
-"""How good is a painted surround, and compared with what? L1, PSNR and SSIM on the hidden region, beside five predictors that know almost nothing (§3.4).
+"""How good is a painted surround: L1, PSNR and SSIM, beside five trivial predictors (§3.4).
 
 Docs: https://recon-nb.github.io/recon_nb/metrics.html.md"""
 
@@ -52,11 +52,14 @@ def hidden_ssim(
     out:Images, # what was painted
     i_r:Images, # the photos
     hidden:Hidden, # True where to look
-)->Float[Tensor, ' b']: # in [-1, 1], one number an image; NaN where no patch fits into the hidden region
-    "Structural similarity on the hidden region. The patch has 11 px, or 5 px for pictures up to 48 px."
+# in [-1, 1], one number an image; NaN where no patch fits into the hidden region
+)->Float[Tensor, ' b']:
+    """Structural similarity on the hidden region.
+    The patch has 11 px, or 5 px for pictures up to 48 px."""
     kernel = 5 if out.shape[-1] <= 48 else 11
     where = ssim_positions(hidden, kernel=kernel)
-    _,full = structural_similarity_index_measure(out, i_r, data_range=2., sigma=1.5*kernel/11, reduction='none', return_full_image=True)
+    _,full = structural_similarity_index_measure(out, i_r,
+        data_range=2., sigma=1.5*kernel/11, reduction='none', return_full_image=True)
     return _hidden_mean(full.clamp(-1,1), where)
 
 # %% ../nbs/41_metrics.ipynb #6856de41
@@ -65,10 +68,12 @@ def _centre4(i_in): # b c h w -> b 49: the input at 4x4 pixels, and a constant
     return torch.cat([x, torch.ones_like(x[:,:1])], 1)
 
 # %% ../nbs/41_metrics.ipynb #0c73cab0
+# long: one class, and a line for each predictor
 class TrivialPredictors:
     "Five predictors that need no network: fitted on training photos, asked about others."
     def __init__(self,
-        batches, # of training photos: pairs of what the generator sees (`Images`) and the photos (`Images`)
+        # of training photos: pairs of what the generator sees (`Images`) and the photos (`Images`)
+        batches,
         *,
         penalty:float=1., # ridge's L2 penalty, in units of one photo
     ):
@@ -76,9 +81,12 @@ class TrivialPredictors:
         for i_in,i_r in batches:
             x,y = _centre4(i_in).double(), i_r.flatten(1).double()
             xx, xy = xx + x.T@x, xy + x.T@y
-        mean = (xy[-1]/xx[-1,-1]).float()                        # the constant's rows hold the sum of the photos, and their number
+        # the constant's rows hold the sum of the photos, and their number
+        mean = (xy[-1]/xx[-1,-1]).float()
         self.mean = mean.view_as(i_r[:1])
-        self.w = torch.linalg.solve(xx + penalty*torch.eye(len(xx), dtype=xx.dtype, device=xx.device), xy - xx[-1][:,None]*mean.double())
+        self.w = torch.linalg.solve(
+            xx + penalty*torch.eye(len(xx), dtype=xx.dtype, device=xx.device),
+            xy - xx[-1][:,None]*mean.double())
 
     def __call__(self,
         i_in:Images, # what the generator sees
@@ -88,8 +96,12 @@ class TrivialPredictors:
         "What each predictor paints."
         n = window.start
         ridge = (_centre4(i_in).double()@self.w).float().view_as(i_r) + self.mean
-        return {'mean image': self.mean.expand_as(i_r), 'resized centre': i_in, 'mean colour': i_in.mean((2,3), keepdim=True).expand_as(i_r),
-                'edge replication': F.pad(i_r[:,:,window,window], (n,n,n,n), mode='replicate'), 'ridge': ridge.clamp(-1,1)}
+        return {
+            'mean image': self.mean.expand_as(i_r),
+            'resized centre': i_in,
+            'mean colour': i_in.mean((2,3), keepdim=True).expand_as(i_r),
+            'edge replication': F.pad(i_r[:,:,window,window], (n,n,n,n), mode='replicate'),
+            'ridge': ridge.clamp(-1,1)}
 
 # %% ../nbs/41_metrics.ipynb #a2f1206b
 def score(
@@ -98,7 +110,8 @@ def score(
     hidden:Hidden, # True where to look
 )->dict: # l1, psnr in dB, ssim: means over the photos; ssim is None where no patch fits
     "The three measures on the hidden region."
-    means = {n: f(out, i_r, hidden).nanmean().item() for n,f in (('l1', hidden_l1), ('psnr', hidden_psnr), ('ssim', hidden_ssim))}
+    means = {n: f(out, i_r, hidden).nanmean().item()
+        for n,f in (('l1', hidden_l1), ('psnr', hidden_psnr), ('ssim', hidden_ssim))}
     return {n: None if n == 'ssim' and math.isnan(v) else v for n,v in means.items()}
 
 def score_trivial(

@@ -1,4 +1,4 @@
-"""A small probe that runs while the GAN trains, so that nobody finds out at the end that the encoder is useless (§3.1).
+"""A small probe while the GAN trains, so that a useless encoder is noticed early (§3.1).
 
 Docs: https://recon-nb.github.io/recon_nb/online.html.md"""
 
@@ -19,10 +19,14 @@ from .labelled import DEV_SEED,development_images,label_subset,load_labelled
 from .trainer import TrainState
 
 # %% ../nbs/64_online.ipynb #5f56603a
+# long: a setting a line, and when to look
 class OnlineProbe:
-    "A hook for `train_gan`: nearest neighbours and a linear layer on labelled images, every few epochs."
+    """A hook for `train_gan`: nearest neighbours and a linear layer on labelled images,
+    every few epochs."""
     def __init__(self,
-        data, # a named set with labels, a folder with train/<class>/ and test/<class>/, or a `LabelledSet` of the run's size
+        # a named set with labels, a folder with train/<class>/ and test/<class>/,
+        # or a `LabelledSet` of the run's size
+        data,
         *,
         every:int|None=None, # epochs between two looks; ten looks in all if not given
         labels_per_class:int=50, # labels to learn from; fewer where a class has fewer
@@ -32,27 +36,37 @@ class OnlineProbe:
     ):
         check_name(part, ('encoder', 'disc'), 'part')
         for k,v in dict(every=every, labels_per_class=labels_per_class, judged=judged).items():
-            if not (v is None and k == 'every' or type(v) is int and v > 0): raise InputError(f"{k}={v!r}; it must be a whole number, 1 or more.")
-        self.data,self.every,self.labels_per_class,self.judged,self.part,self.root = data,every,labels_per_class,judged,part,root
+            if not (v is None and k == 'every' or type(v) is int and v > 0):
+                raise InputError(f"{k}={v!r}; it must be a whole number, 1 or more.")
+        self.data,self.every,self.labels_per_class,self.judged,self.part,self.root = (
+            data, every, labels_per_class, judged, part, root)
 
     def __call__(self, st:TrainState):
         if st.event == 'begin': self._begin(st)
         every, whole = self.every or -(-st.cfg.epochs//10), st.step % st.steps_per_epoch == 0
-        due = st.event in ('begin', 'epoch') and whole and (st.epoch % every == 0 or st.step >= st.total_steps)
+        due = (st.event in ('begin', 'epoch') and whole
+               and (st.epoch % every == 0 or st.step >= st.total_steps))
         if due and all(r['step'] != st.step for r in self.rows): self._look(st)
 
 # %% ../nbs/64_online.ipynb #a2cb65e3
 @patch
 def _begin(self:OnlineProbe, st):
     "Read the images, try the network, and forget the looks at steps that will be made again."
-    if self.part == 'disc' and not st.cfg.lambda_adv: raise InputError("part='disc', and the discriminator of this run is never trained (lambda_adv=0): choose part='encoder'.")
+    if self.part == 'disc' and not st.cfg.lambda_adv:
+        raise InputError("part='disc', and the discriminator of this run is never trained "
+                         "(lambda_adv=0): choose part='encoder'.")
     data = load_labelled(self.data, size=st.cfg.size, root=self.root)
     as_arm(self._net(st), size=st.cfg.size)
     y, dev = data.train_y, development_images(data.train_y)
     fewest = lambda a: int(np.bincount(a).min())
-    j = dev[label_subset(y[dev], max(1, min(self.judged//len(data.classes), fewest(y[dev]))), seed=DEV_SEED)]
-    i = label_subset(y, min(self.labels_per_class, fewest(np.delete(y, dev))), seed=DEV_SEED, last=dev)
-    self.name, self.x, self.y, self.x_dev, self.y_dev = data.name, data.train_x[i], torch.from_numpy(y[i]), data.train_x[j], torch.from_numpy(y[j])
+    j = dev[label_subset(
+        y[dev], max(1, min(self.judged//len(data.classes), fewest(y[dev]))), seed=DEV_SEED)]
+    i = label_subset(
+        y, min(self.labels_per_class, fewest(np.delete(y, dev))), seed=DEV_SEED, last=dev)
+    self.name, self.x, self.y, self.x_dev, self.y_dev = (
+        data.name,
+        data.train_x[i], torch.from_numpy(y[i]),
+        data.train_x[j], torch.from_numpy(y[j]))
     self.path, rows = st.run_dir and st.run_dir/'probe.jsonl', []
     if self.path and self.path.exists():
         rows = [r for r in read_jsonl(self.path) if r['step'] <= st.step]
@@ -67,12 +81,19 @@ def _net(self:OnlineProbe, st): return st.nets[0].enc if self.part == 'encoder' 
 def _look(self:OnlineProbe, st):
     "Score the encoder as it is now."
     start, net, right = time.monotonic(), self._net(st), {}
-    f, g = (encode(net, x, stages=(-3,-2,-1), side=2, device=st.acc.device, remember=False) for x in (self.x, self.x_dev))
-    last = lambda f: f[:, -4*net.channels[-1]:].unflatten(1, (net.channels[-1], -1)).mean(2)      # one pass serves both: the last stage's four places, averaged
-    right['knn'] = knn_predict(last(f), self.y, last(g), k=min(20, int(torch.bincount(self.y).min())))
-    right['linear'] = fit_linear(f, self.y, l2=100., n_classes=int(self.y.max())+1, most=30).predict(g)
+    f, g = (
+        encode(net, x, stages=(-3,-2,-1), side=2, device=st.acc.device, remember=False)
+        for x in (self.x, self.x_dev))
+    # one pass serves both: the last stage's four places, averaged
+    last = lambda f: f[:, -4*net.channels[-1]:].unflatten(1, (net.channels[-1], -1)).mean(2)
+    right['knn'] = knn_predict(
+        last(f), self.y, last(g), k=min(20, int(torch.bincount(self.y).min())))
+    right['linear'] = fit_linear(
+        f, self.y, l2=100., n_classes=int(self.y.max())+1, most=30).predict(g)
     right = {k: (said == self.y_dev).float().mean().item() for k,said in right.items()}
-    row = dict(step=st.step, epoch=st.epoch, data=self.name, part=self.part, **right, labels=len(self.y), judged=len(self.y_dev), seconds=round(time.monotonic()-start, 3))
+    row = dict(
+        step=st.step, epoch=st.epoch, data=self.name, part=self.part, **right,
+        labels=len(self.y), judged=len(self.y_dev), seconds=round(time.monotonic()-start, 3))
     self.rows.append(row)
     if self.path: append_jsonl(self.path, row)
     st.notes.update({k if self.part == 'encoder' else f'{k}_disc': v for k,v in right.items()})

@@ -41,7 +41,8 @@ def _deep_to_rgb(im):
 def _to_rgb(im):
     if im.mode == 'F' or im.mode.startswith('I'): return _deep_to_rgb(im)
     if im.mode in ('RGBA','LA','PA','RGBa') or 'transparency' in im.info:
-        return Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im.convert('RGBA')).convert('RGB')
+        return Image.alpha_composite(Image.new('RGBA', im.size, 'white'),
+                                     im.convert('RGBA')).convert('RGB')
     return im.convert('RGB')
 
 # %% ../nbs/11_photos.ipynb #b55d51f4
@@ -49,8 +50,9 @@ PHOTO_SUFFIXES = '.jpg', '.jpeg', '.jfif', '.png', '.webp', '.bmp', '.tif', '.ti
 
 # %% ../nbs/11_photos.ipynb #4fef771b
 _formats = 'JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF'    # Pillow finds the phones' MPO under JPEG
-_turns = dict(zip(range(2, 9), (Image.Transpose[t] for t in
-    'FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90'.split())))
+_turns = dict(zip(range(2, 9), (Image.Transpose[t] for t in (
+    'FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM '
+    'TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90').split())))
 
 def _upright(im):
     try: turn = _turns.get(im.getexif().get(ExifTags.Base.Orientation))
@@ -104,8 +106,10 @@ def _write_header(f, shape):
     f.seek(0)
     np.lib.format.write_array_header_1_0(f, dict(descr='|u1', fortran_order=False, shape=shape))
 
-def _stamp(folder, cuts): return {k: [(s := os.stat(folder/f'{k}.npy')).st_size, s.st_mtime_ns] for k in cuts}
+def _stamp(folder, cuts):
+    return {k: [(s := os.stat(folder/f'{k}.npy')).st_size, s.st_mtime_ns] for k in cuts}
 
+# %% ../nbs/11_photos.ipynb #101770bd
 def _write_rows(folder, rows, *, n, size, cuts):
     "Write the cuts of each row, a .npy file for each kind of cut; returns the entry's record."
     names, skipped, crc = [], [], dict.fromkeys(cuts, 0)
@@ -113,14 +117,23 @@ def _write_rows(folder, rows, *, n, size, cuts):
         files = {k: stack.enter_context(open(folder/f'{k}.npy', 'wb')) for k in cuts}
         for f in files.values(): _write_header(f, (n,size,size,3))
         for name,got in rows:
-            if isinstance(got, str): skipped.append(dict(name=name, why=got)); continue
+            if isinstance(got, str):
+                skipped.append(dict(name=name, why=got))
+                continue
             names.append(name)
-            for k,a in zip(cuts, got): files[k].write(a.tobytes()); crc[k] = zlib.crc32(a.tobytes(), crc[k])
-        for f in files.values(): _write_header(f, (len(names),size,size,3)); f.flush(); os.fsync(f.fileno())
-    for k in cuts: os.utime(folder/f'{k}.npy', (time.time()-10,)*2)    # in the past: clocks are coarse, and the next write must show
+            for k,a in zip(cuts, got):
+                files[k].write(a.tobytes())
+                crc[k] = zlib.crc32(a.tobytes(), crc[k])
+        for f in files.values():
+            _write_header(f, (len(names),size,size,3))
+            f.flush()
+            os.fsync(f.fileno())
+    # in the past: clocks are coarse, and the next write must show
+    for k in cuts: os.utime(folder/f'{k}.npy', (time.time()-10,)*2)
     return dict(names=names, skipped=skipped, crc=crc, stamp=_stamp(folder, cuts))
 
-def _write_meta(folder, meta): write_atomic(folder/'meta.json', json.dumps({**meta, 'seal': _seal(meta)}))
+def _write_meta(folder, meta):
+    write_atomic(folder/'meta.json', json.dumps({**meta, 'seal': _seal(meta)}))
 
 # %% ../nbs/11_photos.ipynb #9daa9297
 def _open_entry(folder, *, size, cuts):
@@ -130,7 +143,8 @@ def _open_entry(folder, *, size, cuts):
     now, known = _stamp(folder, cuts), meta.get('stamp', {})
     arrays = {k: np.load(folder/f'{k}.npy', mmap_mode='r') for k in cuts}
     for k,a in arrays.items():
-        if (a.shape, a.dtype) != ((len(meta['names']),size,size,3), np.uint8) or (now[k] != known.get(k) and zlib.crc32(a) != meta['crc'][k]):
+        if ((a.shape, a.dtype) != ((len(meta['names']),size,size,3), np.uint8)
+            or (now[k] != known.get(k) and zlib.crc32(a) != meta['crc'][k])):
             raise ValueError(f'{k}.npy does not match its checksum')
     if now != known:    # copied or touched, and whole: this once is enough
         with suppress(OSError):
@@ -140,24 +154,29 @@ def _open_entry(folder, *, size, cuts):
 # %% ../nbs/11_photos.ipynb #0e12c4fd
 _entry_name = re.compile(r'[0-9a-f]{32}|\.[0-9a-f]{32}\.\w+\.tmp')
 
-def _temp_name(folder): return folder.with_name(f'.{folder.name}.{os.getpid()}_{os.urandom(4).hex()}.tmp')
+def _temp_name(folder):
+    return folder.with_name(f'.{folder.name}.{os.getpid()}_{os.urandom(4).hex()}.tmp')
 
 def _remove_entry(folder):
     "Delete our files in `folder`, and the folder if it is empty then; returns the bytes freed."
     freed = 0
     with suppress(OSError):    # another process may be removing it too
-        for f in [f for f in folder.iterdir() if f.suffix in ('.npy','.json','.tmp')]: freed += f.stat().st_size; f.unlink()
+        for f in [f for f in folder.iterdir() if f.suffix in ('.npy','.json','.tmp')]:
+            freed += f.stat().st_size
+            f.unlink()
         folder.rmdir()
     return freed
 
 def _entries():
     "The folders in the cache that this page named."
     home = cache_dir()/'photos'
-    return [p for p in (home.iterdir() if home.is_dir() else ()) if _entry_name.fullmatch(p.name) and p.is_dir() and not p.is_symlink()]
+    return [p for p in (home.iterdir() if home.is_dir() else ())
+            if _entry_name.fullmatch(p.name) and p.is_dir() and not p.is_symlink()]
 
 def _is_old(folder):
     "Whether nothing was written in `folder` for a day."
-    with suppress(OSError): return time.time()-max(f.stat().st_mtime for f in (folder, *folder.iterdir())) > 86400
+    with suppress(OSError):
+        return time.time()-max(f.stat().st_mtime for f in (folder, *folder.iterdir())) > 86400
 
 # %% ../nbs/11_photos.ipynb #8abe44e8
 def _sweep():
@@ -168,7 +187,8 @@ def _sweep():
 
 # %% ../nbs/11_photos.ipynb #53898776
 def clear_cache()->int: # bytes freed
-    "Delete the decoded photos from the cache; anything else in that folder stays, downloaded sets too. Says how much was freed."
+    """Delete the decoded photos from the cache;
+    anything else in that folder stays, downloaded sets too. Says how much was freed."""
     freed = sum(map(_remove_entry, _entries()))
     print(f'{megabytes(freed)} freed')
     return freed
@@ -187,28 +207,37 @@ def _build_entry(folder, rows, *, n, size, cuts):
             if not folder.exists(): raise
     except OSError as e:
         why = e.strerror or e
-        raise InputError(f"the cache {folder.parent} can't be written: {why}. Free some space, or set RECON_NB_CACHE to another folder.") from e
+        raise InputError(f"the cache {folder.parent} can't be written: {why}. "
+                         "Free some space, or set RECON_NB_CACHE to another folder.") from e
     finally:
         if temp.exists(): _remove_entry(temp)
 
 # %% ../nbs/11_photos.ipynb #4c8c95fe
 def _from_cache(key, rows, *, n, size, cuts, progress):
-    "The entry `key`: opened, or built from `rows` (an iterator that does nothing until it is asked)."
+    """The entry `key`: opened, or built from `rows`
+    (an iterator that does nothing until it is asked)."""
     folder = cache_dir()/'photos'/key
     _sweep()
     if folder.exists():
         try: return _open_entry(folder, size=size, cuts=cuts)
-        except Exception as e: warnings.warn(f'an entry of the cache is damaged ({e}); it is built anew', stacklevel=2)
-        with suppress(OSError): os.rename(folder, old := _temp_name(folder)); _remove_entry(old)
+        except Exception as e:
+            warnings.warn(f'an entry of the cache is damaged ({e}); it is built anew', stacklevel=2)
+        with suppress(OSError):
+            os.rename(folder, old := _temp_name(folder))
+            _remove_entry(old)
     _build_entry(folder, rows, n=n, size=size, cuts=cuts)
     arrays, meta = _open_entry(folder, size=size, cuts=cuts)
-    if progress: print(f"{len(meta['names']):,} photos cached, {megabytes(sum(a.nbytes for a in arrays.values()))}; clear_cache() frees them")
+    if progress:
+        print(f"{len(meta['names']):,} photos cached, "
+              f"{megabytes(sum(a.nbytes for a in arrays.values()))}; clear_cache() frees them")
     return arrays, meta
 
 # %% ../nbs/11_photos.ipynb #093fcf61
 def cache_rows(
     parts, # all that the pixels depend on, geometry aside: a tuple that JSON can write
-    rows, # an iterator of (name, cuts as a list of arrays) or (name, why there are none); asked for nothing if the entry exists
+    # an iterator of (name, cuts as a list of arrays) or (name, why there are none);
+    # asked for nothing if the entry exists
+    rows,
     *,
     n:int, # how many rows there are
     size:int, # side of the cuts in pixels
@@ -216,7 +245,8 @@ def cache_rows(
     progress:bool=True, # say what the cache takes
 )->dict: # cuts, names, skipped: what `Photos` wants of them
     "The cuts of `rows`, memory-mapped: from the cache, or written into it."
-    arrays, meta = _from_cache(_key(*parts, size=size, cuts=cuts), rows, n=n, size=size, cuts=cuts, progress=progress)
+    arrays, meta = _from_cache(_key(*parts, size=size, cuts=cuts), rows,
+                               n=n, size=size, cuts=cuts, progress=progress)
     return dict(cuts=arrays, names=meta['names'], skipped=meta['skipped'])
 
 # %% ../nbs/11_photos.ipynb #23193e60
@@ -225,18 +255,23 @@ def _stat_photo(root, name):
     try: s = os.stat(root/name)
     except OSError as e: return [name, e.strerror]
     if not stat.S_ISREG(s.st_mode): return [name, 'not a file that can be read']
-    return [name, s.st_size, s.st_mtime_ns] if os.access(root/name, os.R_OK) else [name, 'Permission denied']
+    return ([name, s.st_size, s.st_mtime_ns] if os.access(root/name, os.R_OK) else
+            [name, 'Permission denied'])
 
 def _why(e):
-    if isinstance(e, UnidentifiedImageError): return 'not a jpg, png, webp, bmp or tiff picture'
+    if isinstance(e, UnidentifiedImageError):
+        return 'not a jpg, png, webp, bmp or tiff picture'
     return ((getattr(e, 'strerror', None) or str(e) or type(e).__name__).splitlines()[0])[:200]
 
 @contextmanager
 def _strict_pillow():
-    "Whatever the caller has set: truncated files are refused, and Pillow's remarks on odd files are kept from the screen."
+    """Whatever the caller has set: truncated files are refused,
+    and Pillow's remarks on odd files are kept from the screen."""
     old, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
-        with warnings.catch_warnings(): warnings.simplefilter('ignore'); yield
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
     finally: ImageFile.LOAD_TRUNCATED_IMAGES = old
 
 # %% ../nbs/11_photos.ipynb #6ce44a45
@@ -244,50 +279,65 @@ def _read_files(root, files, *, size, cuts, workers, progress):
     "The rows of `files`. Raises `InputError` if more than half of them are bad."
     def cut(file):
         if len(file) == 2: return file
-        try: im = open_rgb(root/file[0]); return file[0], [np.asarray(cut_square(im, share=s, size=size)) for s in cuts.values()]
+        try:
+            im = open_rgb(root/file[0])
+            return file[0], [np.asarray(cut_square(im, share=s, size=size))
+                             for s in cuts.values()]
         except (OSError, ValueError) as e: return file[0], _why(e)
+
     bad = []
-    with _strict_pillow(), ThreadPoolExecutor(workers or os.cpu_count()) as pool, \
-         progress_bar(total=len(files), desc='reading photos', unit='photo', show=progress) as bar:
-        for i in range(0, len(files), 256):    # in blocks, so that Ctrl-C need not wait for the rest
+    with (_strict_pillow(),
+          ThreadPoolExecutor(workers or os.cpu_count()) as pool,
+          progress_bar(total=len(files), desc='reading photos', unit='photo',
+                       show=progress) as bar):
+        # in blocks, so that Ctrl-C need not wait for the rest
+        for i in range(0, len(files), 256):
             for name,got in pool.map(cut, files[i:i+256]):
-                name = name.encode('utf-8', 'backslashreplace').decode()    # not every file name is text
+                # not every file name is text
+                name = name.encode('utf-8', 'backslashreplace').decode()
                 if isinstance(got, str): bad.append(dict(name=name, why=got))
-                bar.update(); yield name, got
+                bar.update()
+                yield name, got
     if 2*len(bad) > len(files):
-        raise InputError(f"{len(bad)} of {len(files)} photos in {root} can't be read: {list_skipped(bad)}. Is this the right folder?")
+        raise InputError(f"{len(bad)} of {len(files)} photos in {root} can't be read: "
+                         f"{list_skipped(bad)}. Is this the right folder?")
 
 # %% ../nbs/11_photos.ipynb #375becc5
 def list_skipped(
     skipped:list, # a dict(name, why) for each file
 )->str: # the first four, in one line
     "What was left out, and why, in words."
-    return '; '.join(f"{s['name']} ({s['why']})" for s in skipped[:4]) + ('; ...' if len(skipped) > 4 else '')
+    return ('; '.join(f"{s['name']} ({s['why']})" for s in skipped[:4])
+            + ('; ...' if len(skipped) > 4 else ''))
 
 # %% ../nbs/11_photos.ipynb #27371cb9
 @dataclass(frozen=True, repr=False, eq=False)
 class Photos:
     "Cut photos, and what is known about them."
-    cuts:dict             # name -> bytes (n, size, size, 3), memory-mapped where they come from a cache
+    cuts:dict # name -> bytes (n, size, size, 3), memory-mapped where they come from a cache
     labels:np.ndarray|None # int64 class of each photo
-    classes:tuple|None    # the classes' names
-    names:list            # each photo's relative path, or its index as text
-    skipped:list          # a dict(name, why) for each file that was left out
+    classes:tuple|None # the classes' names
+    names:list # each photo's relative path, or its index as text
+    skipped:list # a dict(name, why) for each file that was left out
     held_out:np.ndarray|None # int64 indices of an official held-out part
-    source:str            # where they come from, in words
+    source:str # where they come from, in words
 
     def __len__(self): return len(self.names)
     def __repr__(self):
         kinds = f', {len(self.classes)} classes' if self.classes else ''
-        held, lost = (f', {len(x):,} {what}' if x is not None and len(x) else '' for x,what in ((self.held_out,'held out'), (self.skipped,'skipped')))
+        held, lost = (f', {len(x):,} {what}' if x is not None and len(x) else ''
+                      for x,what in ((self.held_out,'held out'), (self.skipped,'skipped')))
         a = [*self.cuts.values()]
-        return f"Photos({self.source}: {len(self):,} at {a[0].shape[1]} px, {' '.join(self.cuts)}{kinds}{held}{lost}, {megabytes(sum(x.nbytes for x in a))})"
+        return (f"Photos({self.source}: {len(self):,} at {a[0].shape[1]} px, "
+                f"{' '.join(self.cuts)}{kinds}{held}{lost}, "
+                f"{megabytes(sum(x.nbytes for x in a))})")
 
     def take(self,
         index, # which photos: an index array
     )->dict: # name of the cut -> bytes (b, size, size, 3), a copy
         "Some photos' cuts."
-        return {k: np.asarray(a)[np.atleast_1d(index)] for k,a in self.cuts.items()}    # one number alone would give a view
+        # one number alone would give a view
+        return {k: np.asarray(a)[np.atleast_1d(index)] for k,a in self.cuts.items()}
 
 # %% ../nbs/11_photos.ipynb #a7fc43af
 def cut_files(
@@ -299,13 +349,17 @@ def cut_files(
     workers:int|None=None, # threads that read; all cores if not given
     progress:bool=True, # show a bar, and say what the cache takes
 )->dict: # cuts, names, skipped: what `Photos` wants of them
-    "The photos `names` in `root`, cut: from the cache, or read into it. Raises `InputError` if more than half of them are bad."
+    """The photos `names` in `root`, cut: from the cache, or read into it.
+    Raises `InputError` if more than half of them are bad."""
     root, where = Path(root).resolve(), cache_dir().resolve()
-    if where.is_relative_to(root) and not any(p[0] == '.' for p in where.relative_to(root).parts):
-        raise InputError(f"the cache {where} lies among the photos of {root}. Set RECON_NB_CACHE to a folder elsewhere.")
+    if (where.is_relative_to(root)
+        and not any(p[0] == '.' for p in where.relative_to(root).parts)):
+        raise InputError(f"the cache {where} lies among the photos of {root}. "
+                         "Set RECON_NB_CACHE to a folder elsewhere.")
     files = [_stat_photo(root, n) for n in names]
     rows = _read_files(root, files, size=size, cuts=cuts, workers=workers, progress=progress)
-    return cache_rows((str(root), files), rows, n=len(files), size=size, cuts=cuts, progress=progress)
+    return cache_rows((str(root), files), rows,
+                      n=len(files), size=size, cuts=cuts, progress=progress)
 
 # %% ../nbs/11_photos.ipynb #e048633f
 def cut_images(
@@ -320,7 +374,10 @@ def cut_images(
     def cut(a):
         im = Image.fromarray(np.ascontiguousarray(a))
         return [np.asarray(cut_square(im, share=share, size=size)) for share in cuts.values()]
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool, \
-         progress_bar(total=len(images), desc='cutting photos', unit='photo', show=progress) as bar:
+    with (ThreadPoolExecutor(workers or os.cpu_count()) as pool,
+          progress_bar(total=len(images), desc='cutting photos', unit='photo',
+                       show=progress) as bar):
         for i in range(0, len(images), 256):
-            for got in pool.map(cut, images[i:i+256]): bar.update(); yield got
+            for got in pool.map(cut, images[i:i+256]):
+                bar.update()
+                yield got

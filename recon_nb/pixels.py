@@ -1,4 +1,4 @@
-"""Two kinds of picture and the two functions between them: stored photos are bytes, what a network sees lies in [-1, 1] (§2.4: the generator ends in tanh).
+"""Stored photos are bytes, a network sees [-1, 1]: the two functions between them (§2.4).
 
 Docs: https://recon-nb.github.io/recon_nb/pixels.html.md"""
 
@@ -26,12 +26,15 @@ def to_model(
 )->Images: # in [-1, 1], channels first
     "Photos as a network sees them."
     if photos.dtype != np.uint8 or photos.ndim != 4:
-        raise InputError(f"to_model was given {photos.dtype} of shape {photos.shape}; it takes uint8 photos of shape (n, h, w, 3).")
-    if not photos.flags.writeable: photos = photos.copy()        # PyTorch can't promise to leave it alone
+        raise InputError(f"to_model was given {photos.dtype} of shape {photos.shape}; "
+                         "it takes uint8 photos of shape (n, h, w, 3).")
+    # PyTorch can't promise to leave it alone
+    if not photos.flags.writeable: photos = photos.copy()
     return torch.from_numpy(photos).to(device).permute(0,3,1,2).float().div_(127.5).sub_(1)
 
 def to_pixels(
     images:Images, # in [-1, 1]; values outside are clipped
 )->Photo8: # bytes, channels last
     "What a network painted, as photos."
-    return images.detach().float().add(1).mul(127.5).round().clamp(0,255).byte().permute(0,2,3,1).contiguous().cpu().numpy()
+    return (images.detach().float().add(1).mul(127.5).round().clamp(0,255).byte()
+            .permute(0,2,3,1).contiguous().cpu().numpy())

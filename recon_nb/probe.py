@@ -17,7 +17,8 @@ from fastcore.basics import patch
 from .core import InputError,append_jsonl,check_name,describe_machine,progress_bar
 from .devices import check_device,fork_random
 from .features import as_arm,count_macs,encode,fingerprint
-from .finetune import Recipe,choose_lr,classify,finetune,fit_paper_head,paper_recipe,paper_updates
+from .finetune import (Recipe,choose_lr,classify,finetune,fit_paper_head,
+                               paper_recipe,paper_updates)
 from .finetune import search_recipe as search_from
 from .heads import FOLDED,choose_l2,fit_linear,knn_predict
 from .labelled import DEV_SEED,development_images,label_subset,load_labelled,split_labels
@@ -40,13 +41,17 @@ class ProbeResult:
     @property
     def mean(self)->float: return float(self.accuracies.mean()) # test accuracy
     @property
-    def std(self)->float: return float(self.accuracies.std(ddof=1)) if self.n > 1 else float('nan') # over seeds, n-1
+    def std(self)->float: # over seeds, n-1
+        return float(self.accuracies.std(ddof=1)) if self.n > 1 else float('nan')
     def records(self)->list: return [dict(r) for r in self.rows] # JSON-ready, one a seed
 
     def __repr__(self):
         r, train = self.rows[0], np.mean([r['train_accuracy'] for r in self.rows])
-        labels = 'all labels' if r['labels_per_class'] is None else f"{r['labels_per_class']} labels a class"
-        return f"{r['arm']}, {r['mode']} on {r['data']}, {labels}: test {self.mean:.1%}{f' ± {self.std:.1%}' if self.n > 1 else ''} (n={self.n}), train {train:.1%}, chance {r['chance']:.1%}"
+        labels = ('all labels' if r['labels_per_class'] is None else
+                  f"{r['labels_per_class']} labels a class")
+        return (f"{r['arm']}, {r['mode']} on {r['data']}, {labels}: "
+                f"test {self.mean:.1%}{f' ± {self.std:.1%}' if self.n > 1 else ''} (n={self.n}), "
+                f"train {train:.1%}, chance {r['chance']:.1%}")
 
 # %% ../nbs/60_probe.ipynb #0a8de7eb
 @patch
@@ -58,27 +63,40 @@ def show(self:ProbeResult,
     if axes is None: axes = plt.subplots(1, 2, figsize=(7,3), dpi=80, layout='constrained')[1]
     confusion = np.sum([r['confusion'] for r in self.rows], 0)
     k, names = len(confusion), [str(n) for n in self.names or range(len(confusion))]
-    im = axes[0].imshow(100*confusion/confusion.sum(1, keepdims=True), vmin=0, vmax=100, cmap='Blues')
+    im = axes[0].imshow(100*confusion/confusion.sum(1, keepdims=True),
+                        vmin=0, vmax=100, cmap='Blues')
     axes[0].figure.colorbar(im, ax=axes[0], label='% of the class')
-    axes[0].set(xticks=range(k), yticks=range(k), xlabel='predicted', ylabel='true', xticklabels=names, yticklabels=names)
+    axes[0].set(xticks=range(k), yticks=range(k), xlabel='predicted', ylabel='true',
+                xticklabels=names, yticklabels=names)
     axes[0].tick_params(axis='x', rotation=90)
     axes[1].barh(range(k), 100*confusion.sum(0)/confusion.sum(), color='C0', label='predicted')
-    axes[1].plot(100*confusion.sum(1)/confusion.sum(), range(k), '|', color='k', ms=11, mew=2, label='true')
-    axes[1].set(yticks=range(k), yticklabels=names, xlabel='% of the images', ylim=(k-.5, -.5)); axes[1].legend(fontsize=8)
+    axes[1].plot(100*confusion.sum(1)/confusion.sum(), range(k), '|',
+                 color='k', ms=11, mew=2, label='true')
+    axes[1].set(yticks=range(k), yticklabels=names, xlabel='% of the images', ylim=(k-.5, -.5))
+    axes[1].legend(fontsize=8)
     for ax in axes: ax.tick_params(labelsize=8)
     return axes
 
 # %% ../nbs/60_probe.ipynb #81b69615
-def _row(arm, data, mode, per_class, seed, i, predictions, seconds, device, images_seen, config, selected):
+def _row(arm, data, mode, per_class, seed, i, predictions, seconds, device,
+         images_seen, config, selected):
     "One seed's findings, JSON-ready."
     (train, test), k = predictions, len(data.classes)
     confusion = np.zeros((k,k), dtype=int)
     np.add.at(confusion, (data.test_y, test), 1)
-    return dict(schema=1, arm=arm.name, source=arm.source, mode=mode, data=data.name, size=data.size, classes=k, labels_per_class=per_class, n_train=len(i), n_test=len(test),
-                seed=seed, test_accuracy=float((test == data.test_y).mean()), train_accuracy=float((train == data.train_y[i]).mean()), chance=float(np.bincount(data.test_y).max()/len(test)),
-                per_class=(confusion.diagonal()/confusion.sum(1)).round(4).tolist(), confusion=confusion.tolist(), histogram=np.bincount(test, minlength=k).tolist(),
-                seconds=round(seconds, 2), macs=count_macs(arm.net, data.size), images_seen=images_seen, config=config, selected=selected, weights=fingerprint(arm), subset=hashlib.blake2b(i.tobytes(), digest_size=6).hexdigest(),
-                device=str(device), machine=describe_machine())
+    return dict(
+        schema=1, arm=arm.name, source=arm.source, mode=mode,
+        data=data.name, size=data.size, classes=k,
+        labels_per_class=per_class, n_train=len(i), n_test=len(test), seed=seed,
+        test_accuracy=float((test == data.test_y).mean()),
+        train_accuracy=float((train == data.train_y[i]).mean()),
+        chance=float(np.bincount(data.test_y).max()/len(test)),
+        per_class=(confusion.diagonal()/confusion.sum(1)).round(4).tolist(),
+        confusion=confusion.tolist(), histogram=np.bincount(test, minlength=k).tolist(),
+        seconds=round(seconds, 2), macs=count_macs(arm.net, data.size), images_seen=images_seen,
+        config=config, selected=selected, weights=fingerprint(arm),
+        subset=hashlib.blake2b(i.tobytes(), digest_size=6).hexdigest(),
+        device=str(device), machine=describe_machine())
 
 # %% ../nbs/60_probe.ipynb #c1009097
 def _knn(arm, data, i, seed, device):
@@ -88,49 +106,76 @@ def _knn(arm, data, i, seed, device):
     return (own, knn_predict(f, y, test_f, k=k)), 0, dict(k=k), {}
 
 def _linear(arm, data, i, seed, device):
-    f, test_f, y = _features(arm, data, i, seed, device, stages=tuple(range(-min(3, len(arm.net.channels)), 0)), side=2 if arm.name != 'pixels' else None)
+    f, test_f, y = _features(arm, data, i, seed, device,
+                             stages=tuple(range(-min(3, len(arm.net.channels)), 0)),
+                             side=2 if arm.name != 'pixels' else None)
     k = len(data.classes)
     l2, scores = choose_l2(f, y, n_classes=k, seed=seed)
     head = fit_linear(f, y, l2=l2, n_classes=k)
-    return (head.predict(f), head.predict(test_f)), 0, dict(l2=l2), dict(what='l2', on='the given labels, left out in turn', scores=scores)
+    return ((head.predict(f), head.predict(test_f)), 0, dict(l2=l2),
+            dict(what='l2', on='the given labels, left out in turn', scores=scores))
 
 # %% ../nbs/60_probe.ipynb #de6d61e9
 def _paper_frozen(arm, data, i, seed, device):
     f, test_f, y = _features(arm, data, i, seed, device, stages=(-1,), side=None)
     k = len(data.classes)
     steps, bs, lr, scores = paper_updates(len(i)), min(32, len(i)), 3e-4, {}
-    if np.bincount(data.train_y[i]).min() > 1:            # one label a class leaves nothing to choose by
-        (x, x_val), (c, c_val) = ([v[j] for j in split_labels(data.train_y[i], share=0.2, seed=seed)] for v in (f, y))
-        def score(lr): return float((fit_paper_head(x, c, classes=k, lr=lr, seed=seed, steps=steps)(x_val).argmax(1) == c_val).float().mean())
+    if np.bincount(data.train_y[i]).min() > 1: # one label a class leaves nothing to choose by
+        (x, x_val), (c, c_val) = (
+            [v[j] for j in split_labels(data.train_y[i], share=0.2, seed=seed)] for v in (f, y))
+        def score(lr):
+            return float((fit_paper_head(x, c, classes=k, lr=lr, seed=seed, steps=steps)(x_val)
+                          .argmax(1) == c_val).float().mean())
         scores = choose_lr(score, grid=(1e-4, 3e-4, 1e-3))
         lr = max(scores, key=scores.get)
     head = fit_paper_head(f, y, classes=k, lr=lr, seed=seed, steps=steps)
-    with torch.no_grad(): return (head(f).argmax(1), head(test_f).argmax(1)), bs*steps, dict(lr=lr, steps=steps, bs=bs), dict(what='lr', on='a fifth of the given labels', scores=scores)
+    with torch.no_grad():
+        return ((head(f).argmax(1), head(test_f).argmax(1)), bs*steps,
+                dict(lr=lr, steps=steps, bs=bs),
+                dict(what='lr', on='a fifth of the given labels', scores=scores))
 
-def _features(arm, data, i, seed, device, **how): # of the given labels and of the test images, and the given classes
-    net, how['remember'] = arm.build(seed), arm.name != 'module'             # a module's code may have changed, and its weights not
-    place = device if 'cuda' in str(device) else 'cpu'                       # heads need double precision: a CPU has it, and CUDA
-    f, test_f = (encode(net, x, device=device, **how).to(place) for x in (data.train_x[i], data.test_x))
+# %% ../nbs/60_probe.ipynb #fedb8da3
+# of the given labels and of the test images, and the given classes
+def _features(arm, data, i, seed, device, **how):
+    # a module's code may have changed, and its weights not
+    net, how['remember'] = arm.build(seed), arm.name != 'module'
+    # heads need double precision: a CPU has it, and CUDA
+    place = device if 'cuda' in str(device) else 'cpu'
+    f, test_f = (encode(net, x, device=device, **how).to(place)
+                 for x in (data.train_x[i], data.test_x))
     return f, test_f, torch.from_numpy(data.train_y[i]).to(place)
 
 # %% ../nbs/60_probe.ipynb #e35d5261
 def _alike(arm, mode, subsets): # does nothing vary from seed to seed?
-    steady = arm.name != 'scratch' and (mode == 'knn' or mode == 'linear' and len(subsets[0]) <= FOLDED)
+    steady = arm.name != 'scratch' and (
+        mode == 'knn' or mode == 'linear' and len(subsets[0]) <= FOLDED)
     return steady and len(subsets) > 1 and all(np.array_equal(i, subsets[0]) for i in subsets)
 
 def _trained(arm, data, i, seed, device, recipe, tick=None):
-    if not any(True for _ in arm.net.parameters()): raise InputError(f"{arm.name} has no weights to train; modes for it: knn, linear.")
-    model = finetune(arm.build(seed), data.train_x[i], data.train_y[i], recipe, classes=len(data.classes), seed=seed, device=device, tick=tick)
-    if not all(p.isfinite().all() for p in model.parameters()): raise TrainingDiverged(f"weights are not finite after training {arm.name} with lr={recipe.lr:g}. Give a recipe with a lower lr, or recipe='search'.")
-    return (classify(model, data.train_x[i], device=device), classify(model, data.test_x, device=device)), recipe.updates(len(i))*min(recipe.bs, len(i)), {k: v for k,v in asdict(recipe).items() if k != 'selected'}, recipe.selected
+    if not any(True for _ in arm.net.parameters()):
+        raise InputError(f"{arm.name} has no weights to train; modes for it: knn, linear.")
+    model = finetune(arm.build(seed), data.train_x[i], data.train_y[i], recipe,
+                     classes=len(data.classes), seed=seed, device=device, tick=tick)
+    if not all(p.isfinite().all() for p in model.parameters()):
+        raise TrainingDiverged(
+            f"weights are not finite after training {arm.name} with lr={recipe.lr:g}. "
+            "Give a recipe with a lower lr, or recipe='search'.")
+    return ((classify(model, data.train_x[i], device=device),
+             classify(model, data.test_x, device=device)),
+            recipe.updates(len(i))*min(recipe.bs, len(i)),
+            {k: v for k,v in asdict(recipe).items() if k != 'selected'},
+            recipe.selected)
 
 # %% ../nbs/60_probe.ipynb #f7e56bcc
+# long: a parameter a line
 def search_recipe(
     encoder, # as for `probe`
     data, # as for `probe`
     *,
     mode:str='finetune', # finetune or paper-finetune
-    labels_per_class:int|None=None, # as the probe will have; all that are left beside the development images, if a class has fewer
+    # as the probe will have;
+    # all that are left beside the development images, if a class has fewer
+    labels_per_class:int|None=None,
     part:str='encoder', # of a run: encoder or disc
     like=None, # for scratch: the run, config or module whose architecture it has
     size:int|None=None, # side of the images in pixels
@@ -146,16 +191,23 @@ def search_recipe(
     data = load_labelled(data, size=arm.size, root=root)
     dev = development_images(data.train_y)
     rest = np.setdiff1d(np.arange(len(data.train_y)), dev)
-    few = labels_per_class is not None and labels_per_class <= np.bincount(data.train_y[rest], minlength=len(data.classes)).min()
-    i = label_subset(data.train_y, labels_per_class, seed=DEV_SEED, last=dev, classes=data.classes) if few else rest
+    few = labels_per_class is not None and (
+        labels_per_class <= np.bincount(data.train_y[rest], minlength=len(data.classes)).min())
+    i = label_subset(data.train_y, labels_per_class, seed=DEV_SEED, last=dev,
+                     classes=data.classes) if few else rest
     start = paper_recipe(**recipe) if mode == 'paper-finetune' else Recipe(**recipe)
-    bar = progress_bar(total=6*start.updates(len(i)), desc=f'{arm.name} {mode}, search', unit='update', show=progress)
-    with bar: return search_from(arm.build, data.train_x[i], data.train_y[i], (data.train_x[dev], data.train_y[dev]), start, classes=len(data.classes), seed=DEV_SEED, device=device, tick=bar.update)
+    bar = progress_bar(total=6*start.updates(len(i)), desc=f'{arm.name} {mode}, search',
+                       unit='update', show=progress)
+    with bar:
+        return search_from(
+            arm.build, data.train_x[i], data.train_y[i], (data.train_x[dev], data.train_y[dev]),
+            start, classes=len(data.classes), seed=DEV_SEED, device=device, tick=bar.update)
 
 # %% ../nbs/60_probe.ipynb #4d6798f1
 # long: the one call, its checks in the order they are made
 def probe(
-    encoder, # a `GANRun`, the folder of one, an exported encoder, a module, None for scratch, or 'pixels'
+    # a `GANRun`, the folder of one, an exported encoder, a module, None for scratch, or 'pixels'
+    encoder,
     data, # a `LabelledSet`, a named set, or a folder with train/<class>/ and test/<class>/
     *,
     mode:str='finetune', # one of `MODES`
@@ -165,46 +217,67 @@ def probe(
     like=None, # for scratch: the run, config or module whose architecture it has
     size:int|None=None, # side of the images in pixels; the run's own if not given
     width:int|None=None, # for scratch without `like`: channels of the first stage
-    recipe=None, # for the trained modes: a `Recipe`, 'search' to let this arm search its own first; unsearched defaults if not given
+    # for the trained modes: a `Recipe`, 'search' to let this arm search its own first;
+    # unsearched defaults if not given
+    recipe=None,
     root=None, # where a named set lies
     name:str|None=None, # what records shall call the set
     device='cpu', # where to compute
     out=None, # a file (JSON Lines) that gets each record as soon as it is made
     progress:bool=True, # show a bar
 )->ProbeResult:
-    "How much of a labelled set an encoder helps to classify. Raises `InputError` before any training."
+    """How much of a labelled set an encoder helps to classify.
+    Raises `InputError` before any training."""
     check_name(mode, MODES, 'mode')
     device = check_device(device)
     seeds = [*range(seeds)] if isinstance(seeds, int) else [int(s) for s in seeds]
     if not seeds: raise InputError("seeds is empty; give a number, or a list of numbers.")
     arm = as_arm(encoder, part=part, like=like, size=size, width=width)
-    if arm.name == 'pixels' and mode not in ('knn', 'linear'): raise InputError(f"raw pixels have nothing to train or to flatten: mode {mode!r} is for encoders; use knn or linear.")
+    if arm.name == 'pixels' and mode not in ('knn', 'linear'):
+        raise InputError(
+            f"raw pixels have nothing to train or to flatten: mode {mode!r} is for encoders; "
+            "use knn or linear.")
     data = load_labelled(data, size=arm.size, root=root, name=name, progress=progress)
     dev, rows = development_images(data.train_y), []
-    subsets = [label_subset(data.train_y, labels_per_class, seed=s, last=dev, classes=data.classes) for s in seeds]
+    subsets = [label_subset(data.train_y, labels_per_class, seed=s, last=dev, classes=data.classes)
+               for s in seeds]
     if _alike(arm, mode, subsets):
-        if progress: print(f'all {len(seeds)} seeds draw the same labels, and nothing else varies: one run')
+        if progress:
+            print(f'all {len(seeds)} seeds draw the same labels, and nothing else varies: one run')
         seeds, subsets = seeds[:1], subsets[:1]
-    if out: append_jsonl(out)                                      # refused now, not after the work
-    if recipe == 'search' and mode not in FROZEN: recipe = search_recipe(arm, data, mode=mode, labels_per_class=labels_per_class, device=device, progress=progress)
-    elif recipe is not None and (not isinstance(recipe, Recipe) or recipe.mode != mode): raise InputError(f"recipe={recipe!r} does not go with mode {mode!r}: give a Recipe for that mode or 'search'; frozen modes have none.")
+    if out: append_jsonl(out) # refused now, not after the work
+    if recipe == 'search' and mode not in FROZEN:
+        recipe = search_recipe(arm, data, mode=mode, labels_per_class=labels_per_class,
+                               device=device, progress=progress)
+    elif recipe is not None and (not isinstance(recipe, Recipe) or recipe.mode != mode):
+        raise InputError(
+            f"recipe={recipe!r} does not go with mode {mode!r}: "
+            "give a Recipe for that mode or 'search'; frozen modes have none.")
     recipe = recipe or (paper_recipe() if mode == 'paper-finetune' else Recipe())
     how = {'knn': _knn, 'linear': _linear, 'paper-frozen': _paper_frozen}.get(mode)
-    bar = progress_bar(total=len(seeds)*(1 if how else recipe.updates(len(subsets[0]))), desc=f'{arm.name} {mode}', unit='seed' if how else 'update', show=progress)
+    bar = progress_bar(
+        total=len(seeds)*(1 if how else recipe.updates(len(subsets[0]))),
+        desc=f'{arm.name} {mode}', unit='seed' if how else 'update', show=progress)
     for seed,i in zip(seeds, subsets):
         start = time.monotonic()
-        with fork_random(device):                                  # training seeds itself; the caller's random numbers go on as if nothing had been
-            found = how(arm, data, i, seed, device) if how else _trained(arm, data, i, seed, device, recipe, tick=bar.update)
+        # training seeds itself; the caller's random numbers go on as if nothing had been
+        with fork_random(device):
+            found = (how(arm, data, i, seed, device) if how else
+                     _trained(arm, data, i, seed, device, recipe, tick=bar.update))
         if how: bar.update(1)
         predictions, *rest = found
-        rows.append(_row(arm, data, mode, labels_per_class, seed, i, [torch.as_tensor(p).numpy(force=True) for p in predictions], time.monotonic()-start, device, *rest))
+        rows.append(_row(
+            arm, data, mode, labels_per_class, seed, i,
+            [torch.as_tensor(p).numpy(force=True) for p in predictions],
+            time.monotonic()-start, device, *rest))
         if out: append_jsonl(out, rows[-1])
     bar.close()
     return ProbeResult(rows, data.classes)
 
 # %% ../nbs/60_probe.ipynb #d46e1930
 class _Module(ModuleType):
-    "`recon_nb.probe` names this module and the function in it. So that either may be called, the module is called as the function."
+    """`recon_nb.probe` names this module and the function in it.
+    So that either may be called, the module is called as the function."""
     __call__ = staticmethod(probe)
 
 if __name__ == 'recon_nb.probe': sys.modules[__name__].__class__ = _Module

@@ -1,4 +1,4 @@
-"""The tables of this project as data: Table 3 to the letter for a GPU, and the same questions, better asked, for two cores (§3, Table 3).
+"""Table 3 as data: to the letter for a GPU, and better asked for two cores (§3, Table 3).
 
 Docs: https://recon-nb.github.io/recon_nb/protocols.html.md"""
 
@@ -19,7 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from .config import GANConfig,get_preset
 from .core import InputError,append_jsonl,check_name,read_jsonl
 from .data import SETS,load_photos,split_photos
-from .experiments import Job,count_work,in_order,list_jobs,locked_records,measure_speed,run_jobs
+from .experiments import (Job,count_work,in_order,list_jobs,locked_records,measure_speed,
+                                  run_jobs)
 from .features import as_arm
 from .finetune import Recipe
 from .labelled import load_labelled
@@ -31,9 +32,9 @@ from .teacher import Teacher
 from .trainer import fetch,make_state,teach,train_step
 
 # %% ../nbs/65_protocols.ipynb #896e7bef
-ARMS = {'baseline': 'paper-baseline', 'baseline + L1': 'paper-l1', 'baseline + s&b': 'paper-sb'}      # Table 2: the row -> its preset
+# Table 2: the row -> its preset
+ARMS = {'baseline': 'paper-baseline', 'baseline + L1': 'paper-l1', 'baseline + s&b': 'paper-sb'}
 
-# long: a field a line
 @dataclass(frozen=True)
 class Block:
     "A part of a table."
@@ -41,10 +42,13 @@ class Block:
     labels:tuple          # of each class; None for all
     seeds:int             # of the probe
     sets:tuple=()         # which sets; all if empty
-    arms:str='all'        # all; or best: scratch, and the pretrained arm that was best on development images
+    # all; or best: scratch, and the pretrained arm that was best on development images
+    arms:str='all'
     search:str|int='each' # at how many labels recipes are searched
-    matched:bool=False    # the k-th pretraining of an arm gets the k-th seed only; `best` always does
+    # the k-th pretraining of an arm gets the k-th seed only; `best` always does
+    matched:bool=False
 
+# %% ../nbs/65_protocols.ipynb #b58cfc33
 @dataclass(frozen=True)
 class Protocol:
     "A whole table, and the pretraining before it."
@@ -55,37 +59,45 @@ class Protocol:
     pretrainings:int=1    # runs of each arm, with seeds 0, 1, ...
     updates:int=0         # of pretraining, at least; 0: the preset's epochs
     bs:int=512            # photos in a batch of pretraining
-    photos:str='voc2012'  # what pretraining sees: a set, a folder; or 'own', the training images of the set that is asked about
-    arms:dict=field(default_factory=lambda: ARMS) # row -> preset, or (preset, fields that differ); a field `teacher` names an earlier row
+    # what pretraining sees: a set, a folder;
+    # or 'own', the training images of the set that is asked about
+    photos:str='voc2012'
+    # row -> preset, or (preset, fields that differ); a field `teacher` names an earlier row
+    arms:dict=field(default_factory=lambda: ARMS)
     fields:dict=field(default_factory=dict)       # of every pretraining, such as epochs
     like:str='paper-sb'   # the preset whose architecture scratch has
     recipes:dict=field(default_factory=dict) # name of a set, or '*' -> fixed fields of `Recipe`
 
 # %% ../nbs/65_protocols.ipynb #b898f63d
 PROTOCOLS = {p.name: p for p in [
-    Protocol('small', width=32, sizes=dict(cifar10=32, svhn=32, imagenette=48), pretrainings=3, updates=3000, bs=64, recipes=dict(svhn=dict(flip=False)), blocks=(
-        Block(FROZEN, (25,100,500,None), 5),
-        Block(('finetune',), (25,100), 5),
-        Block(('finetune',), (500,), 3),
-        Block(('paper-finetune',), (25,100), 3),
-        Block(('finetune',), (None,), 3, sets=('cifar10','svhn'), arms='best', search=500))),
-    Protocol('paper', width=64, sizes=dict(cifar10=80, svhn=80, stl10=80), recipes=dict(svhn=dict(flip=False)), blocks=(
-        Block(('linear','paper-frozen'), (None,), 5),
-        Block(('paper-finetune',), (None,), 5, search=400))),
+    Protocol('small', width=32, sizes=dict(cifar10=32, svhn=32, imagenette=48),
+        pretrainings=3, updates=3000, bs=64, recipes=dict(svhn=dict(flip=False)), blocks=(
+            Block(FROZEN, (25,100,500,None), 5),
+            Block(('finetune',), (25,100), 5),
+            Block(('finetune',), (500,), 3),
+            Block(('paper-finetune',), (25,100), 3),
+            Block(('finetune',), (None,), 3, sets=('cifar10','svhn'), arms='best', search=500))),
+    Protocol('paper', width=64, sizes=dict(cifar10=80, svhn=80, stl10=80),
+        recipes=dict(svhn=dict(flip=False)), blocks=(
+            Block(('linear','paper-frozen'), (None,), 5),
+            Block(('paper-finetune',), (None,), 5, search=400))),
 ]}
 
 # %% ../nbs/65_protocols.ipynb #fb6c949e
-# long: a row a line
-_pixels = dict(bs=64, scale_bias=False, lambda_adv=0., lambda_idt=1., idt_norm='l2', idt_region='hidden')
+_pixels = dict(bs=64, scale_bias=False,
+               lambda_adv=0., lambda_idt=1., idt_norm='l2', idt_region='hidden')
 _canvas = dict(view='canvas', mask='patches', visible=0.4)
 STEPS = { # from the paper to `improved`
     'paper-sb': ('paper-sb', dict(bs=64)),
     'hidden pixels, no adversary': ('paper-sb', _pixels),
     'own canvas, patches hidden': ('paper-sb', {**_pixels, **_canvas}),
-    'AdamW, warm-up, mirrored, no dropout': ('improved', dict(target='pixels', between=False, width_dec=0)),
+    'AdamW, warm-up, mirrored, no dropout':
+        ('improved', dict(target='pixels', between=False, width_dec=0)),
     'gradients instead of pixels': ('improved', dict(between=False, width_dec=0)),
     'light decoder': ('improved', dict(between=False)),
     'improved': 'improved'}
+
+# %% ../nbs/65_protocols.ipynb #5b116417
 WITHOUT = { # `improved`, with one thing changed
     'pixels': ('improved', dict(target='pixels')),
     'normalised patches': ('improved', dict(target='normalised-patches')),
@@ -96,24 +108,36 @@ WITHOUT = { # `improved`, with one thing changed
     'six tenths seen': ('improved', dict(visible=0.6)),
     'dropout': ('improved', dict(dropout=0.5)),
     'not mirrored': ('improved', dict(flip=False)),
-    'pixels, with an adversary': ('improved', dict(target='pixels', lambda_adv=0.01, adv='hinge', norm_d='spectral'))}
+    'pixels, with an adversary':
+        ('improved', dict(target='pixels', lambda_adv=0.01, adv='hinge', norm_d='spectral'))}
 
 GAMES = {
-    'the game, played better': ('improved-gan', dict(mask='window', visible=0.5, target='pixels', painter='decoder', width_dec=0, lambda_adv=0.1, idt_norm='l1', lr_g=5e-4, lr_d=5e-4, beta1=0., beta2=0.9, wd=1e-5)),
+    'the game, played better': ('improved-gan', dict(
+        mask='window', visible=0.5, target='pixels', painter='decoder', width_dec=0,
+        lambda_adv=0.1, idt_norm='l1', lr_g=5e-4, lr_d=5e-4, beta1=0., beta2=0.9, wd=1e-5)),
     'improved-gan': 'improved-gan'}
 
+# %% ../nbs/65_protocols.ipynb #7958b06a
 PROTOCOLS |= {p.name: p for p in [
-    Protocol('ablations', width=32, sizes=dict(cifar10=32), photos='own', bs=128, fields=dict(epochs=4, valid=0.02, precision='bf16'), like='improved', arms={**STEPS, **WITHOUT, **GAMES}, blocks=(
-        Block(('knn','linear'), (100,), 3),)),
-    Protocol('improved', width=32, sizes=dict(cifar10=32, svhn=32, imagenette=48), photos='own', bs=128, pretrainings=3, fields=dict(valid=0.02, precision='bf16'), like='improved',
-             arms={'improved': 'improved'}, recipes={'*': dict(bs=64), 'svhn': dict(flip=False)}, blocks=(
-        Block(('knn','linear'), (25,100,500,None), 5),
-        Block(('finetune',), (25,100,500), 5, search=100),
-        Block(('finetune',), (None,), 3, sets=('cifar10','svhn'), search=500, matched=True))),
-    Protocol('second-round', width=32, sizes=dict(cifar10=32, svhn=32, imagenette=48), photos='own', bs=128, pretrainings=3, fields=dict(epochs=30, valid=0.02, precision='bf16'), like='improved',
-             arms={'first round': 'improved', 'second round': ('second-round', dict(teacher='first round'))}, recipes={'*': dict(bs=64), 'svhn': dict(flip=False)}, blocks=(
-        Block(('knn','linear'), (25,100,500,None), 5),
-        Block(('finetune',), (25,100,500,None), 3, search=100, matched=True))),
+    Protocol('ablations', width=32, sizes=dict(cifar10=32), photos='own', bs=128,
+        fields=dict(epochs=4, valid=0.02, precision='bf16'), like='improved',
+        arms={**STEPS, **WITHOUT, **GAMES}, blocks=(
+            Block(('knn','linear'), (100,), 3),)),
+    Protocol('improved', width=32, sizes=dict(cifar10=32, svhn=32, imagenette=48),
+        photos='own', bs=128, pretrainings=3,
+        fields=dict(valid=0.02, precision='bf16'), like='improved', arms={'improved': 'improved'},
+        recipes={'*': dict(bs=64), 'svhn': dict(flip=False)}, blocks=(
+            Block(('knn','linear'), (25,100,500,None), 5),
+            Block(('finetune',), (25,100,500), 5, search=100),
+            Block(('finetune',), (None,), 3, sets=('cifar10','svhn'), search=500, matched=True))),
+    Protocol('second-round', width=32, sizes=dict(cifar10=32, svhn=32, imagenette=48),
+        photos='own', bs=128, pretrainings=3,
+        fields=dict(epochs=30, valid=0.02, precision='bf16'), like='improved',
+        arms={'first round': 'improved',
+              'second round': ('second-round', dict(teacher='first round'))},
+        recipes={'*': dict(bs=64), 'svhn': dict(flip=False)}, blocks=(
+            Block(('knn','linear'), (25,100,500,None), 5),
+            Block(('finetune',), (25,100,500,None), 3, search=100, matched=True))),
 ]}
 
 # %% ../nbs/65_protocols.ipynb #4a1a6498
@@ -127,15 +151,23 @@ def narrow(
     "A part of a protocol. Raises `InputError` if nothing is left."
     for n in sets or (): check_name(n, p.sizes, 'set of this table')
     for m in modes or (): check_name(m, MODES, 'mode')
-    Recipe(precision=precision or 'no')                           # refused now, not after pretraining
-    blocks = [replace(b, modes=tuple(m for m in b.modes if not modes or m in modes)) for b in p.blocks]
-    blocks = tuple(b for b in blocks if b.modes and (not b.sets or not sets or set(sets) & set(b.sets)))
-    if not blocks: raise InputError(f"{p.name!r} has no {' or '.join(modes)}{' on ' + ' or '.join(sets) if sets else ''}; it has {', '.join(dict.fromkeys(m for b in p.blocks for m in b.modes))}.")
-    recipes = {**p.recipes, '*': {**p.recipes.get('*', {}), 'precision': precision}} if precision else p.recipes
-    return replace(p, sizes={n: s for n,s in p.sizes.items() if not sets or n in sets}, blocks=blocks, recipes=recipes)
+    Recipe(precision=precision or 'no') # refused now, not after pretraining
+    blocks = [replace(b, modes=tuple(m for m in b.modes if not modes or m in modes))
+              for b in p.blocks]
+    blocks = tuple(b for b in blocks
+                   if b.modes and (not b.sets or not sets or set(sets) & set(b.sets)))
+    if not blocks:
+        raise InputError(
+            f"{p.name!r} has no {' or '.join(modes)}{' on ' + ' or '.join(sets) if sets else ''}; "
+            f"it has {', '.join(dict.fromkeys(m for b in p.blocks for m in b.modes))}.")
+    recipes = ({**p.recipes, '*': {**p.recipes.get('*', {}), 'precision': precision}}
+               if precision else p.recipes)
+    return replace(p, sizes={n: s for n,s in p.sizes.items() if not sets or n in sets},
+                   blocks=blocks, recipes=recipes)
 
 # %% ../nbs/65_protocols.ipynb #4aa0b512
-PUBLISHED = dict(cifar10=(50_000,10_000), svhn=(73_257,26_032), stl10=(5000,8000))     # Table 1: to train on, to test on
+# Table 1: to train on, to test on
+PUBLISHED = dict(cifar10=(50_000,10_000), svhn=(73_257,26_032), stl10=(5000,8000))
 
 def true_name(
     name:str, # as the set is called
@@ -143,9 +175,11 @@ def true_name(
     folder=None, # where it was read, if from a folder
 )->str: # the same name, with what is not as published
     "The name by which a copy of a set may be reported."
-    first = next((f for f in sorted(Path(folder).glob('train/*/*')) if f.suffix.lower() in PHOTO_SUFFIXES), None) if folder else None
+    first = next((f for f in sorted(Path(folder).glob('train/*/*'))
+                  if f.suffix.lower() in PHOTO_SUFFIXES), None) if folder else None
     counts = len(data.train_y), len(data.test_y)
-    notes = ['jpeg'] * bool(name in PUBLISHED and first and first.suffix.lower() in ('.jpg','.jpeg'))
+    notes = ['jpeg'] * bool(
+        name in PUBLISHED and first and first.suffix.lower() in ('.jpg','.jpeg'))
     notes += [f'{sum(counts)/1000:.3g}k split'] * (counts != PUBLISHED.get(name, counts))
     return f"{name} ({', '.join(notes)})" if notes else name
 
@@ -158,16 +192,24 @@ def _root_of(name, root): # where a published set lies: in a folder of its name,
     folder = _folder(name, root)
     return folder if root and folder.is_dir() else root
 
+# %% ../nbs/65_protocols.ipynb #fd931909
 def find_labelled(
     name:str, # a key of a protocol's `sizes`
     *,
     size:int, # side of the images in pixels
     root=None, # where the folder `name` lies; RECON_NB_DATA if not given
 ):
-    "A labelled set by its name, from a folder or a published archive; a `LabelledSet` under its true name."
+    """A labelled set by its name, from a folder or a published archive;
+    a `LabelledSet` under its true name."""
     folder = _folder(name, root)
-    if folder and (folder/'train').is_dir(): s = load_labelled(folder, size=size); return replace(s, name=true_name(name, s, folder))
-    if name not in SETS: raise InputError(f"no {name}: expected the folder {name} with train/<class>/ and test/<class>/ (or val/<class>/) in {folder.parent if folder else 'root, or where RECON_NB_DATA points'}.")
+    if folder and (folder/'train').is_dir():
+        s = load_labelled(folder, size=size)
+        return replace(s, name=true_name(name, s, folder))
+    if name not in SETS:
+        raise InputError(
+            f"no {name}: expected the folder {name} "
+            "with train/<class>/ and test/<class>/ (or val/<class>/) "
+            f"in {folder.parent if folder else 'root, or where RECON_NB_DATA points'}.")
     s = load_labelled(name, size=size, root=_root_of(name, root))
     return replace(s, name=true_name(name, s))
 
@@ -183,8 +225,11 @@ def arm_config(
 # %% ../nbs/65_protocols.ipynb #33ea3ce8
 def _config(p, row, data, seed):
     preset, changes = arm_config(p, row)
-    mirror = {k: v for k,v in p.recipes.get(data, {}).items() if k == 'flip' and p.photos == 'own'}        # digits stay unmirrored in pretraining, too
-    return get_preset(preset, **{**dict(size=p.sizes[data], width=p.width, bs=p.bs, seed=seed), **mirror, **p.fields, **changes})
+    mirror = {k: v for k,v in p.recipes.get(data, {}).items()
+              if k == 'flip' and p.photos == 'own'} # digits stay unmirrored in pretraining, too
+    return get_preset(preset, **{
+        **dict(size=p.sizes[data], width=p.width, bs=p.bs, seed=seed),
+        **mirror, **p.fields, **changes})
 
 def run_folder(
     p:Protocol, # whose pretraining
@@ -196,9 +241,11 @@ def run_folder(
 )->Path:
     "Where a pretraining lies."
     preset, changes = arm_config(p, row)
-    parts = [preset, *(f'{k}={v}' for k,v in changes.items()), *([data] if p.photos == 'own' else []), f'{p.sizes[data]}px', f's{seed}']
+    parts = [preset, *(f'{k}={v}' for k,v in changes.items()),
+             *([data] if p.photos == 'own' else []), f'{p.sizes[data]}px', f's{seed}']
     return Path(runs).expanduser()/'-'.join(parts)
 
+# %% ../nbs/65_protocols.ipynb #8c277def
 def photos_of(
     p:Protocol, # whose pretraining
     data:str, # name of the set that is asked about
@@ -212,21 +259,36 @@ def photos_of(
 # %% ../nbs/65_protocols.ipynb #6e0bd73f
 def _epochs(p, cfg, photos, root):
     "How many passes make enough updates; that depends on how many photos there are."
-    train,_ = split_photos(load_photos(photos, root=root, size=cfg.size, cuts=make_task(cfg).cuts), valid=cfg.valid, seed=cfg.seed)
+    train,_ = split_photos(
+        load_photos(photos, root=root, size=cfg.size, cuts=make_task(cfg).cuts),
+        valid=cfg.valid, seed=cfg.seed)
     return math.ceil(p.updates/(len(train)//min(cfg.bs, len(train))))
 
 def _taught(p, runs, cfg, data): # a protocol's teacher is a row; a run's is a folder
-    return replace(cfg, teacher=str(run_folder(p, runs, cfg.teacher, data=data, seed=cfg.seed))) if cfg.teacher else cfg
+    return (replace(cfg, teacher=str(run_folder(p, runs, cfg.teacher, data=data, seed=cfg.seed)))
+            if cfg.teacher else cfg)
 
+# %% ../nbs/65_protocols.ipynb #300cb8b0
 def _is_done(p, folder, cfg):
     "Whether a pretraining is finished. Raises `InputError` if it is another one."
     if not (folder/'weights.safetensors').exists(): return False
     run = GANRun.load(folder)
-    if (was := run.cfg.teacher_name) != cfg.teacher_name: raise InputError(f"{folder} was taught by {was or 'nobody'}, not by {cfg.teacher_name or 'nobody'}: give another folder for the runs of {p.name!r}.")
-    if bad := {k: (v, has) for k,v in asdict(cfg).items() if (has := getattr(run.cfg, k)) != v and k not in ('data','teacher') and not (k == 'epochs' and p.updates)}:
-        raise InputError(f"{folder} was trained with {', '.join(f'{k} {has}, not {v}' for k,(v,has) in bad.items())}: give another folder for the runs of {p.name!r}.")
+    if (was := run.cfg.teacher_name) != cfg.teacher_name:
+        raise InputError(
+            f"{folder} was taught by {was or 'nobody'}, not by {cfg.teacher_name or 'nobody'}: "
+            f"give another folder for the runs of {p.name!r}.")
+    if bad := {k: (v, has) for k,v in asdict(cfg).items()
+               if (has := getattr(run.cfg, k)) != v and k not in ('data','teacher')
+               and not (k == 'epochs' and p.updates)}:
+        raise InputError(
+            f"{folder} was trained with "
+            f"{', '.join(f'{k} {has}, not {v}' for k,(v,has) in bad.items())}: "
+            f"give another folder for the runs of {p.name!r}.")
     if run.finished and run.step < p.updates:
-        raise InputError(f"{folder} is finished after {run.step} updates, and {p.updates} are asked for. Give another folder for the runs, or go on with it: train_gan(run_dir=..., resume=True, epochs=...).")
+        raise InputError(
+            f"{folder} is finished after {run.step} updates, and {p.updates} are asked for. "
+            "Give another folder for the runs, "
+            "or go on with it: train_gan(run_dir=..., resume=True, epochs=...).")
     return run.finished
 
 # %% ../nbs/65_protocols.ipynb #590e11e2
@@ -234,7 +296,8 @@ def pretrain(
     p:Protocol, # whose arms
     runs, # the folder of all runs
     *,
-    root=None, # where the photos lie, if they are a named set; for 'own' where the labelled sets lie
+    # where the photos lie, if they are a named set; for 'own' where the labelled sets lie
+    root=None,
     progress:bool=True, # a line for each run
 )->dict: # (row, name of a set) -> run folders, one a seed
     "Train what is missing, go on with what was stopped."
@@ -242,18 +305,25 @@ def pretrain(
     for data in p.sizes:
         for seed in range(p.pretrainings):
             for row in p.arms:
-                folder, cfg = run_folder(p, runs, row, data=data, seed=seed), _taught(p, runs, _config(p, row, data, seed), data)
+                folder, cfg = (run_folder(p, runs, row, data=data, seed=seed),
+                               _taught(p, runs, _config(p, row, data, seed), data))
                 out.setdefault((row,data), []).append(folder)
                 if _is_done(p, folder, cfg): continue
                 if progress: print(f'pretraining {folder.name}', flush=True)
-                if _train(p, folder, cfg, photos_of(p, data, root), _root_of(data, root) if p.photos == 'own' else root).stopped: raise KeyboardInterrupt
+                if _train(p, folder, cfg, photos_of(p, data, root),
+                          _root_of(data, root) if p.photos == 'own' else root).stopped:
+                    raise KeyboardInterrupt
     return out
 
+# %% ../nbs/65_protocols.ipynb #27bec9a0
 def _train(p, folder, cfg, photos, root):
     if photos not in SETS: root = None
-    if (folder/'config.json').exists(): return train_gan(None if photos in SETS else photos, run_dir=folder, resume=True, root=root)
+    if (folder/'config.json').exists():
+        return train_gan(None if photos in SETS else photos,
+                         run_dir=folder, resume=True, root=root)
     if p.updates: cfg = replace(cfg, epochs=_epochs(p, cfg, photos, root))
-    return train_gan(photos, cfg.preset, root=root, run_dir=folder, **{k: v for k,v in asdict(cfg).items() if k not in ('preset','data','schema')})
+    return train_gan(photos, cfg.preset, root=root, run_dir=folder, **{
+        k: v for k,v in asdict(cfg).items() if k not in ('preset','data','schema')})
 
 # %% ../nbs/65_protocols.ipynb #903931f7
 def _noisy_state(cfg, *, bs):
@@ -261,7 +331,8 @@ def _noisy_state(cfg, *, bs):
     noise = np.random.default_rng(0).integers(0, 256, (40,cfg.size,cfg.size,3), dtype=np.uint8)
     photos = load_photos(noise, size=cfg.size, cuts=make_task(cfg).cuts, progress=False)
     train,valid = split_photos(photos, valid=0.1, seed=0)
-    st = make_state(replace(cfg, bs=bs, epochs=1), photos, np.resize(train, bs), valid)       # a whole batch, however few the photos
+    # a whole batch, however few the photos
+    st = make_state(replace(cfg, bs=bs, epochs=1), photos, np.resize(train, bs), valid)
     if cfg.target == 'codes': teach(st, Teacher(st.nets[0].enc))
     return st
 
@@ -279,17 +350,24 @@ def describe_pretraining(
     run, # a `GANRun`, or its folder
     row:str, # which row of a table it belongs to
     *,
-    earlier=(), # runs, or folders, that it goes on from, in the order of training: the record counts them, too, and `rounds` tells them apart
+    # runs, or folders, that it goes on from, in the order of training:
+    # the record counts them, too, and `rounds` tells them apart
+    earlier=(),
 )->dict: # a record of kind pretraining, for the same file as the probes; a table leaves it out
     "What a finished pretraining cost, and how well it predicts photos held out."
     run = run if isinstance(run, GANRun) else GANRun.load(run)
     seen = run.step*run.info.get('bs', run.cfg.bs)
     scores = {k: v for k,v in (run.metrics or [{}])[-1].items() if k not in ('step','epoch')}
-    config = {k: v for k,v in asdict(run.cfg).items() if k not in ('data','teacher')}            # they may be paths
-    record = dict(schema=1, kind='pretraining', row=row, seed=run.cfg.seed, config=config, updates=run.step, images_seen=seen, flops=seen*count_flops(run.cfg),
-                seconds=(run.history or [{}])[-1].get('seconds'), held_out=scores, photos=run.info.get('photos', ''), machine=run.info.get('machine', {}))
+    config = {k: v for k,v in asdict(run.cfg).items()
+              if k not in ('data','teacher')} # they may be paths
+    record = dict(
+        schema=1, kind='pretraining', row=row, seed=run.cfg.seed, config=config,
+        updates=run.step, images_seen=seen, flops=seen*count_flops(run.cfg),
+        seconds=(run.history or [{}])[-1].get('seconds'), held_out=scores,
+        photos=run.info.get('photos', ''), machine=run.info.get('machine', {}))
     if not earlier: return record
-    rounds = [{k: r[k] for k in ('updates','images_seen','flops','seconds')} for r in (*(describe_pretraining(e, row) for e in earlier), record)]
+    rounds = [{k: r[k] for k in ('updates','images_seen','flops','seconds')}
+              for r in (*(describe_pretraining(e, row) for e in earlier), record)]
     return record | {k: sum(r[k] or 0 for r in rounds) for k in rounds[0]} | dict(rounds=rounds)
 
 # %% ../nbs/65_protocols.ipynb #ba1e28b9
@@ -303,32 +381,49 @@ def _jobs(p, block, runs, sets, arms=None):
         if block.sets and name not in block.sets: continue
         fixed = {'*': {**p.recipes.get('*', {}), **p.recipes.get(name, {})}}
         few = [k for k in block.labels if k is None or k <= np.bincount(s.train_y).min()]
-        rows, like = arms[name] if arms else tuple(p.arms), get_preset(p.like, size=s.size, width=p.width)
-        if few: out += list_jobs(_arms(runs, name, rows), s, block.modes, few, block.seeds, size=s.size, like=like, recipes=fixed, search=block.search, matched=block.matched or arms is not None)
+        rows, like = (arms[name] if arms else tuple(p.arms),
+                      get_preset(p.like, size=s.size, width=p.width))
+        if few:
+            out += list_jobs(
+                _arms(runs, name, rows), s, block.modes, few, block.seeds,
+                size=s.size, like=like, recipes=fixed, search=block.search,
+                matched=block.matched or arms is not None)
     return out
 
+# %% ../nbs/65_protocols.ipynb #e2e3dcff
 def best_arm(
     records, # from `run_jobs`
     data:str, # name of the set
 )->str: # the row
-    "The pretrained arm whose recipe scored best on development images, at the most labels that were searched. Test images have no say."
-    found = [r for r in records if r['kind'] == 'recipe' and r['job']['data'] == data and r['job']['mode'] == 'finetune' and r['source']]
-    if not found: raise InputError(f"no recipe was searched for a pretrained arm on {data}: the best one is not known.")
+    """The pretrained arm whose recipe scored best on development images,
+    at the most labels that were searched. Test images have no say."""
+    found = [r for r in records
+             if r['kind'] == 'recipe' and r['job']['data'] == data
+             and r['job']['mode'] == 'finetune' and r['source']]
+    if not found:
+        raise InputError(f"no recipe was searched for a pretrained arm on {data}: "
+                         "the best one is not known.")
     many = lambda r: float('inf') if r['job']['labels'] is None else r['job']['labels']
-    return max((r for r in found if many(r) == max(map(many, found))), key=lambda r: r['score'])['job']['arm']
+    return max((r for r in found if many(r) == max(map(many, found))),
+               key=lambda r: r['score'])['job']['arm']
 
 # %% ../nbs/65_protocols.ipynb #bc060375
 def _describe(p, runs, out):
     "A record for each pretraining that has none."
-    who = lambda r: (r['row'], r['seed'], r['photos'], r.get('data'), r['config']['size'], r['images_seen'])
+    who = lambda r: (r['row'], r['seed'], r['photos'], r.get('data'),
+                     r['config']['size'], r['images_seen'])
     with locked_records(out) as out:
         known = [who(r) for r in read_jsonl(out) if r.get('kind') == 'pretraining']
         for (row,data),folders in runs.items():
             for i,f in enumerate(folders):
-                r = describe_pretraining(f, row, earlier=_earlier(p, runs, row, data, i)) | (dict(data=data) if p.photos == 'own' else {})
-                if who(r) not in known: known.append(who(r)); append_jsonl(out, r)
+                r = (describe_pretraining(f, row, earlier=_earlier(p, runs, row, data, i))
+                     | (dict(data=data) if p.photos == 'own' else {}))
+                if who(r) not in known:
+                    known.append(who(r))
+                    append_jsonl(out, r)
 
-def _earlier(p, runs, row, data, i): # the runs that the i-th of a row goes on from, the first one first
+# the runs that the i-th of a row goes on from, the first one first
+def _earlier(p, runs, row, data, i):
     teacher = arm_config(p, row)[1].get('teacher')
     return [*_earlier(p, runs, teacher, data, i), runs[teacher,data][i]] if teacher else []
 
@@ -342,13 +437,15 @@ def run_protocol(
     device='cpu', # where to compute
     progress:bool=True, # a line for each run
 )->list: # the records
-    "Every run of a protocol that is missing, and what the pretrainings cost. Can be killed at any moment and called again."
+    """Every run of a protocol that is missing, and what the pretrainings cost.
+    Can be killed at any moment and called again."""
     _describe(p, runs, out)
     jobs = [j for b in p.blocks if b.arms == 'all' for j in _jobs(p, b, runs, sets)]
     records = run_jobs(in_order(jobs), out=out, device=device, progress=progress)
     last = [b for b in p.blocks if b.arms == 'best']
     if not last: return records
-    best = {name: (best_arm(records, s.name),) for name,s in sets.items() if any(not b.sets or name in b.sets for b in last)}
+    best = {name: (best_arm(records, s.name),) for name,s in sets.items()
+            if any(not b.sets or name in b.sets for b in last)}
     jobs += [j for b in last for j in _jobs(p, b, runs, sets, best)]
     return run_jobs(in_order(jobs), out=out, device=device, progress=progress)
 
@@ -368,15 +465,20 @@ def _hours_of_arm(p, row, name, counts):
 # %% ../nbs/65_protocols.ipynb #99db46b1
 def _seconds_of_block(p, b, net, name, speed, counts):
     n, m = counts[name]
-    images = SimpleNamespace(train_y=np.empty(n), test_y=np.empty(m), classes=range(10), size=net.size)
+    images = SimpleNamespace(train_y=np.empty(n), test_y=np.empty(m),
+                             classes=range(10), size=net.size)
     runs = 1 if b.matched or b.arms == 'best' else p.pretrainings
     pretrained, total = (1 if b.arms == 'best' else len(p.arms))*runs, 0.
     for mode in b.modes:
-        fixed = () if mode in FROZEN else tuple({**p.recipes.get('*', {}), **p.recipes.get(name, {})}.items())
+        fixed = () if mode in FROZEN else tuple(
+            {**p.recipes.get('*', {}), **p.recipes.get(name, {})}.items())
         for k in b.labels:
             job = Job('probe', '', '', name, net.size, mode, k, 0, fixed, net=net, images=images)
             total += count_work(job)*b.seeds*(1 + pretrained)
-            if mode not in FROZEN and b.arms == 'all': total += count_work(replace(job, kind='recipe', labels=k if b.search == 'each' else b.search))*(1 + len(p.arms))
+            if mode not in FROZEN and b.arms == 'all':
+                total += count_work(replace(
+                    job, kind='recipe', labels=k if b.search == 'each' else b.search
+                ))*(1 + len(p.arms))
     return total/speed
 
 # %% ../nbs/65_protocols.ipynb #7df93a48
@@ -384,16 +486,21 @@ def estimate_hours(
     p:Protocol, # which table
     *,
     device='cpu', # where probes will be computed; pretraining finds its own
-    counts:dict|None=None, # name of a set -> images to train on, to test on, where they differ from `COUNTS`
+    # name of a set -> images to train on, to test on, where they differ from `COUNTS`
+    counts:dict|None=None,
 )->dict: # what -> hours, for everything, as if nothing had been done
     "Roughly how long a protocol takes on this machine, from a few trial steps."
     counts, out = {**COUNTS, **(counts or {})}, {}
     for name,size in p.sizes.items():
         where = f'on {name}' if p.photos == 'own' else f'at {size} px'
-        if f'pretraining {where}' not in out: out[f'pretraining {where}'] = sum(_hours_of_arm(p, row, name, counts) for row in p.arms)
+        if f'pretraining {where}' not in out:
+            out[f'pretraining {where}'] = sum(
+                _hours_of_arm(p, row, name, counts) for row in p.arms)
     for size in dict.fromkeys(p.sizes.values()):
         net = as_arm(None, size=size, like=get_preset(p.like, width=p.width))
         speed = measure_speed(net, device=device)
         for name in [n for n,s in p.sizes.items() if s == size]:
-            out[f'probes on {name}'] = sum(_seconds_of_block(p, b, net, name, speed, counts) for b in p.blocks if not b.sets or name in b.sets)/3600
+            out[f'probes on {name}'] = sum(
+                _seconds_of_block(p, b, net, name, speed, counts)
+                for b in p.blocks if not b.sets or name in b.sets)/3600
     return out

@@ -1,4 +1,4 @@
-"""`train_gan()` in one call, and what it leaves behind: a folder that knows everything about itself (§2.4).
+"""`train_gan()` in one call, and what it leaves: a folder that knows all about itself (§2.4).
 
 Docs: https://recon-nb.github.io/recon_nb/run.html.md"""
 
@@ -35,7 +35,9 @@ from .photos import cut_square,open_rgb
 from .pixels import Photo8,to_model,to_pixels
 from .show import show_grid,show_images
 from .teacher import Teacher
-from .trainer import TrainState,fetch,fit,make_networks,make_state,make_teacher,paint,restore,score_predictors,teach,train_step
+from .trainer import (
+    TrainState,fetch,fit,make_networks,make_state,make_teacher,paint,restore,score_predictors,
+    teach,train_step)
 
 # %% ../nbs/52_run.ipynb #81065f2b
 class Reconstruction(NamedTuple):
@@ -62,12 +64,15 @@ def _listed(images):
 
 def _check_photo(im):
     if isinstance(im, np.ndarray):
-        if im.dtype != np.uint8 or im.ndim != 3 or im.shape[2] != 3: raise InputError(f"array of {im.dtype}, shape {im.shape}: a photo is uint8, (h, w, 3).")
+        if im.dtype != np.uint8 or im.ndim != 3 or im.shape[2] != 3:
+            raise InputError(f"array of {im.dtype}, shape {im.shape}: a photo is uint8, (h, w, 3).")
     elif isinstance(im, (str, os.PathLike)):
-        if (path := Path(im).expanduser()).is_dir(): raise InputError(f"{im} is a folder: give its photos, such as {im}/*.jpg.")
+        if (path := Path(im).expanduser()).is_dir():
+            raise InputError(f"{im} is a folder: give its photos, such as {im}/*.jpg.")
         if not path.exists(): raise InputError(f"{im} is not a photo: there is no such file.")
     elif not isinstance(im, Image.Image) and not hasattr(im, 'read'):
-        raise InputError(f"a {type(im).__name__} is not a photo: give a path, a PIL image, or uint8 arrays (h, w, 3).")
+        raise InputError(f"a {type(im).__name__} is not a photo: "
+                         "give a path, a PIL image, or uint8 arrays (h, w, 3).")
 
 def _as_image(im):
     if isinstance(im, np.ndarray): return Image.fromarray(im)
@@ -81,16 +86,24 @@ def cut_photos(
     size:int, # side in pixels
     share:float=1., # side of the centred square, as a share of the shorter side
 )->Photo8: # bytes, `n size size 3`
-    "Photos as people have them, cut square and resized; one is open at a time. Raises `InputError` if one is not a photo."
-    return np.stack([np.asarray(cut_square(_as_image(im), share=share, size=size)) for im in _listed(images)])
+    """Photos as people have them, cut square and resized; one is open at a time.
+    Raises `InputError` if one is not a photo."""
+    return np.stack([np.asarray(cut_square(_as_image(im), share=share, size=size))
+                     for im in _listed(images)])
 
 # %% ../nbs/52_run.ipynb #695221fe
 def _say_score(row, digits=1): # of metrics.jsonl
-    return f"held-out PSNR {row['psnr']:.{digits}f} dB" if 'psnr' in row else f"{row['named']:.0%} of the codes named (by chance: less than 1%)" if 'named' in row else f"{row['explained']:.0%} of what is hidden explained (0%: the mean, whatever is seen)"
+    return (f"held-out PSNR {row['psnr']:.{digits}f} dB" if 'psnr' in row
+            else f"{row['named']:.0%} of the codes named (by chance: less than 1%)"
+            if 'named' in row
+            else f"{row['explained']:.0%} of what is hidden explained "
+                 "(0%: the mean, whatever is seen)")
 
 # %% ../nbs/52_run.ipynb #3b74e30c
+# long: one class, and what it says about itself
 class GANRun:
-    "A trained run: its networks in evaluation mode, its config, its history. Made by `train_gan` or `GANRun.load`."
+    """A trained run: its networks in evaluation mode, its config, its history.
+    Made by `train_gan` or `GANRun.load`."""
     def __init__(self,
         run_dir, # the run folder
         cfg:GANConfig, # every choice of the run
@@ -99,8 +112,10 @@ class GANRun:
         *,
         step:int=0, # steps done
     ):
-        self.dir,self.cfg,self.generator,self.disc,self.step = Path(run_dir),cfg,generator.eval(),disc and disc.eval(),step
-        self.encoder,self.task,self.device = generator.enc,make_task(cfg),next(generator.parameters()).device
+        self.dir,self.cfg,self.generator,self.disc,self.step = (
+            Path(run_dir),cfg,generator.eval(),disc and disc.eval(),step)
+        self.encoder,self.task,self.device = (
+            generator.enc,make_task(cfg),next(generator.parameters()).device)
         self.stopped = '' # why training ended before its time: signal, max_minutes or hook
 
     @property
@@ -108,51 +123,67 @@ class GANRun:
     @property
     def metrics(self)->list: return read_jsonl(self.dir/'metrics.jsonl')
     @property
-    def info(self)->dict: return json.loads(p.read_text()) if (p := self.dir/'run.json').exists() else {}
+    def info(self)->dict:
+        return json.loads(p.read_text()) if (p := self.dir/'run.json').exists() else {}
     @property
     def finished(self)->bool: return self.step >= self.info.get('steps', float('inf'))
 
     def __repr__(self):
         score = f', {_say_score(self.metrics[-1])}' if self.metrics else ''
-        return f"GANRun({str(self.dir)!r}, {self.cfg.preset}, {self.cfg.size} px, width {self.cfg.width}, {self.step} steps{score})"
+        return (f"GANRun({str(self.dir)!r}, {self.cfg.preset}, {self.cfg.size} px, "
+                f"width {self.cfg.width}, {self.step} steps{score})")
 
 # %% ../nbs/52_run.ipynb #60f8bb02
+# long: one method, a raise for each way a folder can be wrong
 @patch_to(GANRun, cls_method=True)
 def load(cls,
     run_dir, # a run folder, moved or not
     *,
     device:str='cpu', # where the networks shall live
 )->GANRun:
-    "Open a run folder. Needs `weights.safetensors` only. Raises `InputError` if that is missing or damaged."
+    """Open a run folder. Needs `weights.safetensors` only.
+    Raises `InputError` if that is missing or damaged."""
     run_dir, device = Path(run_dir).expanduser(), check_device(device)
     path = run_dir/'weights.safetensors'
-    if not run_dir.is_dir(): raise InputError(f"there is no folder {run_dir}; give the folder of a run.")
-    if not path.exists(): raise InputError(f"{run_dir} holds no weights.safetensors: it is not the folder of a run, or the run was stopped before its first checkpoint.")
+    if not run_dir.is_dir():
+        raise InputError(f"there is no folder {run_dir}; give the folder of a run.")
+    if not path.exists():
+        raise InputError(f"{run_dir} holds no weights.safetensors: it is not the folder of a run, "
+                         "or the run was stopped before its first checkpoint.")
     tensors,state = load_tensors(path)
     try:
         cfg = config_from_dict(state['config'])
         gen,disc = make_networks(cfg)
         gen.load_state_dict({k: v for k,v in tensors.items() if not k.startswith('disc.')})
-        if cfg.lambda_adv: disc.load_state_dict({k[5:]: v for k,v in tensors.items() if k.startswith('disc.')})
+        if cfg.lambda_adv:
+            disc.load_state_dict({k[5:]: v for k,v in tensors.items() if k.startswith('disc.')})
     except (KeyError, RuntimeError) as e:
-        raise InputError(f"{path} holds other weights than a run's ({type(e).__name__}: {str(e).splitlines()[-1].strip()}). Resume the run: it writes them anew.") from None
-    return cls(run_dir, cfg, gen.to(device), disc.to(device) if cfg.lambda_adv else None, step=state['step'])
+        raise InputError(f"{path} holds other weights than a run's "
+                         f"({type(e).__name__}: {str(e).splitlines()[-1].strip()}). "
+                         "Resume the run: it writes them anew.") from None
+    return cls(run_dir, cfg, gen.to(device), disc.to(device) if cfg.lambda_adv else None,
+               step=state['step'])
 
 # %% ../nbs/52_run.ipynb #d9cdb05a
 def _check_paints(run):
-    if not run.task.paints: raise InputError(f"this run predicts {run.cfg.target}, not pictures: there is nothing to show. Use `run.transform(images)` for its features.")
+    if not run.task.paints:
+        raise InputError(f"this run predicts {run.cfg.target}, not pictures: "
+                         "there is nothing to show. Use `run.transform(images)` for its features.")
 
 # %% ../nbs/52_run.ipynb #f184d17d
-def _cut(run, images, share): return to_model(cut_photos(images, share=share, size=run.cfg.size), run.device) # `b 3 h w`
+def _cut(run, images, share): # `b 3 h w`
+    return to_model(cut_photos(images, share=share, size=run.cfg.size), run.device)
 
 @patch
 def reconstruct(self:GANRun,
     images, # a path, a PIL image, an array (h, w, 3) or (n, h, w, 3) of bytes, or a list of these
 )->Reconstruction: # bytes, `n h w 3`
-    "Whole photos in; what the generator sees of them and what it paints out. A photo's index is its place in the list."
+    """Whole photos in; what the generator sees of them and what it paints out.
+    A photo's index is its place in the list."""
     images = as_images(images)
     _check_paints(self)
-    s = self.task({k: _cut(self, images, share) for k,share in self.task.cuts.items()}, np.arange(len(images)))
+    s = self.task({k: _cut(self, images, share) for k,share in self.task.cuts.items()},
+                  np.arange(len(images)))
     out = self.task.picture(paint(self.generator, s.i_in))
     return Reconstruction(*map(to_pixels, (s.i_in, out, compose(out, s.i_r, s.hidden), s.i_r)))
 
@@ -161,12 +192,15 @@ def reconstruct(self:GANRun,
 def show(self:GANRun,
     images=None, # as for `reconstruct`; without, the last sample grid of the run
 ):
-    "Draw what the generator sees and paints, the composition and the photo, a row each; returns the matplotlib `Axes`."
+    """Draw what the generator sees and paints, the composition and the photo, a row each;
+    returns the matplotlib `Axes`."""
     titles = ['sees', 'paints', 'with the\nreal centre', 'photo']
     _check_paints(self)
     if images is not None: return show_images([*self.reconstruct(images)], titles=titles)
     grids = sorted((self.dir/'samples').glob('*.png'))
-    if not grids: raise InputError(f"{self.dir} has no samples: call `run.show(images)` with photos of your own.")
+    if not grids:
+        raise InputError(f"{self.dir} has no samples: "
+                         "call `run.show(images)` with photos of your own.")
     return show_grid(np.asarray(Image.open(grids[-1])), titles=titles, size=self.cfg.size)
 
 # %% ../nbs/52_run.ipynb #2c21e2fa
@@ -179,22 +213,31 @@ class HeldOut(NamedTuple):
 def _read_rows(path, size): # a picture of photos of `size` px without gaps -> (rows, n, h, w, 3)
     try: grid = np.asarray(Image.open(path).convert('RGB'))
     except FileNotFoundError: raise
-    except OSError as e: raise InputError(f"{path} is damaged ({e}). Delete it, or resume the run's copy.") from None
+    except OSError as e:
+        raise InputError(f"{path} is damaged ({e}). "
+                         "Delete it, or resume the run's copy.") from None
     return grid.reshape(len(grid)//size, size, -1, size, 3).swapaxes(1, 2)
 
 # %% ../nbs/52_run.ipynb #2ce6bd48
 @patch
 def snapshots(self:GANRun)->tuple: # (epochs, painted): a list, and bytes (epochs, n, h, w, 3)
-    "What the generator painted for the same held-out photos, from early to late. Raises `InputError` if nothing was kept."
+    """What the generator painted for the same held-out photos, from early to late.
+    Raises `InputError` if nothing was kept."""
     files = sorted((self.dir/'samples').glob('epoch-*.webp'))
-    if not files: raise InputError(f"{self.dir} has no snapshots: it has not been looked at yet, or its target is not pixels.")
-    return [int(f.stem[6:]) for f in files], np.stack([_read_rows(f, self.cfg.size)[0] for f in files])
+    if not files:
+        raise InputError(f"{self.dir} has no snapshots: "
+                         "it has not been looked at yet, or its target is not pixels.")
+    return ([int(f.stem[6:]) for f in files],
+            np.stack([_read_rows(f, self.cfg.size)[0] for f in files]))
 
 @patch
 def held_out(self:GANRun)->HeldOut:
-    "What the photos of `snapshots` are, and what the generator saw of them. Raises `InputError` if nothing was kept."
+    """What the photos of `snapshots` are, and what the generator saw of them.
+    Raises `InputError` if nothing was kept."""
     try: i_in, i_r, hidden = _read_rows(self.dir/'samples'/'held-out.webp', self.cfg.size)
-    except FileNotFoundError: raise InputError(f"{self.dir} has no samples/held-out.webp: it has not been looked at yet, or its target is not pixels.") from None
+    except FileNotFoundError:
+        raise InputError(f"{self.dir} has no samples/held-out.webp: it has not been looked at yet, "
+                         "or its target is not pixels.") from None
     return HeldOut(i_in, i_r, hidden[..., 0] > 127)
 
 # %% ../nbs/52_run.ipynb #033a6741
@@ -209,18 +252,23 @@ def transform(self:GANRun,
 )->np.ndarray: # float32, (n, channels), or (n, channels, h, w) without pooling
     "The encoder's features of whole photos, cut square and resized to the run's size."
     images, out = _listed(images), []
-    if not -4 <= stage < 4: raise InputError(f"stage={stage}; the encoder has four: 0 to 3, or -4 to -1 from the end.")
-    for i in range(0, len(images), bs):     # of a batch stays what is asked for, and that on the CPU
+    if not -4 <= stage < 4:
+        raise InputError(f"stage={stage}; the encoder has four: 0 to 3, or -4 to -1 from the end.")
+    for i in range(0, len(images), bs): # of a batch stays what is asked for, and that on the CPU
         f = self.encoder.features(_cut(self, images[i:i+bs], 1.))[stage]
         out.append((f.mean((2,3)) if pool else f).float().cpu())
     return torch.cat(out).numpy()
 
 # %% ../nbs/52_run.ipynb #c4a1d7e2
-def _time_steps(trial, some): # seconds for each photo: the best of three rounds, in each of which G moves once
+def _time_steps(
+    # seconds for each photo: the best of three rounds, in each of which G moves once
+    trial, some):
     ticks, n = [time.monotonic()], trial.cfg.n_critic
     for _ in range(3):
-        for trial.step in range(n): losses = train_step(trial, fetch(trial, some, augment=True))
-        float([*losses.values()][0]); ticks.append(time.monotonic())         # reading a loss waits for the device
+        for trial.step in range(n):
+            losses = train_step(trial, fetch(trial, some, augment=True))
+        float([*losses.values()][0]) # reading a loss waits for the device
+        ticks.append(time.monotonic())
     return min(np.diff(ticks))/(n*len(some))
 
 # %% ../nbs/52_run.ipynb #6daf8c29
@@ -230,35 +278,44 @@ def estimate_cost(
     "Time and memory of a run, from a few trial steps of throw-away networks on a few photos."
     share, scaler = st.bs//st.acc.num_processes, st.acc.scaler and st.acc.scaler.state_dict()
     k = share if st.acc.device.type == 'cuda' else min(share, 32)
-    with fork_random(st.acc.device), explain_memory(st.bs, st.cfg.size, st.cfg.precision, st.acc.device):
-        trial = make_state(replace(st.cfg, bs=k*st.acc.num_processes), st.photos, st.train, st.valid, acc=st.acc)
+    with (fork_random(st.acc.device),
+          explain_memory(st.bs, st.cfg.size, st.cfg.precision, st.acc.device)):
+        trial = make_state(replace(st.cfg, bs=k*st.acc.num_processes),
+                           st.photos, st.train, st.valid, acc=st.acc)
         if teacher := getattr(st.task.target, 'teacher', None): teach(trial, teacher)
         some = st.train[np.arange(k) % len(st.train)]
         s = fetch(trial, some, augment=True)
         sizes, weights = {}, [p for m in (trial.gen, trial.disc) for p in m.parameters()]
-        def note(t): sizes[t.data_ptr()] = t.nbytes; return t
+        def note(t):
+            sizes[t.data_ptr()] = t.nbytes
+            return t
         with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t): train_step(trial, s)
         per_image = _time_steps(trial, some)
     st.acc.free_memory()
     if scaler: st.acc.scaler.load_state_dict(scaler)
     for p in weights: sizes.pop(p.data_ptr(), None)
-    return per_image*share*(st.total_steps-st.step), 4*sum(p.nbytes for p in weights) + sum(sizes.values())*share//k
+    return (per_image*share*(st.total_steps-st.step),
+            4*sum(p.nbytes for p in weights) + sum(sizes.values())*share//k)
 
 # %% ../nbs/52_run.ipynb #cebf1022
 def duration(
     seconds:float, # how long
 )->str: # such as 45 s, 12 min, 3.5 h
     "A duration as a person says it."
-    return f'{seconds:.0f} s' if seconds < 90 else f'{seconds/60:.0f} min' if seconds < 5400 else f'{seconds/3600:.1f} h'
+    return (f'{seconds:.0f} s' if seconds < 90
+            else f'{seconds/60:.0f} min' if seconds < 5400
+            else f'{seconds/3600:.1f} h')
 
 # %% ../nbs/52_run.ipynb #f6d22c99
-RUN_FILES = 'config.json', 'run.json', 'history.jsonl', 'metrics.jsonl', 'skipped.jsonl', 'checkpoint.safetensors', 'weights.safetensors'
+RUN_FILES = ('config.json', 'run.json', 'history.jsonl', 'metrics.jsonl', 'skipped.jsonl',
+             'checkpoint.safetensors', 'weights.safetensors')
 
 def _where(data): # what the config remembers of it: a name, a folder's full path, or 'array'
     if not isinstance(data, (str, os.PathLike)): return 'array'
-    if not str(data): raise InputError("data is an empty text: give a folder, or the name of a set.")
+    if not str(data):
+        raise InputError("data is an empty text: give a folder, or the name of a set.")
     path = Path(data).expanduser()
-    if str(data) in SETS: return str(data)                     # a name is a name, even beside a folder of that name
+    if str(data) in SETS: return str(data) # a name is a name, even beside a folder of that name
     return str(path.resolve()) if path.is_dir() else str(data)
 
 def new_run_dir(
@@ -266,50 +323,72 @@ def new_run_dir(
     root='runs', # where runs are kept
 )->Path: # a folder that does not exist yet
     "The next free folder for a run of this preset."
-    return next(p for i in range(1, 10**6) if not (p := Path(root)/f'{cfg.preset}-{i:03d}').exists())
+    return next(p for i in range(1, 10**6)
+                if not (p := Path(root)/f'{cfg.preset}-{i:03d}').exists())
 
-def _fingerprint(photos, train, valid): # equal for the same photos in the same order: names, split, and the pixels of some
+def _fingerprint(
+    # equal for the same photos in the same order: names, split, and the pixels of some
+    photos, train, valid):
     some = photos.take(np.linspace(0, len(photos)-1, min(64, len(photos))).astype(int))['i_r']
-    return zlib.crc32('\n'.join(photos.names).encode() + train.tobytes() + valid.tobytes() + some.tobytes())
+    return zlib.crc32('\n'.join(photos.names).encode()
+                      + train.tobytes() + valid.tobytes() + some.tobytes())
 
 # %% ../nbs/52_run.ipynb #13100a48
-_may_change = 'epochs', 'precision', 'compile', 'fused'    # how long, and how the machine computes: not what is computed
+# how long, and how the machine computes: not what is computed
+_may_change = 'epochs', 'precision', 'compile', 'fused'
 
 def _resumed_config(run_dir, overrides, *, seed, preset):
     path = Path(run_dir).expanduser()/'config.json'
-    if not path.parent.is_dir(): raise InputError(f"there is no folder {run_dir}: nothing to resume.")
-    if not path.exists(): raise InputError(f"{run_dir} holds no config.json: there is nothing to resume.")
+    if not path.parent.is_dir():
+        raise InputError(f"there is no folder {run_dir}: nothing to resume.")
+    if not path.exists():
+        raise InputError(f"{run_dir} holds no config.json: there is nothing to resume.")
     cfg = config_from_dict(json.loads(path.read_text()))
     new = with_overrides(cfg, **overrides)
     changed = {k for k,v in asdict(new).items() if v != getattr(cfg, k)} - {*_may_change}
-    changed |= {k for k,v in dict(seed=seed, preset=preset).items() if v not in (None, getattr(cfg, k))}
-    if changed: raise InputError(f"a resumed run keeps its config; {', '.join(sorted(changed))} would change. Only {', '.join(_may_change)} may, or start a new run.")
+    changed |= {k for k,v in dict(seed=seed, preset=preset).items()
+                if v not in (None, getattr(cfg, k))}
+    if changed:
+        raise InputError("a resumed run keeps its config; "
+                         f"{', '.join(sorted(changed))} would change. "
+                         f"Only {', '.join(_may_change)} may, or start a new run.")
     return new
 
 # %% ../nbs/52_run.ipynb #d82a8351
 def _check_free(run_dir): # a new run must not touch an old one
     if not any((run_dir/f).exists() for f in RUN_FILES): return
     try: FileLock(run_dir/'.lock').acquire(timeout=0).lock.release()
-    except (Timeout, OSError): raise InputError(f"{run_dir} is in use: another process trains in it. Choose another run_dir.") from None
-    raise InputError(f"{run_dir} already holds a run. Choose another run_dir, or pass resume=True to go on with it.")
+    except (Timeout, OSError):
+        raise InputError(f"{run_dir} is in use: another process trains in it. "
+                         "Choose another run_dir.") from None
+    raise InputError(f"{run_dir} already holds a run. "
+                     "Choose another run_dir, or pass resume=True to go on with it.")
 
 # %% ../nbs/52_run.ipynb #3391767b
 def _lock(run_dir, cfg, resume): # the folder's lock, taken
     path = Path(run_dir or new_run_dir(cfg)).expanduser()
     lock = FileLock(path/'.lock')
-    try: path.mkdir(parents=True, exist_ok=run_dir is not None); lock.acquire(timeout=0)
-    except Timeout: raise InputError(f"{path} is in use: another process trains in it. Wait for it, or choose another run_dir.") from None
+    try:
+        path.mkdir(parents=True, exist_ok=run_dir is not None)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(f"{path} is in use: another process trains in it. "
+                         "Wait for it, or choose another run_dir.") from None
     except OSError as e:
-        if run_dir is None and isinstance(e, FileExistsError): return _lock(run_dir, cfg, resume)       # another run was quicker to take this number
-        raise InputError(f"the run folder {path} can't be written: {e.strerror}. Choose another run_dir.") from None
+        # another run was quicker to take this number
+        if run_dir is None and isinstance(e, FileExistsError): return _lock(run_dir, cfg, resume)
+        raise InputError(f"the run folder {path} can't be written: {e.strerror}. "
+                         "Choose another run_dir.") from None
     if not resume: _check_free(path)
-    for left in [*path.glob('.*.[0-9]*.tmp'), *path.glob('samples/.*.[0-9]*.tmp')]: left.unlink()     # half-written files of a killed process
+    # half-written files of a killed process
+    for left in [*path.glob('.*.[0-9]*.tmp'), *path.glob('samples/.*.[0-9]*.tmp')]: left.unlink()
     return lock
 
+# %% ../nbs/52_run.ipynb #94eece46
 def _unlock(lock):
     path = Path(lock.lock_file)
     lock.release()
-    with suppress(OSError):                                    # a run that failed before its first file leaves no folder
+    with suppress(OSError): # a run that failed before its first file leaves no folder
         if (left := {*path.parent.iterdir()}) <= {path, path.with_name('teacher.safetensors')}:
             for f in left: f.unlink()
             path.parent.rmdir()
@@ -319,7 +398,8 @@ def _check_place(run_dir, cfg, resume): # before the photos are read
     path = Path(run_dir or new_run_dir(cfg)).expanduser()
     if not resume: _check_free(path)
     if Path(cfg.data).is_absolute() and path.resolve().is_relative_to(cfg.data):
-        raise InputError(f"the run folder {path} would lie among the photos of {cfg.data}, and its pictures with them. Choose a run_dir elsewhere.")
+        raise InputError(f"the run folder {path} would lie among the photos of {cfg.data}, "
+                         "and its pictures with them. Choose a run_dir elsewhere.")
 
 # %% ../nbs/52_run.ipynb #158b4621
 @contextmanager
@@ -330,9 +410,12 @@ def own_folder(
     *,
     resume:bool, # whether the folder may hold a run
 ):
-    "The run's folder, locked while it is used. Raises `InputError` if another process uses it, or if it can't be written."
+    """The run's folder, locked while it is used.
+    Raises `InputError` if another process uses it, or if it can't be written."""
     locks = []
-    def take(): locks.append(_lock(run_dir, cfg, resume)); return Path(locks[0].lock_file).parent
+    def take():
+        locks.append(_lock(run_dir, cfg, resume))
+        return Path(locks[0].lock_file).parent
     try: yield on_main(acc, take)
     finally:
         for lock in locks: _unlock(lock)
@@ -340,7 +423,8 @@ def own_folder(
 # %% ../nbs/52_run.ipynb #a479511d
 # long: the one call, its checks in the order they are made
 def train_gan(
-    data=None, # folder of photos, name of a set, or uint8 array `n h w 3`; the preset's own if not given
+    # folder of photos, name of a set, or uint8 array `n h w 3`; the preset's own if not given
+    data=None,
     preset:str|None=None, # a name in `config.PRESETS`, such as paper-sb; quick if not given
     *,
     root=None, # where a named set's original copy lies
@@ -350,29 +434,46 @@ def train_gan(
     max_minutes:float|None=None, # stop cleanly after so many minutes; `resume=True` goes on
     hooks=(), # functions of the `TrainState`, called at begin, step, epoch, evaluate and end
     progress:bool=True, # say what is planned, show a bar, say what came out
-    accelerator=None, # an `accelerate.Accelerator`: device, precision and processes; found by itself if not given
+    # an `accelerate.Accelerator`: device, precision and processes; found by itself if not given
+    accelerator=None,
     **overrides, # any field of `GANConfig`, such as `epochs=10`
 )->GANRun:
-    "Train the paper's GAN on photos. Raises `InputError` for a wrong call before anything is computed; Ctrl-C saves and returns the run."
-    if overrides.get('teacher'): overrides['teacher'] = str(Path(overrides['teacher']).expanduser().resolve())      # as the config keeps it
+    """Train the paper's GAN on photos.
+    Raises `InputError` for a wrong call before anything is computed;
+    Ctrl-C saves and returns the run."""
+    if overrides.get('teacher'): # as the config keeps it
+        overrides['teacher'] = str(Path(overrides['teacher']).expanduser().resolve())
     if resume:
-        if run_dir is None: raise InputError("resume=True needs run_dir=, the folder of the run to go on with.")
+        if run_dir is None:
+            raise InputError("resume=True needs run_dir=, the folder of the run to go on with.")
         cfg = _resumed_config(run_dir, overrides, seed=seed, preset=preset)
         root = root or _known(run_dir).get('root')
     else:
         cfg = get_preset(preset or 'quick', seed=seed or 0, **overrides)
-    if bool(cfg.teacher) != (cfg.target == 'codes'): raise InputError(f"target {cfg.target!r} and teacher={cfg.teacher_name!r}: target 'codes' needs a teacher, the folder of an earlier run, and no other target has one.")
-    if data is not None: cfg = replace(cfg, data=_where(data))            # a moved folder is remembered at its new place
-    if cfg.data == 'array' and data is None: raise InputError("this run was trained on an array: pass the same array as `data`.")
-    if data is None and Path(cfg.data).is_absolute() and not Path(cfg.data).exists(): raise InputError(f"the photos of the run were in {cfg.data}, which is not there: pass the folder where they are now as `data`.")
-    check_name(cfg.adv, ADV, 'adversarial loss'); check_name(cfg.norm_d, D_NORMS, "discriminator's norm")
+    if bool(cfg.teacher) != (cfg.target == 'codes'):
+        raise InputError(f"target {cfg.target!r} and teacher={cfg.teacher_name!r}: "
+                         "target 'codes' needs a teacher, the folder of an earlier run, "
+                         "and no other target has one.")
+    # a moved folder is remembered at its new place
+    if data is not None: cfg = replace(cfg, data=_where(data))
+    if cfg.data == 'array' and data is None:
+        raise InputError("this run was trained on an array: pass the same array as `data`.")
+    if data is None and Path(cfg.data).is_absolute() and not Path(cfg.data).exists():
+        raise InputError(f"the photos of the run were in {cfg.data}, which is not there: "
+                         "pass the folder where they are now as `data`.")
+    check_name(cfg.adv, ADV, 'adversarial loss')
+    check_name(cfg.norm_d, D_NORMS, "discriminator's norm")
     earlier = _open_earlier(cfg) if cfg.teacher and not resume else None
     hooks = (hooks,) if callable(hooks) else tuple(hooks)
-    if not all(callable(h) for h in hooks): raise InputError(f"hooks={hooks!r}; each must be a function of the TrainState.")
-    if max_minutes is not None and not max_minutes > 0: raise InputError(f"max_minutes={max_minutes!r}; it must be above 0.")
+    if not all(callable(h) for h in hooks):
+        raise InputError(f"hooks={hooks!r}; each must be a function of the TrainState.")
+    if max_minutes is not None and not max_minutes > 0:
+        raise InputError(f"max_minutes={max_minutes!r}; it must be above 0.")
     acc = accelerator or make_accelerator(cfg.precision)
     on_main(acc, lambda: _check_place(run_dir, cfg, resume))
-    with acc.main_process_first(): photos = load_photos(cfg.data if data is None else data, root=root, size=cfg.size, cuts=make_task(cfg).cuts, progress=progress)
+    with acc.main_process_first():
+        photos = load_photos(cfg.data if data is None else data, root=root, size=cfg.size,
+                             cuts=make_task(cfg).cuts, progress=progress)
     train,valid = split_photos(photos, valid=cfg.valid, seed=cfg.seed)
     with own_folder(acc, run_dir, cfg, resume=resume) as run_dir:
         st = make_state(cfg, photos, train, valid, acc=acc, run_dir=run_dir)
@@ -387,8 +488,14 @@ def train_gan(
 # %% ../nbs/52_run.ipynb #60c95533
 def _open_earlier(cfg): # the encoder of the run that is to teach
     run = GANRun.load(cfg.teacher)
-    other = {k: (getattr(run.cfg, k), getattr(cfg, k)) for k in ('width','between') if getattr(run.cfg, k) != getattr(cfg, k)}
-    if other: raise InputError(f"the teacher's encoder is another one: {', '.join(f'{k} {his}, this run {ours}' for k,(his,ours) in other.items())}. Give {', '.join(f'{k}={his}' for k,(his,_) in other.items())}.")
+    other = {k: (getattr(run.cfg, k), getattr(cfg, k))
+             for k in ('width','between')
+             if getattr(run.cfg, k) != getattr(cfg, k)}
+    if other:
+        raise InputError(
+            "the teacher's encoder is another one: "
+            f"{', '.join(f'{k} {his}, this run {ours}' for k,(his,ours) in other.items())}. "
+            f"Give {', '.join(f'{k}={his}' for k,(his,_) in other.items())}.")
     return run.encoder
 
 def open_teacher(
@@ -397,7 +504,9 @@ def open_teacher(
 )->None:
     "Give a run its teacher (`teach`). Raises `InputError` if he does not fit, or is missing."
     path = st.run_dir/'teacher.safetensors'
-    if earlier is not None: on_main(st.acc, lambda: save_tensors(path, make_teacher(st, earlier).state_dict(), dict(teacher=st.cfg.teacher_name)))
+    if earlier is not None:
+        on_main(st.acc, lambda: save_tensors(path, make_teacher(st, earlier).state_dict(),
+                                             dict(teacher=st.cfg.teacher_name)))
     teacher = Teacher(st.nets[0].enc)
     teacher.load_state_dict(load_tensors(path)[0])
     teach(st, teacher)
@@ -409,24 +518,40 @@ def _known(run_dir): # what the folder says about its run so far
 
 def _info(st, root):
     place = dict(root=str(Path(root).expanduser().resolve())) if root else {}
-    return dict(photos=st.photos.source, train=len(st.train), held_out=len(st.valid), skipped=len(st.photos.skipped), bs=st.bs, **place,
-                trivial=score_predictors(st), machine=describe_machine(), device=str(st.acc.device), processes=st.acc.num_processes)
+    return dict(photos=st.photos.source, train=len(st.train), held_out=len(st.valid),
+                skipped=len(st.photos.skipped), bs=st.bs, **place,
+                trivial=score_predictors(st),
+                machine=describe_machine(), device=str(st.acc.device),
+                processes=st.acc.num_processes)
 
 # %% ../nbs/52_run.ipynb #7a3c0eaf
 def _open(st, *, root, progress):
     "Go to the last checkpoint, if there is one; write what is known before the first step."
     known, fingerprint = _known(st.run_dir), _fingerprint(st.photos, st.train, st.valid)
     if known and known['fingerprint'] != fingerprint:
-        raise InputError(f"the photos are not those of the run in {st.run_dir} ({known['train']} + {known['held_out']} there, {len(st.train)} + {len(st.valid)} here): a resumed run must see the same ones.")
-    if has_checkpoint(st.run_dir) or (st.run_dir/'history.jsonl').exists(): restore(st)      # steps without a checkpoint are an error, not a new beginning
-    if st.step > st.total_steps: raise InputError(f"the run has done {st.step} steps, more than epochs={st.cfg.epochs} has ({st.total_steps}): give more epochs.")
+        raise InputError(f"the photos are not those of the run in {st.run_dir} "
+                         f"({known['train']} + {known['held_out']} there, "
+                         f"{len(st.train)} + {len(st.valid)} here): "
+                         "a resumed run must see the same ones.")
+    # steps without a checkpoint are an error, not a new beginning
+    if has_checkpoint(st.run_dir) or (st.run_dir/'history.jsonl').exists(): restore(st)
+    if st.step > st.total_steps:
+        raise InputError(f"the run has done {st.step} steps, "
+                         f"more than epochs={st.cfg.epochs} has ({st.total_steps}): "
+                         "give more epochs.")
     if progress: st.acc.print(f'resumed at step {st.step}. ' * bool(known) + _announce(st))
-    st.acc.wait_for_everyone()              # all have read what lies there; now it may change
-    if st.acc.is_main_process: _write_info(st, dict(known or _info(st, root), fingerprint=fingerprint, steps=st.total_steps, deviations=deviations(st.cfg)))
+    st.acc.wait_for_everyone() # all have read what lies there; now it may change
+    if st.acc.is_main_process:
+        _write_info(st, dict(known or _info(st, root), fingerprint=fingerprint,
+                             steps=st.total_steps, deviations=deviations(st.cfg)))
 
+# %% ../nbs/52_run.ipynb #27b8111b
 def _write_info(st, info):
-    write_atomic(st.run_dir/'config.json', st.cfg.to_json())         # first: from here on this folder is a run
-    if st.photos.skipped: write_atomic(st.run_dir/'skipped.jsonl', ''.join(json.dumps(r)+'\n' for r in st.photos.skipped))
+    # first: from here on this folder is a run
+    write_atomic(st.run_dir/'config.json', st.cfg.to_json())
+    if st.photos.skipped:
+        write_atomic(st.run_dir/'skipped.jsonl',
+                     ''.join(json.dumps(r)+'\n' for r in st.photos.skipped))
     write_atomic(st.run_dir/'run.json', json.dumps(info, indent=1))
 
 # %% ../nbs/52_run.ipynb #9f05a751
@@ -434,15 +559,30 @@ def _announce(st):
     seconds,memory = estimate_cost(st)
     small = f' (the whole set: smaller than a batch of {st.cfg.bs})' if st.bs < st.cfg.bs else ''
     if (n := st.acc.num_processes) > 1: small += f', shared by {n} processes'
-    dev = ''.join(f'\n  differs from {st.cfg.preset}: {k} {a} -> {b}' for k,(a,b) in deviations(st.cfg).items())
-    return (f'{st.cfg.preset} on {st.photos.source}: {len(st.train)} photos to train, {len(st.valid)} held out, {st.cfg.size} px; batch {st.bs}{small}, '
-            f'{st.cfg.epochs} epochs = {st.total_steps} updates; about {duration(seconds)} and {memory/2**20:,.0f} MiB on {st.acc.device}{dev}')
+    dev = ''.join(f'\n  differs from {st.cfg.preset}: {k} {a} -> {b}'
+                  for k,(a,b) in deviations(st.cfg).items())
+    return (f'{st.cfg.preset} on {st.photos.source}: '
+            f'{len(st.train)} photos to train, {len(st.valid)} held out, {st.cfg.size} px; '
+            f'batch {st.bs}{small}, {st.cfg.epochs} epochs = {st.total_steps} updates; '
+            f'about {duration(seconds)} and {memory/2**20:,.0f} MiB on {st.acc.device}{dev}')
 
+# %% ../nbs/52_run.ipynb #bb768f6f
 def _summary(run, st):
     took = duration(st.seconds)
-    done = f'done in {took}' if st.step >= st.total_steps else f'stopped at step {st.step} of {st.total_steps} after {took} (resume=True goes on)'
+    done = (f'done in {took}' if st.step >= st.total_steps
+            else f'stopped at step {st.step} of {st.total_steps} after {took} '
+                 '(resume=True goes on)')
     bar = best_psnr(t) if (t := run.info.get('trivial')) else None
     last = run.metrics[-1] if run.metrics else None
-    score = _say_score(last, 2) + (f', best trivial predictor {bar[1]:.2f} dB ({bar[0]})' if bar else '') if last else 'not evaluated yet'
+    score = (_say_score(last, 2)
+             + (f', best trivial predictor {bar[1]:.2f} dB ({bar[0]})' if bar else '')
+             if last else 'not evaluated yet')
     grids = sorted((run.dir/'samples').glob('*.png'))
-    return f"{done}: {score}\n{f'pictures: {grids[-1]}' if grids else 'no pictures yet' if run.task.paints else f'it predicts {run.cfg.target}: no pictures; a probe with labelled photos says what its encoder knows'}\nrun folder: {run.dir}"
+    return (f"{done}: {score}\n"
+            f"""{
+                f'pictures: {grids[-1]}' if grids
+                else 'no pictures yet' if run.task.paints
+                else f'it predicts {run.cfg.target}: no pictures; '
+                     'a probe with labelled photos says what its encoder knows'
+            }\n"""
+            f"run folder: {run.dir}")

@@ -25,7 +25,8 @@ VOID = 255 # in a mask: no class
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SegmentationSet:
-    "Photos with masks, to train on and to test on. Looks at itself when it is made; raises `InputError`."
+    """Photos with masks, to train on and to test on.
+    Looks at itself when it is made; raises `InputError`."""
     name:str              # what records call it
     train_x:np.ndarray    # uint8 (n, size, size, 3)
     train_y:np.ndarray    # uint8 (n, size, size): indices into `classes`, 255 for void
@@ -37,38 +38,53 @@ class SegmentationSet:
     @property
     def size(self)->int: return self.train_x.shape[1] # side in pixels
     def __repr__(self):
-        return f"SegmentationSet({self.name}: {len(self.train_y):,} to train on, {len(self.test_y):,} to test on, {len(self.classes)} classes, {self.size} px)"
+        return (f"SegmentationSet({self.name}: {len(self.train_y):,} to train on, "
+                f"{len(self.test_y):,} to test on, {len(self.classes)} classes, {self.size} px)")
 
 # %% ../nbs/17_segmented.ipynb #2c782735
 def _check_part(s, part):
     x, y = getattr(s, f'{part}_x'), getattr(s, f'{part}_y')
-    kind = lambda a: f"{getattr(a, 'dtype', type(a).__name__)} of shape {getattr(a, 'shape', None)}"
-    if getattr(x, 'dtype', None) != np.uint8 or x.ndim != 4 or x.shape[1] != x.shape[2] or x.shape[3] != 3 or 0 in x.shape:
-        raise InputError(f"{s.name}: {part}_x is {kind(x)}; it must be uint8, (n, size, size, 3), and not empty.")
+    kind = lambda a: (f"{getattr(a, 'dtype', type(a).__name__)} "
+                      f"of shape {getattr(a, 'shape', None)}")
+    if (getattr(x, 'dtype', None) != np.uint8 or x.ndim != 4
+        or x.shape[1] != x.shape[2] or x.shape[3] != 3 or 0 in x.shape):
+        raise InputError(f"{s.name}: {part}_x is {kind(x)}; "
+                         "it must be uint8, (n, size, size, 3), and not empty.")
     if getattr(y, 'dtype', None) != np.uint8 or y.shape != x.shape[:3]:
-        raise InputError(f"{s.name}: {part}_y is {kind(y)}; it must be uint8, {x.shape[:3]}: a class for each place of each photo.")
+        raise InputError(f"{s.name}: {part}_y is {kind(y)}; "
+                         f"it must be uint8, {x.shape[:3]}: a class for each place of each photo.")
     if len(odd := np.setdiff1d(_values(y), [*range(len(s.classes)), VOID])):
-        raise InputError(f"{s.name}: the masks of {part} hold {', '.join(map(str, odd[:5]))}; with {len(s.classes)} classes they must hold 0 to {len(s.classes)-1}, and {VOID} where there is no class.")
+        raise InputError(f"{s.name}: the masks of {part} hold {', '.join(map(str, odd[:5]))}; "
+                         f"with {len(s.classes)} classes they must hold 0 to {len(s.classes)-1}, "
+                         f"and {VOID} where there is no class.")
     if len(void := np.flatnonzero((y == VOID).all((1,2)))):
-        raise InputError(f"{s.name}: masks of {part} that are void throughout: {len(void)}, such as no. {void[0]}. Leave them out.")
+        raise InputError(f"{s.name}: masks of {part} that are void throughout: {len(void)}, "
+                         f"such as no. {void[0]}. Leave them out.")
 
 def _values(y): return np.flatnonzero(np.bincount(y.ravel(), minlength=256))
 
 # %% ../nbs/17_segmented.ipynb #8abd2cc7
 def _check_set(s):
-    if not 2 <= len(s.classes) <= VOID: raise InputError(f"{s.name} has {len(s.classes)} class{'es'*(len(s.classes) != 1)}; there must be 2 to {VOID}.")
+    if not 2 <= len(s.classes) <= VOID:
+        raise InputError(f"{s.name} has {len(s.classes)} class{'es'*(len(s.classes) != 1)}; "
+                         f"there must be 2 to {VOID}.")
     for part in ('train', 'test'): _check_part(s, part)
     if s.train_x.shape[1] != s.test_x.shape[1]:
-        raise InputError(f"{s.name}: photos to train on have {s.train_x.shape[1]} px, to test on {s.test_x.shape[1]} px; load both at one size.")
+        raise InputError(f"{s.name}: photos to train on have {s.train_x.shape[1]} px, "
+                         f"to test on {s.test_x.shape[1]} px; load both at one size.")
     _check_shown(s)
 
 def _check_shown(s):
-    shown = {part: {*_values(getattr(s, f'{part}_y')).tolist()} - {VOID} for part in ('train', 'test')}
+    shown = {part: {*_values(getattr(s, f'{part}_y')).tolist()} - {VOID}
+             for part in ('train', 'test')}
     both = [str(s.classes[c]) for c in sorted(shown['train'] & shown['test'])]
     for part,has in shown.items():
         if lost := [str(n) for c,n in enumerate(s.classes) if c not in has]:
-            raise InputError(f"{s.name}: no mask of the {part} part shows {', '.join(lost[:5])}{', ...' if len(lost) > 5 else ''}. Every class must be in both parts; these are: "
-                             f"{', '.join(both) or 'none'}. Others are made void by load_segmentation(..., classes=[...]).")
+            raise InputError(
+                f"{s.name}: no mask of the {part} part shows "
+                f"{', '.join(lost[:5])}{', ...' if len(lost) > 5 else ''}. "
+                f"Every class must be in both parts; these are: {', '.join(both) or 'none'}. "
+                "Others are made void by load_segmentation(..., classes=[...]).")
 
 # %% ../nbs/17_segmented.ipynb #e1d38b2d
 def _blobs(n, size, seed): # n size size: True inside
@@ -76,7 +92,8 @@ def _blobs(n, size, seed): # n size size: True inside
     line = (np.arange(size)+.5)/size*2 - 1
     x, y = line - (.9*u[0]-.45), line[:,None] - (.9*u[1]-.45)
     a = np.arctan2(y, x)
-    return np.hypot(x, y) < (.4+.35*u[2])*(1 + .2*u[3]*np.cos(2*a+2*np.pi*u[4]) + .2*u[5]*np.cos(3*a+2*np.pi*u[6]))
+    return np.hypot(x, y) < (.4+.35*u[2])*(
+        1 + .2*u[3]*np.cos(2*a+2*np.pi*u[4]) + .2*u[5]*np.cos(3*a+2*np.pi*u[6]))
 
 def draw_collages(
     n:int, # how many pictures
@@ -88,7 +105,8 @@ def draw_collages(
     two = (sample_uniform(seed, 0, 0, stream='collage', k=2)*2**31).astype(int)
     (ground, below), (figure, above) = (draw_shapes(n, size=size, seed=int(s)) for s in two)
     inside = _blobs(n, size, seed)
-    return np.where(inside[...,None], figure, ground), np.where(inside, above[:,None,None], below[:,None,None]).astype(np.uint8)
+    return (np.where(inside[...,None], figure, ground),
+            np.where(inside, above[:,None,None], below[:,None,None]).astype(np.uint8))
 
 # %% ../nbs/17_segmented.ipynb #e5f459b3
 def paint_masks(
@@ -98,7 +116,9 @@ def paint_masks(
     "Masks as pictures: a colour for each class, void nearly white."
     table = np.full((256, 3), 235, np.uint8)
     table[0] = 45
-    for c in range(1, classes): table[c] = [round(255*v) for v in colorsys.hsv_to_rgb((c-1)*.618 % 1, .5+.25*(c % 2), .9-.3*(c//5 % 2))]
+    for c in range(1, classes):
+        table[c] = [round(255*v) for v in colorsys.hsv_to_rgb(
+            (c-1)*.618 % 1, .5+.25*(c % 2), .9-.3*(c//5 % 2))]
     return table[y]
 
 # %% ../nbs/17_segmented.ipynb #3651ac5c
@@ -108,48 +128,75 @@ def cut_mask(
     size:int, # side of the result in pixels
     share:float=1., # side of the square, as a share of the shorter side
 )->np.ndarray: # uint8 (size, size)
-    "The centred square of a mask, where `cut_square` cuts the photo: the nearest pixel, never a mixture."
+    """The centred square of a mask, where `cut_square` cuts the photo:
+    the nearest pixel, never a mixture."""
     (w,h), side = im.size, share*min(im.size)
     x,y = (w-side)/2, (h-side)/2
-    return np.asarray(im.resize((size,size), Image.Resampling.NEAREST, box=(x, y, x+side, y+side)), dtype=np.uint8)
+    return np.asarray(im.resize((size,size), Image.Resampling.NEAREST,
+                                box=(x, y, x+side, y+side)), dtype=np.uint8)
 
 # %% ../nbs/17_segmented.ipynb #31f9606c
 def _open_mask(path, photo, known):
-    "A mask that was looked at: as large as the photo, one number a pixel, and each of them a class or void."
+    """A mask that was looked at: as large as the photo, one number a pixel,
+    and each of them a class or void."""
     try:
         with Image.open(path, formats=('PNG',)) as im: im.load()
     except OSError as e: raise InputError(f"the mask {path} can't be read: {e}.") from e
-    if im.mode not in ('P', 'L'): raise InputError(f"the mask {path} has mode {im.mode}; a mask is a PNG with one byte a pixel, with a palette (P) or in grey (L), and its numbers are classes.")
-    with Image.open(photo) as p: upright = p.size[::-1] if p.getexif().get(ExifTags.Base.Orientation, 1) > 4 else p.size
-    if im.size != upright: raise InputError(f"the mask {path} has {im.size[0]}x{im.size[1]} pixels, its photo {upright[0]}x{upright[1]}: they must be equal.")
+    if im.mode not in ('P', 'L'):
+        raise InputError(f"the mask {path} has mode {im.mode}; "
+                         "a mask is a PNG with one byte a pixel, "
+                         "with a palette (P) or in grey (L), and its numbers are classes.")
+    with Image.open(photo) as p:
+        upright = p.size[::-1] if p.getexif().get(ExifTags.Base.Orientation, 1) > 4 else p.size
+    if im.size != upright:
+        raise InputError(f"the mask {path} has {im.size[0]}x{im.size[1]} pixels, "
+                         f"its photo {upright[0]}x{upright[1]}: they must be equal.")
     if odd := [v for v,n in enumerate(im.histogram()[:256]) if n and v >= known and v != VOID]:
-        raise InputError(f"the mask {path} holds {', '.join(map(str, odd[:5]))}; the classes run from 0 to {known-1}, and {VOID} is void.")
+        raise InputError(f"the mask {path} holds {', '.join(map(str, odd[:5]))}; "
+                         f"the classes run from 0 to {known-1}, and {VOID} is void.")
     return im
 
 # %% ../nbs/17_segmented.ipynb #23212fd7
 def _read_part(root, pairs, known, *, size, workers, progress):
     "Photos and masks of one part: the photos from the cache, the masks read anew."
-    if lost := [m for _,m in pairs if not (root/m).is_file()]: raise InputError(f"photos without a mask: {len(lost)} of {len(pairs)}; {root/lost[0]}, for one, is not there.")
-    found, mask_of = cut_files(root, [p for p,_ in pairs], size=size, cuts={'i_r': 1.}, workers=workers, progress=progress), dict(pairs)
-    if skipped := found['skipped']: warnings.warn(f"skipped {len(skipped)} of {len(pairs)} photos: {list_skipped(skipped)}", stacklevel=3)
+    if lost := [m for _,m in pairs if not (root/m).is_file()]:
+        raise InputError(f"photos without a mask: {len(lost)} of {len(pairs)}; "
+                         f"{root/lost[0]}, for one, is not there.")
+    found, mask_of = (cut_files(root, [p for p,_ in pairs], size=size, cuts={'i_r': 1.},
+                                workers=workers, progress=progress),
+                      dict(pairs))
+    if skipped := found['skipped']:
+        warnings.warn(f"skipped {len(skipped)} of {len(pairs)} photos: {list_skipped(skipped)}",
+                      stacklevel=3)
     def read(name): return cut_mask(_open_mask(root/mask_of[name], root/name, known), size=size)
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool, progress_bar(total=len(found['names']), desc='reading masks', unit='mask', show=progress) as bar:
+    with (ThreadPoolExecutor(workers or os.cpu_count()) as pool,
+          progress_bar(total=len(found['names']), desc='reading masks', unit='mask',
+                       show=progress) as bar):
         y = np.empty((len(found['names']), size, size), np.uint8)
-        for i,m in enumerate(pool.map(read, found['names'])): y[i] = m; bar.update()
+        for i,m in enumerate(pool.map(read, found['names'])):
+            y[i] = m
+            bar.update()
     return np.asarray(found['cuts']['i_r']), y
 
 # %% ../nbs/17_segmented.ipynb #991a21e9
-VOC_CLASSES = ('background', *'aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant sheep sofa train tvmonitor'.split())
+VOC_CLASSES = ('background', *(
+    'aeroplane bicycle bird boat bottle bus car cat chair cow '
+    'diningtable dog horse motorbike person pottedplant sheep sofa train tvmonitor').split())
 
 def _find_voc(root, lists, progress):
     "Where VOC lies, and (photo, mask) of each part."
     files = [f'ImageSets/Segmentation/{p}.txt' for p in lists]
     voc = locate_voc('JPEGImages', 'SegmentationClass', *files, root=root, progress=progress)
-    parts = [[line.split()[0] for line in (voc/f).read_text().splitlines() if line.strip()] for f in files]
+    parts = [[line.split()[0] for line in (voc/f).read_text().splitlines() if line.strip()]
+             for f in files]
     for f,part in zip(files, parts):
         if not part: raise InputError(f"{voc/f} names no photo.")
-    if both := sorted({*parts[0]} & {*parts[1]}): raise InputError(f"{len(both)} photos are in {lists[0]}.txt and in {lists[1]}.txt, such as {both[0]}: nobody may be tested on what was trained on.")
-    return voc, [[(f'JPEGImages/{n}.jpg', f'SegmentationClass/{n}.png') for n in dict.fromkeys(part)] for part in parts]
+    if both := sorted({*parts[0]} & {*parts[1]}):
+        raise InputError(f"{len(both)} photos are in {lists[0]}.txt and in {lists[1]}.txt, "
+                         f"such as {both[0]}: nobody may be tested on what was trained on.")
+    return voc, [[(f'JPEGImages/{n}.jpg', f'SegmentationClass/{n}.png')
+                  for n in dict.fromkeys(part)]
+                 for part in parts]
 
 # %% ../nbs/17_segmented.ipynb #27f43ad7
 def _find_folder(folder):
@@ -158,52 +205,82 @@ def _find_folder(folder):
     parts = []
     for part in ('train', test):
         if lost := [d for d in ('images', 'masks') if not (folder/part/d).is_dir()]:
-            raise InputError(f"{folder/part/lost[0]} is no folder; a segmented set has train/images, train/masks, test/images and test/masks (or val/).")
-        photos = [n for n in list_visible(folder/part/'images') if Path(n).suffix.lower() in PHOTO_SUFFIXES]
-        if not photos: raise InputError(f"{folder/part/'images'} holds no photo. Photos end in {' '.join(PHOTO_SUFFIXES)}.")
-        if len({Path(n).stem for n in photos}) < len(photos): raise InputError(f"two photos in {folder/part/'images'} have one name, and so one mask: rename one.")
+            raise InputError(f"{folder/part/lost[0]} is no folder; a segmented set has "
+                             "train/images, train/masks, test/images and test/masks (or val/).")
+        photos = [n for n in list_visible(folder/part/'images')
+                  if Path(n).suffix.lower() in PHOTO_SUFFIXES]
+        if not photos:
+            raise InputError(f"{folder/part/'images'} holds no photo. "
+                             f"Photos end in {' '.join(PHOTO_SUFFIXES)}.")
+        if len({Path(n).stem for n in photos}) < len(photos):
+            raise InputError(f"two photos in {folder/part/'images'} have one name, "
+                             "and so one mask: rename one.")
         parts.append([(f'{part}/images/{n}', f'{part}/masks/{Path(n).stem}.png') for n in photos])
     given = folder/'classes.txt'
-    return parts, tuple(n.strip() for n in given.read_text(encoding='utf-8').splitlines() if n.strip()) if given.is_file() else None
+    return parts, (
+        tuple(n.strip() for n in given.read_text(encoding='utf-8').splitlines() if n.strip())
+        if given.is_file() else None)
 
 # %% ../nbs/17_segmented.ipynb #815b60d1
 # long: the one call, each kind of set in turn
 def load_segmentation(
-    data, # 'voc2012', 'collages' (drawn), a folder with train/images, train/masks, test/images, test/masks, or a `SegmentationSet`
+    # 'voc2012', 'collages' (drawn), a folder with train/images, train/masks,
+    # test/images, test/masks, or a `SegmentationSet`
+    data,
     *,
     size:int, # side of the photos and masks in pixels
     root=None, # where VOC2012 lies, if not where RECON_NB_DATA says
-    name:str|None=None, # what records shall call it; the set's or the folder's own name if not given
-    classes=None, # names to keep beside the first class, the background; the others become void, and photos that show none of these are left out
+    # what records shall call it; the set's or the folder's own name if not given
+    name:str|None=None,
+    # names to keep beside the first class, the background; the others become void,
+    # and photos that show none of these are left out
+    classes=None,
     lists:tuple=('train','val'), # of VOC: to train on, to test on
     workers:int|None=None, # threads that read; all cores if not given
     progress:bool=True, # show a bar while reading
 )->SegmentationSet:
-    "Photos with masks, in two parts. Raises `InputError` if a mask is missing, or is not its photo's."
-    if type(size) is not int or size < 1: raise InputError(f"size={size!r}; it must be a whole number of pixels, 1 or more.")
-    how, given = dict(size=size, workers=workers, progress=progress), data if isinstance(data, str) else ''
-    if root is not None and given != 'voc2012': raise InputError("root= goes with 'voc2012', not with data of your own.")
+    """Photos with masks, in two parts.
+    Raises `InputError` if a mask is missing, or is not its photo's."""
+    if type(size) is not int or size < 1:
+        raise InputError(f"size={size!r}; it must be a whole number of pixels, 1 or more.")
+    how, given = (dict(size=size, workers=workers, progress=progress),
+                  data if isinstance(data, str) else '')
+    if root is not None and given != 'voc2012':
+        raise InputError("root= goes with 'voc2012', not with data of your own.")
+
     if isinstance(data, SegmentationSet):
-        if data.size != size: raise InputError(f"{data!r} is asked for at {size} px; make it that way.")
-        called, names, parts = data.name, data.classes, [(data.train_x, data.train_y), (data.test_x, data.test_y)]
-    elif given == 'collages': called, names, parts = given, SHAPES, [draw_collages(n, size=size, seed=s) for n,s in ((2000, 0), (500, 1))]
+        if data.size != size:
+            raise InputError(f"{data!r} is asked for at {size} px; make it that way.")
+        called, names, parts = data.name, data.classes, [
+            (data.train_x, data.train_y), (data.test_x, data.test_y)]
+    elif given == 'collages':
+        called, names, parts = given, SHAPES, [
+            draw_collages(n, size=size, seed=s) for n,s in ((2000, 0), (500, 1))]
     elif given == 'voc2012':
         at, pairs = _find_voc(root, lists, progress)
-        called, names, parts = given, VOC_CLASSES, [_read_part(at, p, len(VOC_CLASSES), **how) for p in pairs]
+        called, names, parts = given, VOC_CLASSES, [
+            _read_part(at, p, len(VOC_CLASSES), **how) for p in pairs]
     elif isinstance(data, (str, os.PathLike)):
         at = _folder(data)
         pairs, names = _find_folder(at)
-        called, parts = at.resolve().name, [_read_part(at, p, len(names or range(VOID)), **how) for p in pairs]
-        names = names or tuple(map(str, range(1 + max(int(np.where(y == VOID, 0, y).max()) for _,y in parts))))
-    else: raise InputError(f"data is a {type(data).__name__}; give 'voc2012', 'collages', a folder, or a SegmentationSet.")
+        called, parts = at.resolve().name, [
+            _read_part(at, p, len(names or range(VOID)), **how) for p in pairs]
+        names = names or tuple(map(str, range(
+            1 + max(int(np.where(y == VOID, 0, y).max()) for _,y in parts))))
+    else:
+        raise InputError(f"data is a {type(data).__name__}; "
+                         "give 'voc2012', 'collages', a folder, or a SegmentationSet.")
+
     parts, names = _keep_classes(parts, names, classes)
     return SegmentationSet(name or called, *parts[0], *parts[1], names)
 
+# %% ../nbs/17_segmented.ipynb #90fce9fc
 def _folder(data):
     folder = Path(data).expanduser()
     if folder.is_dir(): return folder
     try: check_name(str(data), ('voc2012', 'collages'), 'segmented set')
-    except InputError as e: raise InputError(f"{e} Or the path of a folder: {str(data)!r} is none.") from None
+    except InputError as e:
+        raise InputError(f"{e} Or the path of a folder: {str(data)!r} is none.") from None
 
 # %% ../nbs/17_segmented.ipynb #41b41783
 def _keep_classes(parts, names, classes):
@@ -211,7 +288,8 @@ def _keep_classes(parts, names, classes):
     table, kept = np.arange(256).astype(np.uint8), names
     if classes is not None:
         wanted = [classes] if isinstance(classes, str) else list(classes)
-        kept = (names[0], *dict.fromkeys(check_name(c, names, 'class') for c in wanted if c != names[0]))
+        kept = (names[0], *dict.fromkeys(
+            check_name(c, names, 'class') for c in wanted if c != names[0]))
         table = np.full(256, VOID, np.uint8)
         table[[names.index(n) for n in kept]] = range(len(kept))
     out = []

@@ -1,4 +1,4 @@
-"""`recon-selftest`: does everything that depends on the machine work on yours? A report to read, or to paste into an issue.
+"""`recon-selftest`: does everything that depends on the machine work on yours? A report to read.
 
 Docs: https://recon-nb.github.io/recon_nb/selftest.html.md"""
 
@@ -35,11 +35,15 @@ def find_device(
     name = name or next(k for k,v in there.items() if v)
     if name not in there: raise InputError(f"--device {name!r}; accepted: {', '.join(there)}.")
     if there[name]: return name
-    built = f"built for CUDA {torch.version.cuda}, but finds no GPU or driver" if name == 'cuda' and torch.version.cuda else f'built without {name.upper()}, or on a machine that has none'
-    raise InputError(f"there is no {name} here: PyTorch {torch.__version__} is {built}. Devices here: {', '.join(k for k,v in there.items() if v)}.")
+    built = (f"built for CUDA {torch.version.cuda}, but finds no GPU or driver"
+        if name == 'cuda' and torch.version.cuda
+        else f'built without {name.upper()}, or on a machine that has none')
+    raise InputError(f"there is no {name} here: PyTorch {torch.__version__} is {built}. "
+        f"Devices here: {', '.join(k for k,v in there.items() if v)}.")
 
 def _accelerator(device, precision='no'):
-    AcceleratorState._reset_state(reset_partial_state=True)       # a process keeps its device unless told otherwise
+    # a process keeps its device unless told otherwise
+    AcceleratorState._reset_state(reset_partial_state=True)
     return make_accelerator(precision, cpu=device=='cpu')
 
 # %% ../nbs/81_selftest.ipynb #ddfc1002
@@ -47,14 +51,19 @@ class NotHere(Exception):
     "This machine can't do that, and need not."
 
 def _photos(cfg): # drawn scenes with the cuts that a config needs, and their indices
-    photos = load_photos(draw_shapes(72, size=2*cfg.size)[0], size=cfg.size, cuts=make_task(cfg).cuts, progress=False)
+    photos = load_photos(draw_shapes(72, size=2*cfg.size)[0],
+        size=cfg.size, cuts=make_task(cfg).cuts, progress=False)
     return photos, np.arange(len(photos))
 
 def _tiny(device, folder, name, *, precision='no', **overrides):
     "A tiny run, without its words; returns the run and its losses."
-    options = {**dict(width=8, width_d=8, dropout=0.5, bs=16, epochs=3, schedule='constant'), **overrides}
-    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):        # the report is the report's own
-        run = train_gan(draw_shapes(72, size=48)[0], run_dir=folder/name, accelerator=_accelerator(device, precision), precision=precision, **options)
+    options = {
+        **dict(width=8, width_d=8, dropout=0.5, bs=16, epochs=3, schedule='constant'),
+        **overrides}
+    # the report is the report's own
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        run = train_gan(draw_shapes(72, size=48)[0], run_dir=folder/name,
+            accelerator=_accelerator(device, precision), precision=precision, **options)
     return run, [row['loss_g'] for row in run.history]
 
 def _difference(a, b): # largest difference of any weight of two runs
@@ -68,8 +77,11 @@ def check_run(
 )->str: # what was seen, with numbers
     "A run from start to end."
     run, losses = _tiny(device, folder, 'plain')
-    return f"{run.step} updates on {run.device}, generator's loss {losses[0]:.4f} -> {losses[-1]:.4f}, {run.history[-1]['seconds']/run.step*1000:.0f} ms an update"
+    return (f"{run.step} updates on {run.device}, "
+        f"generator's loss {losses[0]:.4f} -> {losses[-1]:.4f}, "
+        f"{run.history[-1]['seconds']/run.step*1000:.0f} ms an update")
 
+# %% ../nbs/81_selftest.ipynb #0c18c6ba
 def check_agreement(
     device:str, # cpu, cuda or mps
     folder:Path, # where it may write
@@ -83,7 +95,8 @@ def check_agreement(
         losses[where] = {k: v.item() for k,v in train_step(st, fetch(st, train[:16])).items()}
     gap = max(abs(v-losses[device][k]) for k,v in losses['cpu'].items())
     assert gap < 1e-2, f'losses differ by {gap:.2g}: {losses}'
-    return f"largest difference of a loss {gap:.2g} (TF32 {'on' if torch.backends.cudnn.allow_tf32 else 'off'} in convolutions)"
+    return (f"largest difference of a loss {gap:.2g} "
+        f"(TF32 {'on' if torch.backends.cudnn.allow_tf32 else 'off'} in convolutions)")
 
 # %% ../nbs/81_selftest.ipynb #d17bef64
 def check_resume(
@@ -93,16 +106,20 @@ def check_resume(
     "Two thirds and one third against the whole."
     whole,_ = _tiny(device, folder, 'whole')
     _tiny(device, folder, 'parts', epochs=2)
-    parts,_ = _tiny(device, folder, 'parts', resume=True, **{k: None for k in ('width','width_d','dropout','bs','schedule')})
+    parts,_ = _tiny(device, folder, 'parts', resume=True,
+        **{k: None for k in ('width','width_d','dropout','bs','schedule')})
     gap = _difference(whole, parts)
     assert gap < (1e-9 if device == 'cpu' else 1e-2), f'weights differ by {gap:.2g}'
-    return f"{parts.step} updates in two parts, largest difference of a weight {gap:.2g}{'' if gap else ' (bit for bit)'}"
+    return (f"{parts.step} updates in two parts, "
+        f"largest difference of a weight {gap:.2g}{'' if gap else ' (bit for bit)'}")
 
 # %% ../nbs/81_selftest.ipynb #a93767fc
 def _precision(device, folder, precision):
     full,exact = _tiny(device, folder, f'full-{precision}')
     half,losses = _tiny(device, folder, precision, precision=precision)
-    return f'loss {losses[-1]:.4f} against {exact[-1]:.4f} in 32 bits; {half.history[-1]["seconds"]/full.history[-1]["seconds"]:.2f} of its time (tiny run: a hint, not a benchmark)'
+    return (f'loss {losses[-1]:.4f} against {exact[-1]:.4f} in 32 bits; '
+        f'{half.history[-1]["seconds"]/full.history[-1]["seconds"]:.2f} of its time '
+        '(tiny run: a hint, not a benchmark)')
 
 def check_bf16(
     device:str, # cpu, cuda or mps
@@ -125,13 +142,16 @@ def check_compile(
     folder:Path, # where it may write
 )->str: # what was seen, with numbers
     "torch.compile against plain PyTorch."
-    if device == 'cpu' and not (shutil.which('g++') or shutil.which('clang++') or shutil.which('cl')): raise NotHere('torch.compile needs a C++ compiler on a CPU')
+    if device == 'cpu' and not (
+            shutil.which('g++') or shutil.which('clang++') or shutil.which('cl')):
+        raise NotHere('torch.compile needs a C++ compiler on a CPU')
     plain,exact = _tiny(device, folder, 'eager', epochs=1, dropout=0.)
     start = time.monotonic()
     run,losses = _tiny(device, folder, 'compiled', epochs=1, dropout=0., compile=True)
     gap = max(abs(a-b) for a,b in zip(exact, losses))
     assert gap < 1e-2, f'losses differ by {gap:.2g}'
-    return f'{run.step} updates in {time.monotonic()-start:.0f} s, compiling included; largest difference of a loss {gap:.2g}'
+    return (f'{run.step} updates in {time.monotonic()-start:.0f} s, compiling included; '
+        f'largest difference of a loss {gap:.2g}')
 
 # %% ../nbs/81_selftest.ipynb #4947b8eb
 def check_processes(
@@ -140,12 +160,17 @@ def check_processes(
 )->str: # what was seen, with numbers
     "Two processes share a run."
     if device == 'mps': raise NotHere('PyTorch knows no several processes on one Apple GPU')
-    if device == 'cuda' and torch.cuda.device_count() < 2: raise NotHere(f'{torch.cuda.device_count()} GPU')
-    child = f"import sys; from recon_nb.selftest import main; sys.exit(main(['--child', '--device', {device!r}]))"
-    words = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', '--no-python', sys.executable, '-c', child]
+    if device == 'cuda' and torch.cuda.device_count() < 2:
+        raise NotHere(f'{torch.cuda.device_count()} GPU')
+    child = ("import sys; from recon_nb.selftest import main; "
+        f"sys.exit(main(['--child', '--device', {device!r}]))")
+    words = [sys.executable, '-m', 'torch.distributed.run', '--standalone',
+        '--nproc-per-node', '2', '--no-python', sys.executable, '-c', child]
     threads = str(max(1, (os.cpu_count() or 2)//2))
-    done = subprocess.run(words, capture_output=True, text=True, timeout=600, env={'OMP_NUM_THREADS': threads, **os.environ})
-    assert done.returncode == 0, f'exit status {done.returncode}: {(done.stderr or done.stdout)[-600:]}'
+    done = subprocess.run(words, capture_output=True, text=True, timeout=600,
+        env={'OMP_NUM_THREADS': threads, **os.environ})
+    assert done.returncode == 0, (
+        f'exit status {done.returncode}: {(done.stderr or done.stdout)[-600:]}')
     return done.stdout.strip().splitlines()[-1]
 
 # %% ../nbs/81_selftest.ipynb #20847998
@@ -155,7 +180,9 @@ def _child(device): # one of the two processes
     st = fit(make_state(cfg, photos, train, train[:8], acc=acc))
     sums = torch.stack([p.detach().float().sum() for net in st.nets for p in net.parameters()])
     both = acc.gather(sums).view(acc.num_processes, -1)
-    acc.print(f"{acc.num_processes} processes, {st.step} updates with a batch of {st.bs} shared; weights {'equal' if torch.equal(both[0], both[-1]) else 'NOT equal'} in both")
+    acc.print(f"{acc.num_processes} processes, "
+        f"{st.step} updates with a batch of {st.bs} shared; "
+        f"weights {'equal' if torch.equal(both[0], both[-1]) else 'NOT equal'} in both")
     acc.wait_for_everyone()
     return 0 if acc.num_processes == 2 and torch.equal(both[0], both[1]) else 1
 
@@ -164,18 +191,25 @@ def check_paper(
     device:str, # cpu, cuda or mps
     folder:Path, # where it may write
 )->str: # what was seen, with numbers
-    "What the paper's setting (§2.4: 80 px, batch 512, 1,000 epochs of VOC's 5,717 photos) would take here."
+    """What the paper's setting (§2.4: 80 px, batch 512, 1,000 epochs of VOC's 5,717 photos)
+    would take here."""
     says = []
     for precision in ('no', 'bf16'):
         cfg = get_preset('paper-sb', bs=512 if device=='cuda' else 64, precision=precision)
         photos,train = _photos(cfg)
-        st = make_state(cfg, photos, np.resize(train, cfg.bs), train[:8], acc=_accelerator(device, precision))       # a whole batch, however few the photos
+        # a whole batch, however few the photos
+        st = make_state(cfg, photos, np.resize(train, cfg.bs), train[:8],
+            acc=_accelerator(device, precision))
         seconds,memory = estimate_cost(st)
-        says.append(f"{'32 bits' if precision=='no' else precision}: {duration(seconds/st.total_steps/st.bs*5717*1000)}, {memory/2**30:.1f} GiB for a batch of {st.bs}")
+        says.append(f"{'32 bits' if precision=='no' else precision}: "
+            f"{duration(seconds/st.total_steps/st.bs*5717*1000)}, "
+            f"{memory/2**30:.1f} GiB for a batch of {st.bs}")
     return '; '.join(says)
 
-CHECKS = dict(run=check_run, agreement=check_agreement, resume=check_resume, bf16=check_bf16, fp16=check_fp16, compile=check_compile,
-              processes=check_processes, paper=check_paper)
+CHECKS = dict(
+    run=check_run, agreement=check_agreement, resume=check_resume,
+    bf16=check_bf16, fp16=check_fp16, compile=check_compile,
+    processes=check_processes, paper=check_paper)
 
 # %% ../nbs/81_selftest.ipynb #43a9533e
 class Finding(NamedTuple):
@@ -186,7 +220,9 @@ class Finding(NamedTuple):
     says: str
 
 def _blame(e): # the error, and where in this package it came from
-    at = [f'{Path(f.filename).name}:{f.lineno} {f.name}' for f in traceback.extract_tb(e.__traceback__) if 'recon_nb' in f.filename]
+    at = [f'{Path(f.filename).name}:{f.lineno} {f.name}'
+        for f in traceback.extract_tb(e.__traceback__)
+        if 'recon_nb' in f.filename]
     return f"{type(e).__name__}: {' '.join(str(e).split())[:800]} [{' > '.join(at[-4:])}]"
 
 def run_checks(
@@ -209,25 +245,38 @@ def describe_device(
     "A device as its maker calls it."
     if device != 'cuda': return device
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-    return 'cuda ' + torch.version.cuda + ': ' + ', '.join(f'{g.name} ({g.total_memory/2**30:.0f} GiB, compute {g.major}.{g.minor})' for g in gpus)
+    return 'cuda ' + torch.version.cuda + ': ' + ', '.join(
+        f'{g.name} ({g.total_memory/2**30:.0f} GiB, compute {g.major}.{g.minor})'
+        for g in gpus)
 
 # %% ../nbs/81_selftest.ipynb #d5637735
 def _parser():
-    p = argparse.ArgumentParser('recon-selftest', description='Try everything that depends on the machine; print a report to paste into an issue.')
-    p.add_argument('checks', nargs='*', metavar='CHECK', help=f"which checks; all if not given: {', '.join(CHECKS)}")
-    p.add_argument('--device', default='', help='cpu, cuda or mps; the best one there is if not given')
+    p = argparse.ArgumentParser('recon-selftest',
+        description='Try everything that depends on the machine; '
+            'print a report to paste into an issue.')
+    p.add_argument('checks', nargs='*', metavar='CHECK',
+        help=f"which checks; all if not given: {', '.join(CHECKS)}")
+    p.add_argument('--device', default='',
+        help='cpu, cuda or mps; the best one there is if not given')
     p.add_argument('--child', action='store_true', help=argparse.SUPPRESS)
     return p
 
+# %% ../nbs/81_selftest.ipynb #3f084dc0
 def main(
     argv=None, # the words after the command; the shell's if not given
 )->int: # exit status
-    "`recon-selftest [CHECK ...] [--device DEVICE]`: 0 if nothing failed, 1 if something did, 2 for a wrong call."
+    """`recon-selftest [CHECK ...] [--device DEVICE]`:
+    0 if nothing failed, 1 if something did, 2 for a wrong call."""
     args = _parser().parse_args(argv)
-    try: device = find_device(args.device); [check_name(c, CHECKS, 'check') for c in args.checks]
-    except InputError as e: print(f'recon-selftest: {e}', file=sys.stderr); return 2
+    try:
+        device = find_device(args.device)
+        [check_name(c, CHECKS, 'check') for c in args.checks]
+    except InputError as e:
+        print(f'recon-selftest: {e}', file=sys.stderr)
+        return 2
     if args.child: return _child(device)
-    print(f"recon_nb self-test on {describe_device(device)}\n{' '.join(f'{k}={v}' for k,v in describe_machine().items())}", flush=True)
+    print(f"recon_nb self-test on {describe_device(device)}\n"
+        f"{' '.join(f'{k}={v}' for k,v in describe_machine().items())}", flush=True)
     failed = 0
     for f in run_checks(device, args.checks):
         print(f'{f.status:9}{f.name:11}{f.seconds:5.0f} s  {f.says}', flush=True)

@@ -1,4 +1,4 @@
-"""VOC2012, CIFAR-10, SVHN, STL-10 and Stanford Dogs: from a copy you have, or from their mirrors (§2.4, §3.2, §4).
+"""VOC2012, CIFAR-10, SVHN, STL-10, Stanford Dogs: your copy, or from mirrors (§2.4, §3.2, §4).
 
 Docs: https://recon-nb.github.io/recon_nb/sets.html.md"""
 
@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from .core import InputError
 from .download import download,file_checksum,hold,unpack
-from .photos import PHOTO_SUFFIXES,Photos,cache_dir,cache_rows,cut_files,cut_images,megabytes
+from .photos import (PHOTO_SUFFIXES,Photos,
+                             cache_dir,cache_rows,cut_files,cut_images,megabytes)
 
 # %% ../nbs/13_sets.ipynb #018305ed
 def find_set(
@@ -25,41 +26,61 @@ def find_set(
     *,
     inside=('.',), # at which places below `folder` they may lie
 )->Path|None: # the place that has them all
-    "The place at or below `folder` that has all of `needs`. A folder that is itself one of them will do, too."
+    """The place at or below `folder` that has all of `needs`.
+    A folder that is itself one of them will do, too."""
     folder = Path(folder)
-    places = [folder/i for i in inside] + ([folder.parent] if folder.name in {n.split('/')[0] for n in needs} else [])
+    places = ([folder/i for i in inside]
+              + ([folder.parent] if folder.name in {n.split('/')[0] for n in needs} else []))
     return next((p for p in places if all((p/n).exists() for n in needs)), None)
 
 # %% ../nbs/13_sets.ipynb #5a128d7b
 def _plain(name): return ''.join(c for c in name.lower() if c.isalnum())
 
 def _own_folders(name):
-    "What RECON_NB_DATA offers under this name: folders that are not empty, and last RECON_NB_DATA itself."
+    """What RECON_NB_DATA offers under this name:
+    folders that are not empty, and last RECON_NB_DATA itself."""
     if not (given := os.environ.get('RECON_NB_DATA')): return []
     home = Path(given).expanduser()
-    if not home.is_dir(): raise InputError(f"RECON_NB_DATA={given} is no folder; it names the folder that holds your copies of the sets.")
-    return [p for p in sorted(home.iterdir()) if _plain(p.name) == _plain(name) and p.is_dir() and any(p.iterdir())] + [home]
+    if not home.is_dir():
+        raise InputError(f"RECON_NB_DATA={given} is no folder; "
+                         "it names the folder that holds your copies of the sets.")
+    return [p for p in sorted(home.iterdir())
+            if _plain(p.name) == _plain(name) and p.is_dir() and any(p.iterdir())] + [home]
 
 # %% ../nbs/13_sets.ipynb #bd9e3dd6
-def _folders(folder): return sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] not in '._')
-def _has_photos(folder): return any(p.suffix.lower() in PHOTO_SUFFIXES for p in islice(folder.iterdir(), 100))
+def _folders(folder):
+    return sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] not in '._')
+
+def _has_photos(folder):
+    return any(p.suffix.lower() in PHOTO_SUFFIXES for p in islice(folder.iterdir(), 100))
 
 def _class_folders(folder):
     "The folder, here or one level down, whose folders hold photos; None if there is none."
     below = sorted(_folders(folder), key=lambda p: (p.name != 'train', p.name))
     return next((p for p in [folder, *below] if sum(map(_has_photos, _folders(p)[:20])) > 1), None)
 
+# %% ../nbs/13_sets.ipynb #2a311ab2
 def _look(folder, needs, inside, archives):
     "What a folder that is not the set looks like, as a sentence."
-    if not folder.is_dir(): return "It is no folder." if folder.exists() else "There is no such folder."
-    if packed := [a for a in archives if (folder/a).is_file()]: return f"It holds {packed[0]}, still packed: unpack it there."
-    some = [(p, [n for n in needs if not (p/n).exists()]) for p in [folder/i for i in inside] + [folder.parent]*(folder.name in {n.split('/')[0] for n in needs})]
+    if not folder.is_dir():
+        return "It is no folder." if folder.exists() else "There is no such folder."
+    if packed := [a for a in archives if (folder/a).is_file()]:
+        return f"It holds {packed[0]}, still packed: unpack it there."
+    some = [(p, [n for n in needs if not (p/n).exists()])
+            for p in [folder/i for i in inside]
+            + [folder.parent]*(folder.name in {n.split('/')[0] for n in needs})]
     place, lost = min(some, key=lambda x: len(x[1]))
-    if len(lost) < len(needs): return f"{place} lacks {', '.join(lost[:4])}{', ...' if len(lost) > 4 else ''}."
+    if len(lost) < len(needs):
+        return f"{place} lacks {', '.join(lost[:4])}{', ...' if len(lost) > 4 else ''}."
     if at := _class_folders(folder):
-        return f"It looks like class folders ({', '.join(p.name for p in _folders(at)[:3])}, ...): load them as a folder, data={str(at)!r} without root=."
-    if _has_photos(folder): return f"It holds plain photos: load them as a folder, data={str(folder)!r} without root=."
-    return f"It holds {', '.join(sorted(p.name for p in islice(folder.iterdir(), 100))[:5]) or 'nothing'}."
+        return ("It looks like class folders "
+                f"({', '.join(p.name for p in _folders(at)[:3])}, ...): "
+                f"load them as a folder, data={str(at)!r} without root=.")
+    if _has_photos(folder):
+        return ("It holds plain photos: "
+                f"load them as a folder, data={str(folder)!r} without root=.")
+    return ("It holds "
+            f"{', '.join(sorted(p.name for p in islice(folder.iterdir(), 100))[:5]) or 'nothing'}.")
 
 # %% ../nbs/13_sets.ipynb #c7b4323b
 class Source(NamedTuple):
@@ -73,56 +94,85 @@ class Source(NamedTuple):
     def name(self)->str: return self.urls[0].rsplit('/', 1)[-1] # of the file
 
 # %% ../nbs/13_sets.ipynb #991efaab
+# long: one search: the places in turn, and what to say where each fails
 def locate_set(
     name:str, # the set's name, and its folder's
     needs, # what it consists of: files and folders, as relative paths
     *,
     layout:str, # the same in words, for messages
-    sources=tuple, # a function without arguments that returns the `Source`s; without, nothing is downloaded
+    # a function without arguments that returns the `Source`s; without, nothing is downloaded
+    sources=tuple,
     root=None, # the only place to look, if given
     inside=('.',), # at which places below a folder the set may lie
     progress:bool=True, # show what is downloaded
 )->Path: # the folder that has all of `needs`
-    "Find a set: in `root`, or in RECON_NB_DATA, in the cache, on the network. Raises `InputError` if it is nowhere."
+    """Find a set: in `root`, or in RECON_NB_DATA, in the cache, on the network.
+    Raises `InputError` if it is nowhere."""
     home = cache_dir()/'sets'/name
     own = [Path(root).expanduser()] if root is not None else _own_folders(name)
     for folder in own + [home]*(root is None):
         if at := find_set(folder, needs, inside=inside): return at
     if wrong := own if root is not None else own[:-1]:
-        how = '' if root is not None else f" Or give root=, or rename the folder: then {name} is downloaded." if sources() else ' Or give root=.'
-        raise InputError(f"no {name} in {wrong[0]}. {_look(wrong[0], needs, inside, [s.name for s in sources() if s.packed])} Expected: {layout}.{how}")
-    if not (files := sources()): raise InputError(f"{name} is not on this machine and can't be downloaded: give root=, a folder that holds {layout}.")
+        how = ('' if root is not None else
+               f" Or give root=, or rename the folder: then {name} is downloaded." if sources() else
+               ' Or give root=.')
+        raise InputError(
+            f"no {name} in {wrong[0]}. "
+            f"{_look(wrong[0], needs, inside, [s.name for s in sources() if s.packed])} "
+            f"Expected: {layout}.{how}")
+    if not (files := sources()):
+        raise InputError(f"{name} is not on this machine and can't be downloaded: "
+                         f"give root=, a folder that holds {layout}.")
     _fetch(name, home, files, layout, progress)
     if at := find_set(home, needs, inside=inside): return at
-    raise InputError(f"no {name} in {home}, though it was downloaded. {_look(home, needs, inside, ())} Remove that folder, then it is downloaded anew.")
+    raise InputError(f"no {name} in {home}, though it was downloaded. "
+                     f"{_look(home, needs, inside, ())} "
+                     "Remove that folder, then it is downloaded anew.")
 
 # %% ../nbs/13_sets.ipynb #ed792846
 def _fetch(name, home, files, layout, progress):
     "Download the files of a set and make `home` of them; other processes wait."
     place = home.with_name(f'{name}.download')
-    advice = f"or give root=, a folder that holds {layout}; or put such a folder, named {name}, where RECON_NB_DATA points"
+    advice = (f"or give root=, a folder that holds {layout}; "
+              f"or put such a folder, named {name}, where RECON_NB_DATA points")
     with hold(place, progress=progress):
         packed, plain = ([s for s in files if s.packed == p] for p in (True, False))
-        if progress and not home.exists(): print(f"{name} is not on this machine: {megabytes(sum(s.size or 0 for s in files))} to download, into {home}")
-        for s in plain: download(s.urls, home/s.name, checksum=s.checksum, size=s.size, progress=progress, advice=advice)
+        if progress and not home.exists():
+            print(f"{name} is not on this machine: "
+                  f"{megabytes(sum(s.size or 0 for s in files))} to download, into {home}")
+        for s in plain:
+            download(s.urls, home/s.name, checksum=s.checksum, size=s.size,
+                     progress=progress, advice=advice)
         if packed and not home.exists():
-            archives = [download(s.urls, place/s.name, checksum=s.checksum, size=s.size, progress=progress, advice=advice) for s in packed]
+            archives = [download(s.urls, place/s.name, checksum=s.checksum, size=s.size,
+                                 progress=progress, advice=advice)
+                        for s in packed]
             unpack(archives, home, progress=progress)
-        shutil.rmtree(place, ignore_errors=True)    # the archives are unpacked: half of the room comes back
+        # the archives are unpacked: half of the room comes back
+        shutil.rmtree(place, ignore_errors=True)
 
 # %% ../nbs/13_sets.ipynb #789bab9a
 _voc_file = 'VOCtrainval_11-May-2012.tar'
 _voc_mirrors = tuple(f'{host}/{_voc_file}' for host in (
-    'http://host.robots.ox.ac.uk/pascal/VOC/voc2012', 'https://thor.robots.ox.ac.uk/pascal/VOC/voc2012',
-    'https://d2l-data.s3-accelerate.amazonaws.com', 'https://pjreddie.com/media/files'))
+    'http://host.robots.ox.ac.uk/pascal/VOC/voc2012',
+    'https://thor.robots.ox.ac.uk/pascal/VOC/voc2012',
+    'https://d2l-data.s3-accelerate.amazonaws.com',
+    'https://pjreddie.com/media/files'))
 _voc_places = '.', 'VOC2012', 'VOCdevkit/VOC2012'
-_voc_lists = {'train': ('train', 'val'), 'trainval': ('trainval',), 'all': ()}    # part -> its lists; the second one is held out
+# part -> its lists; the second one is held out
+_voc_lists = {'train': ('train', 'val'), 'trainval': ('trainval',), 'all': ()}
 
-def _voc_sources(): return [Source(_voc_mirrors, 'sha1:4e443f8a2eca6b1dac8a6c57641b67dd40621a49', 1_999_639_040)]
+def _voc_sources():
+    return [Source(_voc_mirrors, 'sha1:4e443f8a2eca6b1dac8a6c57641b67dd40621a49', 1_999_639_040)]
 
-def is_voc(folder): return any((folder/i/'JPEGImages').is_dir() and (folder/i/'ImageSets/Main').is_dir() for i in _voc_places)
+def is_voc(folder):
+    return any((folder/i/'JPEGImages').is_dir() and (folder/i/'ImageSets/Main').is_dir()
+               for i in _voc_places)
 
-def _read_list(voc, part): return [f'JPEGImages/{line.split()[0]}.jpg' for line in (voc/f'ImageSets/Main/{part}.txt').read_text().splitlines() if line.strip()]
+def _read_list(voc, part):
+    return [f'JPEGImages/{line.split()[0]}.jpg'
+            for line in (voc/f'ImageSets/Main/{part}.txt').read_text().splitlines()
+            if line.strip()]
 
 # %% ../nbs/13_sets.ipynb #79114708
 def locate_voc(
@@ -132,7 +182,8 @@ def locate_voc(
 )->Path: # the folder VOC2012
     "Find VOC2012. Raises `InputError` if it is nowhere."
     layout = ', '.join(f'{n}/*.jpg' if n == 'JPEGImages' else n for n in needs)
-    return locate_set('voc2012', needs, layout=f"VOCdevkit/VOC2012 with {layout}", sources=_voc_sources, root=root, inside=_voc_places, progress=progress)
+    return locate_set('voc2012', needs, layout=f"VOCdevkit/VOC2012 with {layout}",
+                      sources=_voc_sources, root=root, inside=_voc_places, progress=progress)
 
 # %% ../nbs/13_sets.ipynb #02614409
 def load_voc(
@@ -144,44 +195,62 @@ def load_voc(
     "VOC2012, without labels: a photo may show several things."
     lists = [f'ImageSets/Main/{p}.txt' for p in _voc_lists[part]]
     voc = locate_voc('JPEGImages', *lists, root=root, progress=how.get('progress', True))
-    train, *held = [_read_list(voc, p) for p in _voc_lists[part]] or [sorted(f'JPEGImages/{p.name}' for p in (voc/'JPEGImages').glob('*.jpg'))]
+    train, *held = [_read_list(voc, p) for p in _voc_lists[part]] or [
+        sorted(f'JPEGImages/{p.name}' for p in (voc/'JPEGImages').glob('*.jpg'))]
     val = held[0] if held else []
     if both := sorted({*train} & {*val}):
-        raise InputError(f"{len(both)} photos are in train.txt and in val.txt, such as {both[0]}: mend the lists in {voc/'ImageSets/Main'}.")
-    if not train or held and not val: raise InputError(f"{voc/lists[-1] if lists else voc/'JPEGImages'} names no photo.")
+        raise InputError(f"{len(both)} photos are in train.txt and in val.txt, "
+                         f"such as {both[0]}: mend the lists in {voc/'ImageSets/Main'}.")
+    if not train or held and not val:
+        raise InputError(f"{voc/lists[-1] if lists else voc/'JPEGImages'} names no photo.")
     found = cut_files(voc, list(dict.fromkeys(train+val)), **how)
     at = np.flatnonzero(np.isin(found['names'], val)) if held else None
-    if held and not 0 < len(at) < len(found['names']): raise InputError(f"of {' or '.join(lists)} in {voc}, not one photo could be read.")
-    return Photos(**found, labels=None, classes=None, held_out=at, source=f"voc2012 {'Main/'+'+'.join(_voc_lists[part]) if lists else 'JPEGImages'}")
+    if held and not 0 < len(at) < len(found['names']):
+        raise InputError(f"of {' or '.join(lists)} in {voc}, not one photo could be read.")
+    return Photos(
+        **found, labels=None, classes=None, held_out=at,
+        source=f"voc2012 {'Main/'+'+'.join(_voc_lists[part]) if lists else 'JPEGImages'}")
 
 # %% ../nbs/13_sets.ipynb #66b67523
 def _check_files(name, at, table):
-    "Raises `InputError` for the first file that is not the published one. `table`: relative path -> MD5."
+    """Raises `InputError` for the first file that is not the published one.
+    `table`: relative path -> MD5."""
     for f,md5 in table.items():
         if (got := file_checksum(at/f, 'md5')) != f'md5:{md5}':
-            again = f"remove {at}, then it is downloaded anew" if at.is_relative_to(cache_dir()) else 'get it again'
-            raise InputError(f"{at/f} is not {name}'s published file: {got}, expected md5:{md5}. It is damaged or another version: {again}.")
+            again = (f"remove {at}, then it is downloaded anew" if at.is_relative_to(cache_dir())
+                     else 'get it again')
+            raise InputError(f"{at/f} is not {name}'s published file: {got}, expected md5:{md5}. "
+                             f"It is damaged or another version: {again}.")
 
 def _rows(name, at, table, parts, read, classes, how):
-    "The rows of each part in turn. `read(at, part)` gives bytes (n, h, w, 3) and labels."
+    """The rows of each part in turn.
+    `read(at, part)` gives bytes (n, h, w, 3) and labels."""
     for part in parts:
         try:
             if part == parts[0]: _check_files(name, at, table)
             images, labels = read(at, part)
-        except (OSError, RuntimeError) as e: raise InputError(f"{name} in {at} can't be read: {e}") from e
+        except (OSError, RuntimeError) as e:
+            raise InputError(f"{name} in {at} can't be read: {e}") from e
         of = [classes[y] if y >= 0 else 'unlabeled' for y in labels]
         yield from zip((f'{part}/{c}/{i}' for i,c in enumerate(of)), cut_images(images, **how))
 
 # %% ../nbs/13_sets.ipynb #4f81072e
-def _load_arrays(name, at, table, parts, read, *, classes, bytes_each, pixels=None, size, cuts, workers=None, progress=True):
-    "A set of a few large files, as `Photos`; the part `test` is held out. An image takes about `bytes_each` of the files `pixels`."
+def _load_arrays(name, at, table, parts, read, *, classes, bytes_each, pixels=None,
+                 size, cuts, workers=None, progress=True):
+    """A set of a few large files, as `Photos`; the part `test` is held out.
+    An image takes about `bytes_each` of the files `pixels`."""
     files = [[f, (s := (at/f).stat()).st_size, s.st_mtime_ns] for f in table]
-    rows = _rows(name, at, table, parts, read, classes, dict(size=size, cuts=cuts, workers=workers, progress=progress))
-    found = cache_rows((name, parts, str(at.resolve()), files), rows, n=sum(f[1] for f in files if f[0] in (pixels or table))//bytes_each, size=size, cuts=cuts, progress=progress)
-    where, labels = {c: i for i,c in enumerate(classes)} | {'unlabeled': -1}, np.empty(len(found['names']), dtype=np.int64)
+    rows = _rows(name, at, table, parts, read, classes,
+                 dict(size=size, cuts=cuts, workers=workers, progress=progress))
+    found = cache_rows((name, parts, str(at.resolve()), files), rows,
+                       n=sum(f[1] for f in files if f[0] in (pixels or table))//bytes_each,
+                       size=size, cuts=cuts, progress=progress)
+    where, labels = ({c: i for i,c in enumerate(classes)} | {'unlabeled': -1},
+                     np.empty(len(found['names']), dtype=np.int64))
     for i,n in enumerate(found['names']): labels[i] = where[n.split('/')[1]]
     held = np.flatnonzero([n.startswith('test/') for n in found['names']])
-    return Photos(**found, labels=labels, classes=classes, held_out=held, source=f"{name} {'+'.join(parts)}")
+    return Photos(**found, labels=labels, classes=classes, held_out=held,
+                  source=f"{name} {'+'.join(parts)}")
 
 # %% ../nbs/13_sets.ipynb #39516f23
 _cifar_classes = tuple('airplane automobile bird cat deer dog frog horse ship truck'.split())
@@ -190,7 +259,11 @@ def _cifar():
     from torchvision.datasets import CIFAR10
     return CIFAR10
 
-def _cifar_table(): return {f'{_cifar().base_folder}/{f}': md5 for f,md5 in [*_cifar().train_list, *_cifar().test_list, [_cifar().meta['filename'], _cifar().meta['md5']]]}
+def _cifar_table():
+    return {f'{_cifar().base_folder}/{f}': md5
+            for f,md5 in [*_cifar().train_list, *_cifar().test_list,
+                          [_cifar().meta['filename'], _cifar().meta['md5']]]}
+
 def _cifar_sources(): return [Source((_cifar().url,), f'md5:{_cifar().tgz_md5}', 170_498_071)]
 
 def _read_cifar(at, part):
@@ -205,19 +278,25 @@ def load_cifar10(
 )->Photos:
     "CIFAR-10, the Python version; the test batch is held out."
     table = _cifar_table()
-    at = locate_set('cifar10', tuple(table), layout='cifar-10-batches-py/ with data_batch_1 to data_batch_5, test_batch and batches.meta (the Python version)',
+    at = locate_set('cifar10', tuple(table),
+                    layout='cifar-10-batches-py/ with data_batch_1 to data_batch_5, '
+                           'test_batch and batches.meta (the Python version)',
                     sources=_cifar_sources, root=root, progress=how.get('progress', True))
-    return _load_arrays('cifar10', at, table, ('train', 'test'), _read_cifar, classes=_cifar_classes, bytes_each=3073, **how)
+    return _load_arrays('cifar10', at, table, ('train', 'test'), _read_cifar,
+                        classes=_cifar_classes, bytes_each=3073, **how)
 
 # %% ../nbs/13_sets.ipynb #f2378ed8
 def _svhn():
     from torchvision.datasets import SVHN
     return SVHN
 
-_svhn_sizes = dict(train=182_040_794, test=64_275_384, extra=1_329_278_602)    # tensorflow_datasets, url_checksums/svhn_cropped.txt
+# tensorflow_datasets, url_checksums/svhn_cropped.txt
+_svhn_sizes = dict(train=182_040_794, test=64_275_384, extra=1_329_278_602)
 
 def _svhn_sources(parts):
-    return [Source((url,), f'md5:{md5}', _svhn_sizes[p], packed=False) for p in parts for url,_,md5 in [_svhn().split_list[p]]]
+    return [Source((url,), f'md5:{md5}', _svhn_sizes[p], packed=False)
+            for p in parts
+            for url,_,md5 in [_svhn().split_list[p]]]
 
 def _read_svhn(at, part):
     d = _svhn()(at, split=part)
@@ -233,8 +312,12 @@ def load_svhn(
     "SVHN, cropped digits; the test part is held out."
     parts = ('train', *['extra']*extra, 'test')
     table = {_svhn().split_list[p][1]: _svhn().split_list[p][2] for p in parts}
-    at = locate_set('svhn', tuple(table), layout=f"{', '.join(table)} (format 2, cropped digits)", sources=partial(_svhn_sources, parts), root=root, progress=how.get('progress', True))
-    return _load_arrays('svhn', at, table, parts, _read_svhn, classes=tuple('0123456789'), bytes_each=2485, **how)
+    at = locate_set('svhn', tuple(table),
+                    layout=f"{', '.join(table)} (format 2, cropped digits)",
+                    sources=partial(_svhn_sources, parts), root=root,
+                    progress=how.get('progress', True))
+    return _load_arrays('svhn', at, table, parts, _read_svhn,
+                        classes=tuple('0123456789'), bytes_each=2485, **how)
 
 # %% ../nbs/13_sets.ipynb #96b6a24e
 _stl_classes = tuple('airplane bird car cat deer dog horse monkey ship truck'.split())
@@ -243,8 +326,12 @@ def _stl():
     from torchvision.datasets import STL10
     return STL10
 
-def _stl_table(): return {f'{_stl().base_folder}/{f}': md5 for f,md5 in [*_stl().train_list, *_stl().test_list]}
-def _stl_sources(): return [Source((_stl().url,), f'md5:{_stl().tgz_md5}', 2_640_397_119)]    # size: tensorflow_datasets, url_checksums/stl10.txt
+def _stl_table():
+    return {f'{_stl().base_folder}/{f}': md5
+            for f,md5 in [*_stl().train_list, *_stl().test_list]}
+
+def _stl_sources(): # size: tensorflow_datasets, url_checksums/stl10.txt
+    return [Source((_stl().url,), f'md5:{_stl().tgz_md5}', 2_640_397_119)]
 
 def _read_stl(at, part):
     d = _stl()(at, split=part)
@@ -259,17 +346,22 @@ def load_stl10(
 )->Photos:
     "STL-10; the test part is held out."
     table = _stl_table()
-    at = locate_set('stl10', tuple(table), layout='stl10_binary/ with train_X.bin, train_y.bin, test_X.bin, test_y.bin and unlabeled_X.bin',
+    at = locate_set('stl10', tuple(table),
+                    layout='stl10_binary/ with train_X.bin, train_y.bin, '
+                           'test_X.bin, test_y.bin and unlabeled_X.bin',
                     sources=_stl_sources, root=root, progress=how.get('progress', True))
     parts = ('train', *['unlabeled']*unlabeled, 'test')
-    return _load_arrays('stl10', at, table, parts, _read_stl, classes=_stl_classes, bytes_each=96*96*3,
+    return _load_arrays('stl10', at, table, parts, _read_stl,
+                        classes=_stl_classes, bytes_each=96*96*3,
                         pixels=[f'{_stl().base_folder}/{p}_X.bin' for p in parts], **how)
 
 # %% ../nbs/13_sets.ipynb #fbb15b90
 _dogs_host = 'http://vision.stanford.edu/aditya86/ImageNetDogs'
 _dogs_files = [    # sizes and checksums: tensorflow_datasets, url_checksums/stanford_dogs.txt
-    Source((f'{_dogs_host}/images.tar',), 'sha256:a443fc2f9a851aa1a7b8e4fa4af94b8459fce2c9f5a2f4dd4669cf9673a4ec58', 793_579_520),
-    Source((f'{_dogs_host}/lists.tar',), 'sha256:34b47cacd9a98b5d150e084f24d29391c084c55272295ec65c85651bc35f4d6c', 481_280)]
+    Source((f'{_dogs_host}/images.tar',),
+           'sha256:a443fc2f9a851aa1a7b8e4fa4af94b8459fce2c9f5a2f4dd4669cf9673a4ec58', 793_579_520),
+    Source((f'{_dogs_host}/lists.tar',),
+           'sha256:34b47cacd9a98b5d150e084f24d29391c084c55272295ec65c85651bc35f4d6c', 481_280)]
 
 def _dogs_sources(): return _dogs_files
 
@@ -278,9 +370,13 @@ def _read_mat(path):
     from scipy.io import loadmat
     try:
         m = loadmat(path)
-        names, labels = [str(np.squeeze(x)) for x in m['file_list'].ravel()], m['labels'].ravel().astype(np.int64)-1
-        if len(names) != len(labels) or not len(names) or any(n.count('/') != 1 or '..' in n for n in names): raise ValueError('it is no list of <breed>/<photo> with a label each')
-    except Exception as e: raise InputError(f"{path} can't be read: {e}. Unpack lists.tar again.") from e
+        names, labels = ([str(np.squeeze(x)) for x in m['file_list'].ravel()],
+                         m['labels'].ravel().astype(np.int64)-1)
+        if (len(names) != len(labels) or not len(names)
+            or any(n.count('/') != 1 or '..' in n for n in names)):
+            raise ValueError('it is no list of <breed>/<photo> with a label each')
+    except Exception as e:
+        raise InputError(f"{path} can't be read: {e}. Unpack lists.tar again.") from e
     return dict(zip(names, labels))
 
 # %% ../nbs/13_sets.ipynb #92c71768
@@ -288,7 +384,9 @@ def _breeds(labels, at):
     "The folder of each label, by the lists; raises `InputError` if they disagree."
     pairs = sorted({(y, n.split('/')[0]) for n,y in labels.items()})
     if [y for y,_ in pairs] != [*range(len(pairs))] or len({f for _,f in pairs}) != len(pairs):
-        raise InputError(f"train_list.mat and test_list.mat in {at} do not give each breed one label, counted from 1: unpack lists.tar again.")
+        raise InputError(f"train_list.mat and test_list.mat in {at} "
+                         "do not give each breed one label, counted from 1: "
+                         "unpack lists.tar again.")
     return [f for _,f in pairs]
 
 # %% ../nbs/13_sets.ipynb #0f7d115d
@@ -299,11 +397,17 @@ def load_dogs(
 )->Photos:
     "Stanford Dogs, a breed a class; the official test list is held out."
     needs = 'Images', 'train_list.mat', 'test_list.mat'
-    at = locate_set('stanford_dogs', needs, layout='Images/n02085620-Chihuahua/*.jpg and so on, train_list.mat and test_list.mat (from images.tar and lists.tar)',
+    at = locate_set('stanford_dogs', needs,
+                    layout='Images/n02085620-Chihuahua/*.jpg and so on, '
+                           'train_list.mat and test_list.mat (from images.tar and lists.tar)',
                     sources=_dogs_sources, root=root, progress=how.get('progress', True))
     train, test = (_read_mat(at/f) for f in needs[1:])
-    if both := sorted({*train} & {*test}): raise InputError(f"{len(both)} photos are in both lists of {at}, such as {both[0]}: unpack lists.tar again.")
+    if both := sorted({*train} & {*test}):
+        raise InputError(f"{len(both)} photos are in both lists of {at}, such as {both[0]}: "
+                         "unpack lists.tar again.")
     known = train|test
     folders, found = _breeds(known, at), cut_files(at/'Images', [*known], **how)
     labels = np.array([known[n] for n in found['names']], dtype=np.int64)
-    return Photos(**found, labels=labels, classes=tuple(f.split('-', 1)[-1] for f in folders), held_out=np.flatnonzero(np.isin(found['names'], [*test])), source='stanford_dogs')
+    return Photos(**found, labels=labels, classes=tuple(f.split('-', 1)[-1] for f in folders),
+                  held_out=np.flatnonzero(np.isin(found['names'], [*test])),
+                  source='stanford_dogs')

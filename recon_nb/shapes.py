@@ -1,4 +1,4 @@
-"""The embedded set: ten labelled classes drawn by procedure, for the task of § 2 (see the centre third, paint the whole) without a file or a download.
+"""Ten labelled classes drawn by procedure, for the task of § 2, without a file or a download.
 
 Docs: https://recon-nb.github.io/recon_nb/shapes.html.md"""
 
@@ -28,11 +28,15 @@ def _view(size, share, turn):
     return _View(np.tile(line, size), np.repeat(-line, size), 2*share/size, lamp)
 
 # %% ../nbs/10_shapes.ipynb #4cb44f35
-def _wave(s, h): # phase and half a pixel's worth of it -> a square wave in 0..1, a sawtooth of half the period in -.5...5
+# phase and half a pixel's worth of it -> a square wave in 0..1,
+# a sawtooth of half the period in -.5...5
+def _wave(s, h):
     "Exact means of both waves over `s-h..s+h`."
     h = np.maximum(h, 1e-3)
     def integrals(s):
-        f = s-np.floor(s); g = 2*f; g = g-np.floor(g)
+        f = s-np.floor(s)
+        g = 2*f
+        g = g-np.floor(g)
         return np.minimum(f, 1-f), (g*g-g)/4
     (d1,g1), (d0,g0) = integrals(s+h), integrals(s-h)
     return .5+(d1-d0)/(4*h), (g1-g0)/(2*h)
@@ -41,15 +45,21 @@ def _relief(v, s, slope): # a view, the phase there, its slope -> mix and shade
     mix, saw = _wave(s, slope*v.px/2)
     return mix, 1+.3*saw
 
-def _edge(v, d): return np.clip(.5-d/v.px, 0, 1) # 1 where the signed distance d is negative, soft over one pixel
+# 1 where the signed distance d is negative, soft over one pixel
+def _edge(v, d): return np.clip(.5-d/v.px, 0, 1)
 
 # %% ../nbs/10_shapes.ipynb #42335e43
 def _span(u, lo, hi): return lo+(hi-lo)*next(u)
-def _pick(u, *values): return np.array(values, np.float32)[(next(u)*len(values)).astype(int) % len(values)]
+
+def _pick(u, *values):
+    return np.array(values, np.float32)[(next(u)*len(values)).astype(int) % len(values)]
 
 def _place(v, u, reach=.18, turn=1.):
-    "Coordinates with the origin moved by at most `reach` and turned by at most `turn`/2 of a circle."
-    x, y, a = v.x-_span(u, -reach, reach), v.y-_span(u, -reach, reach), np.pi*turn*_span(u, -1, 1)
+    """Coordinates with the origin moved by at most `reach`
+    and turned by at most `turn`/2 of a circle."""
+    x, y, a = (v.x-_span(u, -reach, reach),
+               v.y-_span(u, -reach, reach),
+               np.pi*turn*_span(u, -1, 1))
     return np.cos(a)*x+np.sin(a)*y, np.cos(a)*y-np.sin(a)*x
 
 def _polar(x, y): return np.sqrt(x*x+y*y)+1e-4, np.arctan2(y, x)
@@ -105,7 +115,7 @@ def _ball(v, u):
     x, y = (v.x-_span(u, -.2, .2))/big, (v.y-_span(u, -.2, .2))/big
     r2 = x*x+y*y
     z, inside = np.sqrt(np.maximum(1-r2, .02)), _edge(v, (np.sqrt(r2)-1)*big)
-    ax, ay, az = .9*np.cos(a), .9*np.sin(a), .436                        # the axis of the bands, a unit vector
+    ax, ay, az = .9*np.cos(a), .9*np.sin(a), .436    # the axis of the bands, a unit vector
     slope = f/big*np.sqrt((ax-az*x/z)**2+(ay-az*y/z)**2)
     band, _ = _wave(f*(ax*x+ay*y+az*z)+next(u), slope*v.px/2)
     lx, ly = (c/.3 for c in v.lamp)
@@ -124,24 +134,31 @@ def _horizon(v, u):
     d = np.maximum(-y, 0)+.1
     glint, swell = _wave(np.log2(d)*f, 1.4427*f/d*v.px/2)
     sea = glint*np.exp(-(x/(.8*big+.7*d))**2)
-    return np.clip(sea+(air-sea)*sky, 0, 1), 1+.25*saw*sky*(1-sun)+(.3*swell-.05)*(1-sky)
+    return (np.clip(sea+(air-sea)*sky, 0, 1),
+            1+.25*saw*sky*(1-sun)+(.3*swell-.05)*(1-sky))
 
-_SCENES = dict(stripes=_stripes, checks=_checks, waves=_waves, rings=_rings, spiral=_spiral, rays=_rays,
-               petals=_petals, frames=_frames, ball=_ball, horizon=_horizon)
+_SCENES = dict(stripes=_stripes, checks=_checks, waves=_waves,
+               rings=_rings, spiral=_spiral, rays=_rays, petals=_petals,
+               frames=_frames, ball=_ball, horizon=_horizon)
 SHAPES = tuple(_SCENES) # the class names, in label order
 
 # %% ../nbs/10_shapes.ipynb #56d00b04
 def _rgb(l, c, h): # lightness 0..1, chroma 0...3, hue in radians -> sRGB in 0..1
     "OKLCH to sRGB, with Ottosson's published matrices; colours out of range are clipped."
     a, b = c*np.cos(h), c*np.sin(h)
-    lms = np.stack([l+.3963377774*a+.2158037573*b, l-.1055613458*a-.0638541728*b, l-.0894841775*a-1.2914855480*b], -1)**3
-    rgb = np.clip(lms @ [[4.0767416621,-1.2684380046,-.0041960863], [-3.3077115913,2.6097574011,-.7034186147],
+    lms = np.stack([l+.3963377774*a+.2158037573*b,
+                    l-.1055613458*a-.0638541728*b,
+                    l-.0894841775*a-1.2914855480*b], -1)**3
+    rgb = np.clip(lms @ [[4.0767416621,-1.2684380046,-.0041960863],
+                         [-3.3077115913,2.6097574011,-.7034186147],
                          [.2309699292,-.3413193965,1.7076147010]], 0, 1)
     return np.where(rgb < .0031308, 12.92*rgb, 1.055*rgb**(1/2.4)-.055)
 
 # %% ../nbs/10_shapes.ipynb #de2f8385
-def _palette(u): # eight numbers -> four colours, n 3: the ground far from the lamp and near it, then the figure
-    hue, other = 2*np.pi*next(u), 2*np.pi*(_pick(u, .12, -.12, .36, -.36, .5, .5)+_span(u, -.03, .03))
+# eight numbers -> four colours, n 3: the ground far from the lamp and near it, then the figure
+def _palette(u):
+    hue, other = (2*np.pi*next(u),
+                  2*np.pi*(_pick(u, .12, -.12, .36, -.36, .5, .5)+_span(u, -.03, .03)))
     drift = 2*np.pi*_pick(u, -1, 1)*_span(u, .06, .14)
     dark, light = _span(u, .30, .48), _span(u, .78, .92)
     dim = _rgb(dark-.05, .095, hue), _rgb(dark+.07, .11, hue+drift)
@@ -152,29 +169,37 @@ def _palette(u): # eight numbers -> four colours, n 3: the ground far from the l
 # %% ../nbs/10_shapes.ipynb #3edc406d
 def _labels(n, seed):
     blocks = np.arange(-(-n//len(SHAPES)))
-    return np.argsort(sample_uniform(seed, 0, blocks, stream='label', k=len(SHAPES)), -1).reshape(-1)[:n].astype(np.int64)
+    return (np.argsort(sample_uniform(seed, 0, blocks, stream='label', k=len(SHAPES)), -1)
+            .reshape(-1)[:n].astype(np.int64))
 
 def _paint(out, index, scene, seed, share):
     "Draw the images `index`, all of one class, into `out`."
-    size, numbers = out.shape[1], sample_uniform(seed, 0, index, stream='scene', k=24).astype(np.float32).T
+    size, numbers = (
+        out.shape[1],
+        sample_uniform(seed, 0, index, stream='scene', k=24).astype(np.float32).T)
     turn, colours, u = numbers[0][:,None], iter(numbers[1:9]), iter(numbers[9:,:,None])
     v = _view(size, share, turn)
     mix, shade = scene(v, u)
     shade = shade*(.48+.66*np.exp(-((v.x-v.lamp[0])**2+(v.y-v.lamp[1])**2)/.9))
     t = .5+1.4*(v.lamp[0]*v.x+v.lamp[1]*v.y)
     a, b, c, d = _palette(colours)
-    weights = np.stack([a, b-a, c-a, d-c-b+a], -1).astype(np.float32)*255        # n 3 4
-    rgb = weights @ np.stack([shade, shade*t, shade*mix, shade*t*mix], 1)         # n 3 size*size
-    out[index] = (np.clip(rgb, 0, 255, out=rgb)+.5).astype(np.uint8).transpose(0,2,1).reshape(-1, size, size, 3)
+    weights = np.stack([a, b-a, c-a, d-c-b+a], -1).astype(np.float32)*255    # n 3 4
+    rgb = weights @ np.stack([shade, shade*t, shade*mix, shade*t*mix], 1)    # n 3 size*size
+    out[index] = ((np.clip(rgb, 0, 255, out=rgb)+.5).astype(np.uint8)
+                  .transpose(0,2,1).reshape(-1, size, size, 3))
 
 # %% ../nbs/10_shapes.ipynb #87a540bb
 def _check_call(n, size, share, seed):
     is_int = lambda x: isinstance(x, (int, np.integer)) and not isinstance(x, bool)
     for name,value,ok,accepted in (
-        ('n', n, is_int(n) and n > 0, "a whole number from 1; say how many images to draw"),
-        ('size', size, is_int(size) and size > 0, "a whole number of pixels from 1, such as 64"),
-        ('share', share, isinstance(share, (int, float, np.number)) and 0 < share <= 1, "above 0 and up to 1; 1 shows the whole, 1/3 the centre third"),
-        ('seed', seed, is_int(seed), "a whole number; give the train and the held-out set different ones")):
+        ('n', n, is_int(n) and n > 0,
+         "a whole number from 1; say how many images to draw"),
+        ('size', size, is_int(size) and size > 0,
+         "a whole number of pixels from 1, such as 64"),
+        ('share', share, isinstance(share, (int, float, np.number)) and 0 < share <= 1,
+         "above 0 and up to 1; 1 shows the whole, 1/3 the centre third"),
+        ('seed', seed, is_int(seed),
+         "a whole number; give the train and the held-out set different ones")):
         if not ok: raise InputError(f"draw_shapes got {name}={value!r}. Accepted: {accepted}.")
 
 # %% ../nbs/10_shapes.ipynb #fccdfc05
@@ -182,16 +207,22 @@ def draw_shapes(
     n:int, # how many images, at least 1
     *,
     size:int=64, # side in pixels, at least 1
-    share:float=1., # visible share of the side, centred, in (0, 1]: 1 is the paper's `I_r`, 1/3 its `I_in`
-    seed:int=0, # image i depends on the seed and i alone; give the train and the held-out set different seeds
-)->tuple[np.ndarray, np.ndarray]: # images uint8 `(n, size, size, 3)`, labels int64 `(n,)`: indices into `SHAPES`
+    # visible share of the side, centred, in (0, 1]: 1 is the paper's `I_r`, 1/3 its `I_in`
+    share:float=1.,
+    # image i depends on the seed and i alone; give the train and the held-out set different seeds
+    seed:int=0,
+# images uint8 `(n, size, size, 3)`, labels int64 `(n,)`: indices into `SHAPES`
+)->tuple[np.ndarray, np.ndarray]:
     "Draw `n` labelled images. The same seed with another `share` or `size` shows the same scenes."
     _check_call(n, size, share, seed)
-    labels, out, step = _labels(n, seed), np.empty((n, size, size, 3), np.uint8), max(1, 2**17//size**2)
+    labels, out, step = (_labels(n, seed),
+                         np.empty((n, size, size, 3), np.uint8),
+                         max(1, 2**17//size**2))
     jobs = []
     for c,scene in enumerate(_SCENES.values()):
         index = np.flatnonzero(labels == c)
         jobs += [(index[k:k+step], scene) for k in range(0, len(index), step)]
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        for job in [pool.submit(_paint, out, *job, seed, float(share)) for job in jobs]: job.result()
+        for job in [pool.submit(_paint, out, *job, seed, float(share)) for job in jobs]:
+            job.result()
     return out, labels

@@ -22,10 +22,12 @@ def image_grid(
     fill:int=255, # the grey level between photos
 )->np.ndarray: # (H, W, 3) bytes
     "Photos side by side, in one array."
-    if isinstance(rows, np.ndarray): rows = [rows[i:i+(cols or len(rows))] for i in range(0, len(rows), cols or len(rows))]
+    if isinstance(rows, np.ndarray):
+        rows = [rows[i:i+(cols or len(rows))] for i in range(0, len(rows), cols or len(rows))]
     shapes = {r.shape[1:] for r in rows if len(r)}
     if len(shapes) != 1 or any(r.dtype != np.uint8 for r in rows):
-        raise InputError(f"image_grid was given {[f'{r.dtype}{r.shape}' for r in rows]}; every row must be uint8 photos (n, h, w, 3) of one size.")
+        raise InputError(f"image_grid was given {[f'{r.dtype}{r.shape}' for r in rows]}; "
+                         "every row must be uint8 photos (n, h, w, 3) of one size.")
     (h,w,c), n = shapes.pop(), max(len(r) for r in rows)
     out = np.full((len(rows)*(h+pad)-pad, n*(w+pad)-pad, c), fill, dtype=np.uint8)
     for i,r in enumerate(rows):
@@ -45,13 +47,18 @@ def show_grid(
 ):
     "Draw a grid of photos; returns the matplotlib `Axes`."
     from matplotlib import pyplot as plt
-    if ax is None: _,ax = plt.subplots(figsize=(inches*grid.shape[1]/size, inches*grid.shape[0]/size), layout='constrained')
+    if ax is None:
+        _,ax = plt.subplots(figsize=(inches*grid.shape[1]/size, inches*grid.shape[0]/size),
+                            layout='constrained')
     ax.imshow(grid, interpolation='nearest')
     ax.set(xticks=[], yticks=[], title=title)
     ax.spines[:].set_visible(False)
-    if titles is not None: ax.set_yticks([i*(size+pad)+size/2 for i in range(len(titles))], titles); ax.tick_params(length=0)
+    if titles is not None:
+        ax.set_yticks([i*(size+pad)+size/2 for i in range(len(titles))], titles)
+        ax.tick_params(length=0)
     return ax
 
+# %% ../nbs/01_show.ipynb #38e70d02
 def show_images(
     rows, # as for `image_grid`
     *,

@@ -1,4 +1,4 @@
-"""From records to a table and a curve: what an arm reaches, and how far it is from scratch, with the luck of the seeds counted once (§3.5, Table 3).
+"""Records as a table and a curve: what an arm reaches, how far from scratch (§3.5, Table 3).
 
 Docs: https://recon-nb.github.io/recon_nb/tables.html.md"""
 
@@ -28,7 +28,8 @@ def interval(
 
 # %% ../nbs/63_tables.ipynb #1d86ddd0
 def crossed_interval(
-    d, # differences (P, S): a row for each pretraining, a column for each probe seed; both at least 2
+    # differences (P, S): a row for each pretraining, a column for each probe seed; both at least 2
+    d,
     *,
     level:float=0.95, # how often such an interval shall hold the truth
 )->tuple: # (mean, low, high)
@@ -36,7 +37,9 @@ def crossed_interval(
     d = np.asarray(d, dtype=float)
     (P,S), m = d.shape, d.mean()
     rows, cols = d.mean(1, keepdims=True), d.mean(0, keepdims=True)
-    ms = [S*((rows-m)**2).sum()/(P-1), P*((cols-m)**2).sum()/(S-1), ((d-rows-cols+m)**2).sum()/((P-1)*(S-1))]
+    ms = [S*((rows-m)**2).sum()/(P-1),
+          P*((cols-m)**2).sum()/(S-1),
+          ((d-rows-cols+m)**2).sum()/((P-1)*(S-1))]
     total = max(ms[0]+ms[1]-ms[2], ms[0], ms[1])
     df = total**2/(ms[0]**2/(P-1) + ms[1]**2/(S-1) + ms[2]**2/((P-1)*(S-1))) if total else 1.
     half = stats.t.ppf((1+level)/2, max(df, 1.))*(total/(P*S))**0.5
@@ -46,56 +49,86 @@ def crossed_interval(
 def _row(r):
     "A record as a row; `arm` is the table's row, `pretraining` tells encoders of one arm apart."
     job, source = r.get('job', {}), r.get('source', {})
-    arm = job.get('arm') or ', '.join(v for v in (source.get('preset'), source.get('part')) if v) or source.get('module') or r['arm']
-    kin = None if job.get('arm') or not source else json.dumps({k: v for k,v in source.items() if k not in ('run','seed')}, sort_keys=True)
-    plain = dict(pixels='raw pixels', scratch='random' if r['mode'] in FROZEN else 'scratch').get(r['arm'])
-    return dict(arm=plain or arm, mode=r['mode'], data=r['data'], labels=r['labels_per_class'] or 'all', seed=r['seed'], acc=100*r['test_accuracy'],
-                pretraining=job.get('weights') or r.get('weights') or json.dumps(source, sort_keys=True), kin=kin, run=source.get('run'), born=source.get('seed'),
-                draw=r.get('subset') or (r['seed'] if r['labels_per_class'] else 'all'), per_class=r['n_train']/r['classes'], chance=100*r['chance'],
-                n_test=r['n_test'], size=r['size'], settings=json.dumps(job.get('settings', _settings(r) if r['mode'] not in FROZEN else None), sort_keys=True))
+    arm = (job.get('arm')
+           or ', '.join(v for v in (source.get('preset'), source.get('part')) if v)
+           or source.get('module') or r['arm'])
+    kin = None if job.get('arm') or not source else json.dumps(
+        {k: v for k,v in source.items() if k not in ('run','seed')}, sort_keys=True)
+    plain = dict(pixels='raw pixels',
+                 scratch='random' if r['mode'] in FROZEN else 'scratch').get(r['arm'])
+    return dict(
+        arm=plain or arm, mode=r['mode'], data=r['data'], labels=r['labels_per_class'] or 'all',
+        seed=r['seed'], acc=100*r['test_accuracy'],
+        pretraining=job.get('weights') or r.get('weights') or json.dumps(source, sort_keys=True),
+        kin=kin, run=source.get('run'), born=source.get('seed'),
+        draw=r.get('subset') or (r['seed'] if r['labels_per_class'] else 'all'),
+        per_class=r['n_train']/r['classes'], chance=100*r['chance'],
+        n_test=r['n_test'], size=r['size'],
+        settings=json.dumps(
+            job.get('settings', _settings(r) if r['mode'] not in FROZEN else None),
+            sort_keys=True))
 
 def _settings(r): # what was searched is a finding
-    return {k: v for k,v in (r.get('config') or {}).items() if not r.get('selected') or k not in ('lr','layer_decay','head_first')}
+    return {k: v for k,v in (r.get('config') or {}).items()
+            if not r.get('selected') or k not in ('lr','layer_decay','head_first')}
 
 # %% ../nbs/63_tables.ipynb #4587ee81
 def _agree(rows, by, what, say):
     for key,g in rows.groupby(by, sort=False):
-        if g[what].nunique() > 1: raise InputError(f"{' / '.join(map(str, key))} comes with {what} {' and '.join(map(str, g[what].unique()[:3]))}: {say}")
+        if g[what].nunique() > 1:
+            raise InputError(
+                f"{' / '.join(map(str, key))} comes with {what} "
+                f"{' and '.join(map(str, g[what].unique()[:3]))}: {say}")
 
 def _apart(rows):
-    "Encoders that are not one pretraining, repeated with other seeds, get a row each. (`compare` is told which belong together.)"
+    """Encoders that are not one pretraining, repeated with other seeds, get a row each.
+    (`compare` is told which belong together.)"""
     for arm,g in rows[rows.kin.notna()].groupby('arm'):
         each = g.drop_duplicates('pretraining')
-        if each.kin.nunique() > 1 or each.born.duplicated().any(): rows.loc[g.index, 'arm'] = arm + ', ' + (g.run if each.run.notna().all() and each.run.is_unique else g.pretraining)
+        if each.kin.nunique() > 1 or each.born.duplicated().any():
+            rows.loc[g.index, 'arm'] = arm + ', ' + (
+                g.run if each.run.notna().all() and each.run.is_unique else g.pretraining)
     return rows
 
 # %% ../nbs/63_tables.ipynb #0e431e30
 def tidy(
-    records, # dicts, as `compare` writes them or `ProbeResult.records()` gives them; those of another kind are left out
+    # dicts, as `compare` writes them or `ProbeResult.records()` gives them;
+    # those of another kind are left out
+    records,
 )->pd.DataFrame: # a row a run; `acc` and `chance` in per cent
     "Records as rows. Raises `InputError` if they don't belong into one table."
     try: rows = pd.DataFrame([_row(r) for r in records if r.get('kind', 'probe') == 'probe'])
-    except KeyError as e: raise InputError(f"a record has no {e}: this is no record of a probe. Give files that `compare` or `recon-probe --out` wrote.") from None
-    if not len(rows): raise InputError("there is no record of a probe. Run `compare`, or give the file that it wrote.")
+    except KeyError as e:
+        raise InputError(
+            f"a record has no {e}: this is no record of a probe. "
+            "Give files that `compare` or `recon-probe --out` wrote.") from None
+    if not len(rows):
+        raise InputError("there is no record of a probe. "
+                         "Run `compare`, or give the file that it wrote.")
     rows = _apart(rows)
-    for what in ('size','n_test'): _agree(rows, ['data'], what, 'give each its own name, or keep them in tables of their own.')
-    _agree(rows, ['arm','mode','data','labels'], 'settings', 'these runs were trained in different ways; keep them in tables of their own.')
+    for what in ('size','n_test'):
+        _agree(rows, ['data'], what, 'give each its own name, or keep them in tables of their own.')
+    _agree(rows, ['arm','mode','data','labels'], 'settings',
+           'these runs were trained in different ways; keep them in tables of their own.')
     controls = rows[rows.arm.isin(['scratch','random','raw pixels']) & (rows.pretraining != '{}')]
-    _agree(controls, ['arm','mode','data','labels'], 'pretraining', 'two architectures under one name; keep them in tables of their own.')
+    _agree(controls, ['arm','mode','data','labels'], 'pretraining',
+           'two architectures under one name; keep them in tables of their own.')
     same = ['arm','mode','data','labels','pretraining','seed']
     _agree(rows, same, 'acc', 'two records of the same run disagree.')
     return rows.drop_duplicates(same, ignore_index=True)
 
 # %% ../nbs/63_tables.ipynb #55bca535
 def _pair(arm, ref):
-    "Differences: a row for each pretraining, a column for each seed that the reference has, too; nan where one is missing."
+    """Differences: a row for each pretraining, a column for each seed
+    that the reference has, too; nan where one is missing."""
     d = arm.pivot(index='pretraining', columns='seed', values='acc')
     base = ref.groupby('seed')['acc'].mean().reindex(d.columns)
     return d.sub(base, axis=1).dropna(axis=1, how='all').dropna(how='all')
 
 def _wide(d, level):
     "The interval that counts the reference's luck as well; nan where it can't be known."
-    if len(d) == 1 or not (d.notna().sum() > 1).any(): return interval((x := d.to_numpy())[~np.isnan(x)], level=level)[1:]     # each run has a reference of its own
+    if len(d) == 1 or not (d.notna().sum() > 1).any(): # each run has a reference of its own
+        return interval((x := d.to_numpy())[~np.isnan(x)], level=level)[1:]
     full = d.dropna(axis=1)
     return crossed_interval(full, level=level)[1:] if full.shape[1] > 1 else (np.nan, np.nan)
 
@@ -108,52 +141,73 @@ def _welch(diff, parts, level):
     return diff-half, diff+half
 
 def _independent(arm, ref, level):
-    "Two arms, each with pretrainings of its own that all met the same seeds: the luck of both counts."
+    """Two arms, each with pretrainings of its own that all met the same seeds:
+    the luck of both counts."""
     a, b = (x.pivot(index='pretraining', columns='seed', values='acc') for x in (arm, ref))
     seeds = a.columns.intersection(b.columns)
     a, b = (x[seeds].dropna(how='all') for x in (a, b))
-    parts, by_seed = [(m.var()/len(m), len(m)-1) for m in (a.mean(axis=1), b.mean(axis=1)) if len(m) > 1], a.mean()-b.mean()
+    parts, by_seed = (
+        [(m.var()/len(m), len(m)-1) for m in (a.mean(axis=1), b.mean(axis=1)) if len(m) > 1],
+        a.mean()-b.mean())
     diff = a.mean(axis=1).mean() - b.mean(axis=1).mean()
-    both = _welch(diff, [*parts, (by_seed.var()/len(seeds), len(seeds)-1)], level) if len(seeds) > 1 else (np.nan, np.nan)
-    return dict(zip(('diff','low','high','low_both','high_both'), (diff, *_welch(diff, parts, level), *both)), n_diff=len(a), over='pretrainings')
+    both = (_welch(diff, [*parts, (by_seed.var()/len(seeds), len(seeds)-1)], level)
+            if len(seeds) > 1 else (np.nan, np.nan))
+    return dict(zip(('diff','low','high','low_both','high_both'),
+                    (diff, *_welch(diff, parts, level), *both)),
+                n_diff=len(a), over='pretrainings')
 
 # %% ../nbs/63_tables.ipynb #ad6f4a05
 def _difference(arm, ref, level):
     ref = ref[ref.seed.isin(arm.seed)]
     if ref.empty: return {}
-    if ref.groupby('seed')['pretraining'].nunique().max() > 1: return _independent(arm, ref, level)
+    if ref.groupby('seed')['pretraining'].nunique().max() > 1:
+        return _independent(arm, ref, level)
     d = _pair(arm, ref)
     if d.empty: return {}
     over = d.iloc[0].dropna() if len(d) == 1 else d.mean(axis=1)
     wide = _wide(d, level)
-    return dict(zip(('diff','low','high','low_both','high_both'), (*interval(over, level=level), *wide)), n_diff=len(over), over='probe seeds' if len(d) == 1 else 'pretrainings')
+    return dict(zip(('diff','low','high','low_both','high_both'),
+                    (*interval(over, level=level), *wide)),
+                n_diff=len(over), over='probe seeds' if len(d) == 1 else 'pretrainings')
 
 # %% ../nbs/63_tables.ipynb #5b30a052
+# long: one loop over the cells of a table
 def summarize(
     records, # as for `tidy`
     *,
-    against:str='scratch', # the arm to take differences from; in frozen modes scratch is the random encoder
+    # the arm to take differences from; in frozen modes scratch is the random encoder
+    against:str='scratch',
     level:float=0.95, # of the intervals
 )->pd.DataFrame: # a row for each arm, mode, set and number of labels, in per cent
-    "Mean, standard deviation, and the paired difference from a reference, for every cell of a table."
+    """Mean, standard deviation, and the paired difference from a reference,
+    for every cell of a table."""
     rows, out = tidy(records), []
     check_name(against, ['scratch', *rows.arm.unique()], 'arm to compare with')
     for (mode,data,labels,arm),g in rows.groupby(['mode','data','labels','arm'], sort=False):
         ref = 'random' if against == 'scratch' and mode in FROZEN else against
         cell = rows[(rows['mode'] == mode) & (rows.data == data) & (rows.labels == labels)]
         means, seeds = (by := g.groupby('pretraining', sort=False))['acc'].mean(), by.size()
-        if mode in FROZEN and (by[['acc','draw']].nunique() == 1).all(axis=None): seeds[:] = 1      # the same labels each time, and nothing else varies: one run
+        if mode in FROZEN and (by[['acc','draw']].nunique() == 1).all(axis=None):
+            seeds[:] = 1 # the same labels each time, and nothing else varies: one run
         x = g.acc[:seeds.iloc[0]] if len(means) == 1 else means
-        n = str(len(x)) if len(means) == 1 else f'{len(means)}x{seeds.min()}' + (f'-{seeds.max()}' if seeds.max() > seeds.min() else '')
-        out.append(dict(mode=mode, data=data, labels=labels, arm=arm, mean=x.mean(), std=x.std(), n=n, chance=g.chance.max(), per_class=g.per_class.iloc[0],
-                        **(_difference(g, cell[cell.arm == ref], level) if arm != ref else {})))
-    columns = 'mode data labels arm mean std n chance per_class diff low high low_both high_both n_diff over'.split()
+        n = str(len(x)) if len(means) == 1 else (
+            f'{len(means)}x{seeds.min()}'
+            + (f'-{seeds.max()}' if seeds.max() > seeds.min() else ''))
+        out.append(dict(
+            mode=mode, data=data, labels=labels, arm=arm,
+            mean=x.mean(), std=x.std(), n=n,
+            chance=g.chance.max(), per_class=g.per_class.iloc[0],
+            **(_difference(g, cell[cell.arm == ref], level) if arm != ref else {})))
+    columns = ('mode data labels arm mean std n chance per_class '
+               'diff low high low_both high_both n_diff over').split()
     return pd.DataFrame(out, columns=columns)
 
 # %% ../nbs/63_tables.ipynb #c3b48af9
 def _text(c, diff=False):
     "A cell in words."
-    if not diff: return f"{c['mean']:.1f} ({c['n']})" if np.isnan(c['std']) else f"{c['mean']:.1f} ± {c['std']:.1f} ({c['n']})"
+    if not diff:
+        return (f"{c['mean']:.1f} ({c['n']})" if np.isnan(c['std']) else
+                f"{c['mean']:.1f} ± {c['std']:.1f} ({c['n']})")
     if np.isnan(c['diff']): return '-'
     if np.isnan(c['low']): return f"{c['diff']:+.1f}"
     star = ' *' if c['low']*c['high'] > 0 and c['low_both']*c['high_both'] > 0 else ''
@@ -161,12 +215,14 @@ def _text(c, diff=False):
 
 def _controls(mode): # (row's name, arm, mode to take it from)
     own = mode in FROZEN
-    return [('raw pixels (linear)', 'raw pixels', 'linear'), ('random' if own else 'random (linear)', 'random', mode if own else 'linear'),
+    return [('raw pixels (linear)', 'raw pixels', 'linear'),
+            ('random' if own else 'random (linear)', 'random', mode if own else 'linear'),
             ('scratch (finetune)' if own else 'scratch', 'scratch', 'finetune' if own else mode)]
 
 def _many(labels): return sorted(set(labels), key=lambda k: (k == 'all', k if k != 'all' else 0))
 
 # %% ../nbs/63_tables.ipynb #58e2af52
+# long: a table, its rows a kind at a time
 def table(
     records, # as for `tidy`
     mode:str='finetune', # which way of probing
@@ -177,19 +233,24 @@ def table(
     against:str='scratch', # the arm to take differences from
     level:float=0.95, # of the intervals
 )->pd.DataFrame: # of text; '-' where nothing was run
-    "Accuracy in per cent, mean ± standard deviation (runs), and below it the paired difference with its interval."
+    """Accuracy in per cent, mean ± standard deviation (runs),
+    and below it the paired difference with its interval."""
     s = summarize(records, against=against, level=level)
     check_name(mode, s['mode'].unique(), 'mode of these records')
-    here, ref = s[s['mode'] == mode], 'random' if against == 'scratch' and mode in FROZEN else against
+    here, ref = (s[s['mode'] == mode],
+                 'random' if against == 'scratch' and mode in FROZEN else against)
     sets = list(sets or here.data.unique())
     labels = [k or 'all' for k in labels] if labels else _many(here.labels)
-    own = [a for a in arms or s.arm.unique() if a not in ('raw pixels','random','scratch')] + ['raw pixels']*(mode != 'linear' and 'raw pixels' in here.arm.values)
+    own = ([a for a in arms or s.arm.unique() if a not in ('raw pixels','random','scratch')]
+           + ['raw pixels']*(mode != 'linear' and 'raw pixels' in here.arm.values))
     cells = {(c['mode'],c['arm'],c['data'],c['labels']): c for c in s.to_dict('records')}
-    get = lambda m, arm, col, diff=False: _text(cells[(m,arm,*col)], diff) if (m,arm,*col) in cells else '-'
+    get = lambda m, arm, col, diff=False: (
+        _text(cells[(m,arm,*col)], diff) if (m,arm,*col) in cells else '-')
     cols = pd.MultiIndex.from_product([sets, labels], names=['set','labels a class'])
     chance = s.groupby('data').chance.max()
     rows = {'chance': [f'{chance[d]:.1f}' if d in chance else '-' for d,_ in cols]}
-    rows |= {name: [get(m, arm, c) for c in cols] for name,arm,m in _controls(mode)} | {a: [get(mode, a, c) for c in cols] for a in own}
+    rows |= ({name: [get(m, arm, c) for c in cols] for name,arm,m in _controls(mode)}
+             | {a: [get(mode, a, c) for c in cols] for a in own})
     rows |= {f'{a} - {ref}': [get(mode, a, c, True) for c in cols] for a in own if a != ref}
     return pd.DataFrame.from_dict(rows, orient='index', columns=cols)
 
@@ -207,7 +268,8 @@ def to_markdown(
 # %% ../nbs/63_tables.ipynb #5324adb2
 _colors = '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9'
 _dashes = '-', '--', '-.', (0, (5,1,1,1,1,1))
-_plain = {'scratch': dict(color='black'), 'random': dict(color='black', ls='--'), 'raw pixels': dict(color='#777777', ls=':')}
+_plain = {'scratch': dict(color='black'), 'random': dict(color='black', ls='--'),
+          'raw pixels': dict(color='#777777', ls=':')}
 
 def _spread(y, *, gap):
     "Heights of labels, moved apart to `gap` at least, their order and their middle kept."
@@ -215,10 +277,13 @@ def _spread(y, *, gap):
     out = np.array(y, dtype=float)[order]
     for _ in range(200):
         for i in range(len(out)-1):
-            if (lack := gap-(out[i+1]-out[i])) > 1e-9: out[i] -= lack/2; out[i+1] += lack/2
+            if (lack := gap-(out[i+1]-out[i])) > 1e-9:
+                out[i] -= lack/2
+                out[i+1] += lack/2
     return out[np.argsort(order, kind='stable')]
 
 # %% ../nbs/63_tables.ipynb #98f076df
+# long: one picture, from the records to the names of its lines
 def label_curve(
     records, # as for `tidy`
     mode:str='finetune', # which way of probing
@@ -229,10 +294,16 @@ def label_curve(
     "Accuracy against labels a class, a line for each arm, with chance and raw pixels."
     s = summarize(records)
     check_name(mode, s['mode'].unique(), 'mode of these records')
-    data = check_name(data or (s.data.iloc[0] if s.data.nunique() == 1 else data), s.data.unique(), 'set of these records')
-    s = s[(s.data == data) & ((s['mode'] == mode) | (s['mode'] == 'linear') & (s.arm == 'raw pixels'))].sort_values('per_class', kind='stable')
-    s = s[(s.arm != 'raw pixels') | (s['mode'] == ('linear' if 'linear' in s['mode'].values else mode))].drop_duplicates(['arm','per_class'])
-    if mode != 'linear': s.loc[(s.arm == 'raw pixels') & (s['mode'] == 'linear'), 'arm'] = 'raw pixels (linear)'
+    data = check_name(data or (s.data.iloc[0] if s.data.nunique() == 1 else data),
+                      s.data.unique(), 'set of these records')
+    s = s[(s.data == data)
+          & ((s['mode'] == mode) | (s['mode'] == 'linear') & (s.arm == 'raw pixels'))
+         ].sort_values('per_class', kind='stable')
+    s = s[(s.arm != 'raw pixels')
+          | (s['mode'] == ('linear' if 'linear' in s['mode'].values else mode))
+         ].drop_duplicates(['arm','per_class'])
+    if mode != 'linear':
+        s.loc[(s.arm == 'raw pixels') & (s['mode'] == 'linear'), 'arm'] = 'raw pixels (linear)'
     if ax is None:
         from matplotlib import pyplot as plt
         _,ax = plt.subplots(figsize=(6,3.6), dpi=90, layout='constrained')
@@ -245,9 +316,11 @@ def label_curve(
 # %% ../nbs/63_tables.ipynb #c9e7ca4a
 def _line(ax, arm, g, i):
     "One arm's line and band; returns its name, its height at the end, its colour."
-    look = {'color': _colors[i % len(_colors)], 'ls': _dashes[i % len(_dashes)], **_plain.get(arm.removesuffix(' (linear)'), {})}
+    look = {'color': _colors[i % len(_colors)], 'ls': _dashes[i % len(_dashes)],
+            **_plain.get(arm.removesuffix(' (linear)'), {})}
     ax.plot(g.per_class, g['mean'], marker='o', ms=3.5, lw=1.6, **look)
-    ax.fill_between(g.per_class, g['mean']-g['std'].fillna(0), g['mean']+g['std'].fillna(0), color=look['color'], alpha=.18, lw=0)
+    ax.fill_between(g.per_class, g['mean']-g['std'].fillna(0), g['mean']+g['std'].fillna(0),
+                    color=look['color'], alpha=.18, lw=0)
     return arm, g.per_class.iloc[-1], g['mean'].iloc[-1], look['color']
 
 def _name_lines(ax, ends, chance):
@@ -257,14 +330,20 @@ def _name_lines(ax, ends, chance):
     ax.set_ylim(low-.04*(high-low), high)
     heights = _spread([*(y for _,_,y,_ in ends), chance], gap=.065*(high-low))
     for (name,x,y,color),at in zip(ends, heights):
-        ax.annotate(name, (x,y), (1.04,at), textcoords=ax.get_yaxis_transform(), color=color, va='center', fontsize=9, arrowprops=dict(arrowstyle='-', ls=':', lw=.8, color=color, shrinkA=1, shrinkB=3))
-    ax.annotate('chance', (1.04,heights[-1]), xycoords=ax.get_yaxis_transform(), color='#777777', va='center', fontsize=9)
+        ax.annotate(name, (x,y), (1.04,at), textcoords=ax.get_yaxis_transform(),
+                    color=color, va='center', fontsize=9,
+                    arrowprops=dict(arrowstyle='-', ls=':', lw=.8, color=color,
+                                    shrinkA=1, shrinkB=3))
+    ax.annotate('chance', (1.04,heights[-1]), xycoords=ax.get_yaxis_transform(),
+                color='#777777', va='center', fontsize=9)
 
 # %% ../nbs/63_tables.ipynb #f3fc28aa
 def _label_axes(ax, s, title):
     ticks = s.drop_duplicates('per_class')
     ax.set_xscale('log')
-    ax.set_xticks(ticks.per_class, [f'all\n({p:,.0f})' if l == 'all' else f'{l}' for l,p in zip(ticks.labels, ticks.per_class)])
+    ax.set_xticks(ticks.per_class, [f'all\n({p:,.0f})' if l == 'all' else f'{l}'
+                                    for l,p in zip(ticks.labels, ticks.per_class)])
     ax.minorticks_off()
     ax.set(xlabel='labels a class', ylabel='test accuracy, %', title=title)
-    ax.spines[['top','right']].set_visible(False); ax.grid(axis='y', alpha=.25)
+    ax.spines[['top','right']].set_visible(False)
+    ax.grid(axis='y', alpha=.25)

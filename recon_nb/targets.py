@@ -1,4 +1,4 @@
-"""What must be predicted of a photo: its pixels, as in the paper (§2), its patches without their light, the directions of its edges, or pixels and edges together.
+"""What must be predicted of a photo: its pixels (§2), its patches, its edges, or pixels and edges.
 
 Docs: https://recon-nb.github.io/recon_nb/targets.html.md"""
 
@@ -26,10 +26,11 @@ class PixelTarget:
 class PatchTarget:
     "The pixels of 8 x 8 patches, each patch with mean 0 and spread 1 (MAE)."
     channels, stride, picture = 3, 1, 0
-    side, floor = 8, 1e-3              # patches along a side of the picture; added to the variance
+    side, floor = 8, 1e-3 # patches along a side of the picture; added to the variance
 
     def __call__(self, i_r:Images)->Images:
-        x = i_r.unflatten(3, (self.side,-1)).unflatten(2, (self.side,-1))               # b c rows y columns x
+        # b c rows y columns x
+        x = i_r.unflatten(3, (self.side,-1)).unflatten(2, (self.side,-1))
         mean, var = x.mean((1,3,5), keepdim=True), x.var((1,3,5), keepdim=True, correction=0)
         return ((x-mean)/(var+self.floor).sqrt()).flatten(4).flatten(2, 3)
 
@@ -38,24 +39,35 @@ def oriented_gradients(
     i_r:Images, # photos
     *,
     directions:int=8, # over half a circle
-)->Float[Tensor, 'b k h w']: # the length of the gradient at each pixel, shared by the two nearest directions
+# the length of the gradient at each pixel, shared by the two nearest directions
+)->Float[Tensor, 'b k h w']:
     "How much edge runs in which direction, for every pixel."
     g = F.pad(i_r.mean(1, keepdim=True), (1,1,1,1), mode='replicate')
     gx, gy = g[:,:,1:-1,2:] - g[:,:,1:-1,:-2], g[:,:,2:,1:-1] - g[:,:,:-2,1:-1]
-    away = (torch.atan2(gy, gx) - torch.arange(directions, device=g.device).view(1,-1,1,1)*math.pi/directions) % math.pi
-    return (gx.square() + gy.square()).sqrt() * (1 - torch.minimum(away, math.pi-away)*directions/math.pi).clamp_min(0)
+    away = (torch.atan2(gy, gx)
+        - torch.arange(directions, device=g.device).view(1,-1,1,1)*math.pi/directions) % math.pi
+    return (gx.square() + gy.square()).sqrt() * (
+        1 - torch.minimum(away, math.pi-away)*directions/math.pi).clamp_min(0)
 
+# %% ../nbs/19_targets.ipynb #198aabb9
 class GradientTarget:
-    "Histograms of oriented gradients: eight directions, cells of 2 x 2 pixels, normalised over 3 x 3 cells."
+    """Histograms of oriented gradients:
+    eight directions, cells of 2 x 2 pixels, normalised over 3 x 3 cells."""
     channels, stride, picture = 8, 2, 0
     floor = 0.02 # of the length that a cell is divided by: fainter gradients count less
 
-    def histogram(self, pixels:Float[Tensor, 'b k h w'], cell:int)->Float[Tensor, 'b k hc wc']: # of `oriented_gradients`
+    def histogram(self,
+        pixels:Float[Tensor, 'b k h w'],
+        cell:int,
+    )->Float[Tensor, 'b k hc wc']: # of `oriented_gradients`
         h = F.avg_pool2d(pixels, cell)
-        around = F.avg_pool2d(F.pad(h.square().sum(1, keepdim=True), (1,1,1,1), mode='replicate'), 3, stride=1).sqrt()
+        around = F.avg_pool2d(
+            F.pad(h.square().sum(1, keepdim=True), (1,1,1,1), mode='replicate'),
+            3, stride=1).sqrt()
         return h/(around + self.floor)
 
-    def __call__(self, i_r:Images)->Float[Tensor, 'b 8 h2 w2']: return self.histogram(oriented_gradients(i_r), self.stride)
+    def __call__(self, i_r:Images)->Float[Tensor, 'b 8 h2 w2']:
+        return self.histogram(oriented_gradients(i_r), self.stride)
 
 # %% ../nbs/19_targets.ipynb #f3fc3c4f
 class TwoScaleTarget(GradientTarget):
@@ -66,7 +78,11 @@ class TwoScaleTarget(GradientTarget):
         fine, coarse = self.histogram(pixels, 2), self.histogram(pixels, 4)
         return torch.cat([fine, F.interpolate(coarse, scale_factor=2)], 1)
 
-TARGETS = {'pixels': PixelTarget, 'normalised-patches': PatchTarget, 'gradients': GradientTarget, 'gradients-two-scales': TwoScaleTarget}
+TARGETS = {
+    'pixels': PixelTarget,
+    'normalised-patches': PatchTarget,
+    'gradients': GradientTarget,
+    'gradients-two-scales': TwoScaleTarget}
 
 # %% ../nbs/19_targets.ipynb #b69b1921
 class PixelGradientTarget(TwoScaleTarget):

@@ -1,4 +1,4 @@
-"""A second round: an encoder that has learned from edges gives each photo a code, and the next one must find that code from a photo with holes. The paper stops after one round.
+"""A second round: an encoder trained on edges gives photos codes, and the next one must find them.
 
 Docs: https://recon-nb.github.io/recon_nb/teacher.html.md"""
 
@@ -42,10 +42,13 @@ class Teacher(nn.Module):
         f = self.enc.features(x.contiguous(memory_format=torch.channels_last))[-1]
         return F.normalize((f.permute(0,2,3,1)-self.mean) @ self.whiten, dim=-1)
 
-    def forward(self, x:Images)->Int[Tensor, 'b h16 w16']: # the nearest centre's number, for each place of the last stage
+    def forward(self,
+        x:Images,
+    )->Int[Tensor, 'b h16 w16']: # the nearest centre's number, for each place of the last stage
         return (self.centres.square().sum(1) - 2*self.features(x)@self.centres.T).argmin(-1)
 
 # %% ../nbs/33_teacher.ipynb #fc4bf5a7
+# long: one computation, step after step
 def fit_codebook(
     teacher:Teacher, # changed in place
     batches, # of pictures `b 3 h w`, such as the training photos'
@@ -53,17 +56,25 @@ def fit_codebook(
     seed:int=0, # of k-means
 )->Teacher: # `teacher`
     "Whitening and codes from photos. Raises `InputError` if there are too few."
-    with torch.no_grad(): x = torch.cat([teacher.enc.features(b.contiguous(memory_format=torch.channels_last))[-1].permute(0,2,3,1).flatten(0,2) for b in batches]).cpu().double()
+    with torch.no_grad():
+        x = torch.cat([
+            teacher.enc.features(b.contiguous(memory_format=torch.channels_last))[-1]
+                .permute(0,2,3,1).flatten(0,2)
+            for b in batches]).cpu().double()
     codes, dims = teacher.centres.shape
-    if len(x) < 2*codes: raise InputError(f"{len(x)} places of features are too few for {codes} codes: give more photos, {2*codes} places or more.")
+    if len(x) < 2*codes:
+        raise InputError(f"{len(x)} places of features are too few for {codes} codes: "
+            f"give more photos, {2*codes} places or more.")
     mean = x.mean(0)
     x -= mean
-    var, v = torch.linalg.eigh(x.T @ x)                                   # of channels x channels: the photos may be many
+    var, v = torch.linalg.eigh(x.T @ x) # of channels x channels: the photos may be many
     s, vt = var.flip(0).clamp_min(0).sqrt(), v.flip(1).T
-    teacher.mean.copy_(mean); teacher.whiten.copy_(vt[:dims].T / s[:dims].clamp_min(1e-6*s[0]) * len(x)**0.5)
+    teacher.mean.copy_(mean)
+    teacher.whiten.copy_(vt[:dims].T / s[:dims].clamp_min(1e-6*s[0]) * len(x)**0.5)
     z = F.normalize(x.float() @ teacher.whiten.cpu(), dim=1).numpy()
-    from sklearn.cluster import MiniBatchKMeans                           # slow to import, and needed here only
-    found = MiniBatchKMeans(codes, n_init=3, random_state=seed, batch_size=4096, max_iter=60).fit(z)
+    from sklearn.cluster import MiniBatchKMeans # slow to import, and needed here only
+    found = MiniBatchKMeans(
+        codes, n_init=3, random_state=seed, batch_size=4096, max_iter=60).fit(z)
     teacher.centres.copy_(torch.from_numpy(found.cluster_centers_))
     return teacher
 
@@ -73,8 +84,12 @@ class CodeTarget:
     channels, stride, picture = _codes, 16, 0
     everywhere, norm = True, 'ce' # asked about at seen places, too; with cross-entropy
     teacher = None # a `Teacher`, before the first call
-    def __call__(self, i_r:Images)->Float[Tensor, 'b 256 h16 w16']: # 1 for the code, 0 for the others
-        if self.teacher is None: raise InputError("target 'codes' needs a teacher: give teacher=, the folder of an earlier run.")
+    def __call__(self,
+        i_r:Images,
+    )->Float[Tensor, 'b 256 h16 w16']: # 1 for the code, 0 for the others
+        if self.teacher is None:
+            raise InputError("target 'codes' needs a teacher: "
+                "give teacher=, the folder of an earlier run.")
         return F.one_hot(self.teacher(i_r), self.channels).movedim(-1, 1).to(i_r.dtype)
 
 TARGETS['codes'] = CodeTarget

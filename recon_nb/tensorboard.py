@@ -1,4 +1,4 @@
-"""A hook that shows a run in TensorBoard while it goes on: losses, scores on held-out photos, sample grids (§2.4: 1,000 epochs are long).
+"""A hook that shows losses, held-out scores and samples in TensorBoard as a run goes on (§2.4).
 
 Docs: https://recon-nb.github.io/recon_nb/tensorboard.html.md"""
 
@@ -17,12 +17,15 @@ from .trainer import TrainState
 
 # %% ../nbs/55_tensorboard.ipynb #4f43fe31
 class TensorBoardHook:
-    "A hook for `train_gan`: losses, scores on held-out photos and sample grids, as TensorBoard reads them."
+    """A hook for `train_gan`: losses, scores on held-out photos and sample grids,
+    as TensorBoard reads them."""
     def __init__(self,
         log_dir=None, # where the event files go; `tensorboard` in the run's folder if not given
     ):
         try: from torch.utils.tensorboard import SummaryWriter
-        except ImportError: raise InputError("TensorBoardHook needs one more package: pip install 'recon_nb[tensorboard]'.") from None
+        except ImportError:
+            raise InputError("TensorBoardHook needs one more package: "
+                             "pip install 'recon_nb[tensorboard]'.") from None
         self.log_dir,self.make_writer = log_dir,SummaryWriter
 
     def __call__(self, st:TrainState):
@@ -33,11 +36,17 @@ class TensorBoardHook:
 
 # %% ../nbs/55_tensorboard.ipynb #2a523192
 @patch
-def _begin(self:TensorBoardHook, st): # a resumed run forgets the events of steps that will be made again
+def _begin(self:TensorBoardHook, st):
+    # a resumed run forgets the events of steps that will be made again
     path = self.log_dir or (st.run_dir and st.run_dir/'tensorboard')
-    if not path: raise InputError("TensorBoardHook was given no log_dir, and this training writes no run folder. Give TensorBoardHook(log_dir=...).")
+    if not path:
+        raise InputError("TensorBoardHook was given no log_dir, "
+                         "and this training writes no run folder. "
+                         "Give TensorBoardHook(log_dir=...).")
     try: self.writer = self.make_writer(str(Path(path).expanduser()), purge_step=st.step+1)
-    except OSError as e: raise InputError(f"{path} can't be written ({e.strerror or e}). Choose another log_dir.") from None
+    except OSError as e:
+        raise InputError(f"{path} can't be written ({e.strerror or e}). "
+                         "Choose another log_dir.") from None
     self.seen = st.losses
     self.writer.add_text('config', f'```json\n{st.cfg.to_json()}\n```', st.step)
 
@@ -54,7 +63,10 @@ def _write_scores(self:TensorBoardHook, st): # of the look just taken, from the 
     if not st.run_dir: return
     row = read_jsonl(st.run_dir/'metrics.jsonl')[-1]
     for k,v in row.items():
-        if k not in ('step', 'epoch', 'n') and v is not None: self.writer.add_scalar(f'held_out/{k}', v, row['step'])
+        if k not in ('step', 'epoch', 'n') and v is not None:
+            self.writer.add_scalar(f'held_out/{k}', v, row['step'])
     grid = st.run_dir/'samples'/f'epoch-{st.epoch:04d}.png'
-    if grid.exists(): self.writer.add_image('samples', np.asarray(Image.open(grid).convert('RGB')), row['step'], dataformats='HWC')
+    if grid.exists():
+        self.writer.add_image('samples', np.asarray(Image.open(grid).convert('RGB')), row['step'],
+                              dataformats='HWC')
     self.writer.flush()

@@ -23,11 +23,14 @@ from torch import nn
 
 # %% ../nbs/51_trainer.ipynb #785f5ba2
 from .augmentation import mirror,random_crop,random_light,random_negative
-from .checkpoint import load_checkpoint,pack_optimizer,save_checkpoint,save_tensors,unpack_optimizer
+from .checkpoint import (
+    load_checkpoint,pack_optimizer,save_checkpoint,save_tensors,unpack_optimizer)
 from .config import GANConfig
-from .core import InputError,append_jsonl,check_name,epoch_order,progress_bar,read_jsonl,sample_uniform,write_atomic
+from .core import (InputError,append_jsonl,check_name,epoch_order,progress_bar,
+                           read_jsonl,sample_uniform,write_atomic)
 from .photos import Photos
-from .devices import agree,check_accelerator,check_share,explain_memory,make_accelerator,mean_over,prepare
+from .devices import (
+    agree,check_accelerator,check_share,explain_memory,make_accelerator,mean_over,prepare)
 from .discriminator import Discriminator
 from .generator import Generator,ReadingGenerator
 from .losses import ADV,AdvLoss,gradient_penalty,identity_loss
@@ -62,7 +65,8 @@ class TrainState:
     why: str = '' # why the loop ended before its time: signal, max_minutes or hook
     notes: dict = field(default_factory=dict) # a hook's own numbers, for the progress line
     losses: dict = field(default_factory=dict) # of the last step read, as numbers
-    pending: list = field(default_factory=list) # (step, losses as tensors) not yet read from the device
+    # (step, losses as tensors) not yet read from the device
+    pending: list = field(default_factory=list)
 
     @property
     def bs(self): return min(self.cfg.bs, len(self.train))
@@ -73,17 +77,24 @@ class TrainState:
     @property
     def epoch(self): return self.step//self.steps_per_epoch
     @property
-    def nets(self): return [self.acc.unwrap_model(net) for net in (self.gen, self.disc)] # without what several processes wrap around them
+    def nets(self): # without what several processes wrap around them
+        return [self.acc.unwrap_model(net) for net in (self.gen, self.disc)]
 
 # %% ../nbs/51_trainer.ipynb #664f552e
 def make_networks(
     cfg:GANConfig, # widths, size, dropout, target
 )->tuple: # generator, discriminator
     "Both players of a config, with random weights."
-    t, how = TARGETS[check_name(cfg.target, TARGETS, 'target')], dict(dropout=cfg.dropout, std_last=cfg.std_last, between=cfg.between, flat=cfg.width_dec)
-    if cfg.painter == 'reader': gen = ReadingGenerator(cfg.width, picture=t.picture, beside=t.channels-t.picture, stride=t.stride_beside, **how)
-    else: gen = Generator(cfg.width, nf=t.channels, stride=t.stride, bounded=t.picture, **how)
-    return gen, Discriminator(cfg.width_d or cfg.width, size=cfg.size, ni=t.picture or t.channels, norm=cfg.norm_d)
+    t, how = (TARGETS[check_name(cfg.target, TARGETS, 'target')],
+              dict(dropout=cfg.dropout, std_last=cfg.std_last,
+                   between=cfg.between, flat=cfg.width_dec))
+    if cfg.painter == 'reader':
+        gen = ReadingGenerator(cfg.width, picture=t.picture, beside=t.channels-t.picture,
+                               stride=t.stride_beside, **how)
+    else:
+        gen = Generator(cfg.width, nf=t.channels, stride=t.stride, bounded=t.picture, **how)
+    return gen, Discriminator(cfg.width_d or cfg.width, size=cfg.size,
+                              ni=t.picture or t.channels, norm=cfg.norm_d)
 
 _optimizers = dict(adam=torch.optim.Adam, adamw=torch.optim.AdamW)
 
@@ -98,16 +109,20 @@ def make_state(
     run_dir=None, # where to write; nothing is written without
 )->TrainState: # at step 0
     "Networks, optimisers and task for a config: all random starting values come from `cfg.seed`."
-    acc, task = check_accelerator(acc, cfg.precision) if acc else make_accelerator(cfg.precision), make_task(cfg)
+    acc, task = (check_accelerator(acc, cfg.precision) if acc else make_accelerator(cfg.precision),
+                 make_task(cfg))
     check_share(min(cfg.bs, len(train)), acc.num_processes)
     torch.manual_seed(cfg.seed)
     nets = [net.to(acc.device, memory_format=torch.channels_last) for net in make_networks(cfg)]
     if cfg.compile:
         for net in nets: net.compile()
     fused = cfg.fused and acc.device.type in ('cpu','cuda')
-    opts = [_optimizers[cfg.optimizer](net.parameters(), lr, betas=(cfg.beta1, cfg.beta2), weight_decay=cfg.wd, fused=fused) for net,lr in zip(nets, (cfg.lr_g, cfg.lr_d))]
+    opts = [_optimizers[cfg.optimizer](net.parameters(), lr, betas=(cfg.beta1, cfg.beta2),
+                                       weight_decay=cfg.wd, fused=fused)
+            for net,lr in zip(nets, (cfg.lr_g, cfg.lr_d))]
     adv = ADV[check_name(cfg.adv, ADV, 'adversarial loss')]
-    return TrainState(cfg, task, photos, train, valid, acc, *prepare(acc, *nets, *opts), adv, Path(run_dir) if run_dir else None)
+    return TrainState(cfg, task, photos, train, valid, acc, *prepare(acc, *nets, *opts), adv,
+                      Path(run_dir) if run_dir else None)
 
 # %% ../nbs/51_trainer.ipynb #7fcbadbf
 def augment_cuts(
@@ -116,15 +131,23 @@ def augment_cuts(
     *,
     epoch:int, # for other changes each time
 )->tuple: # (cuts, the same cuts as they shall be seen): on the device
-    "Photos mirrored, cropped, in another light and as negatives, as the config says: a pure function of seed, epoch and index."
+    """Photos mirrored, cropped, in another light and as negatives, as the config says:
+    a pure function of seed, epoch and index."""
     cuts, cfg = {k: to_model(v, st.acc.device) for k,v in st.photos.take(index).items()}, st.cfg
-    chance = lambda stream, k: torch.from_numpy(sample_uniform(cfg.seed, epoch, index, stream=stream, k=k)).float().to(st.acc.device)
+    chance = lambda stream, k: torch.from_numpy(
+        sample_uniform(cfg.seed, epoch, index, stream=stream, k=k)).float().to(st.acc.device)
     if cfg.flip: cuts = {name: mirror(x, chance('flip', 1)) for name,x in cuts.items()}
-    if cfg.crop < 1: cuts = {name: random_crop(x, chance('crop', 3), least=cfg.crop) for name,x in cuts.items()}
-    seen = {name: random_light(x, chance('light', 6), strength=cfg.light) for name,x in cuts.items()} if cfg.light else cuts
-    if cfg.negative: seen = {name: random_negative(x, chance('negative', 1), share=cfg.negative) for name,x in seen.items()}
+    if cfg.crop < 1:
+        cuts = {name: random_crop(x, chance('crop', 3), least=cfg.crop) for name,x in cuts.items()}
+    seen = ({name: random_light(x, chance('light', 6), strength=cfg.light)
+             for name,x in cuts.items()}
+            if cfg.light else cuts)
+    if cfg.negative:
+        seen = {name: random_negative(x, chance('negative', 1), share=cfg.negative)
+                for name,x in seen.items()}
     return cuts, seen
 
+# %% ../nbs/51_trainer.ipynb #048fd355
 def fetch(
     st:TrainState, # whose photos, task and device
     index:np.ndarray, # which photos
@@ -139,7 +162,8 @@ def fetch(
 
 # %% ../nbs/51_trainer.ipynb #260a0ffa
 @lru_cache(maxsize=2)
-def _order(n, seed, epoch): return epoch_order(n, seed=seed, epoch=epoch)     # a pure function, so it may be remembered
+def _order(n, seed, epoch): # a pure function, so it may be remembered
+    return epoch_order(n, seed=seed, epoch=epoch)
 
 def batch_index(
     st:TrainState, # at the step to come
@@ -151,7 +175,8 @@ def batch_index(
     return batch[st.acc.process_index::st.acc.num_processes]
 
 # %% ../nbs/51_trainer.ipynb #b0d6cb86
-def _spread(index, n): return index[np.linspace(0, len(index)-1, min(n, len(index))).astype(int)] # not the first: they may be all of one class
+def _spread(index, n): # not the first: they may be all of one class
+    return index[np.linspace(0, len(index)-1, min(n, len(index))).astype(int)]
 
 def make_teacher(
     st:TrainState, # whose photos, at step 0
@@ -159,19 +184,25 @@ def make_teacher(
     *,
     most:int=10_000, # photos to find the codes in
 )->Teacher:
-    "A teacher whose codes fit the photos of a run. Raises `InputError` if his encoder is not of the run's shape, or the photos are too few."
+    """A teacher whose codes fit the photos of a run.
+    Raises `InputError` if his encoder is not of the run's shape, or the photos are too few."""
     ours, his = st.nets[0].enc.state_dict(), enc.state_dict()
-    if bad := next((k for k in {**ours, **his} if k not in ours or k not in his or ours[k].shape != his[k].shape), None):
-        raise InputError(f"the teacher's encoder is another one ({bad} does not fit): give this run the teacher's width and between.")
+    if bad := next((k for k in {**ours, **his}
+                    if k not in ours or k not in his or ours[k].shape != his[k].shape), None):
+        raise InputError(f"the teacher's encoder is another one ({bad} does not fit): "
+                         "give this run the teacher's width and between.")
     some = _spread(st.train, most)
-    batches = (augment_cuts(st, i, epoch=0)[0]['i_r'] for i in np.array_split(some, -(-len(some)//256)))
+    batches = (augment_cuts(st, i, epoch=0)[0]['i_r']
+               for i in np.array_split(some, -(-len(some)//256)))
     return fit_codebook(Teacher(enc).to(st.acc.device), batches, seed=st.cfg.seed)
 
+# %% ../nbs/51_trainer.ipynb #d44a43bb
 def teach(
     st:TrainState, # its task and its encoder are changed
     teacher:Teacher, # with a codebook
 )->None:
-    "Give a run its teacher: what must be predicted are his codes, and the encoder starts as a copy of his."
+    """Give a run its teacher:
+    what must be predicted are his codes, and the encoder starts as a copy of his."""
     st.nets[0].enc.load_state_dict(teacher.enc.state_dict())
     st.task.target.teacher = teacher.to(st.acc.device)
 
@@ -185,12 +216,15 @@ def disc_step(
     st.opt_d.zero_grad()
     on_real, on_fake = st.disc(real), st.disc(fake.detach())
     loss = st.adv.disc(on_real, on_fake)
-    if st.cfg.lambda_gp: loss = loss + st.cfg.lambda_gp*gradient_penalty(st.disc, real, fake.detach(), torch.rand(len(real), device=real.device))
+    if st.cfg.lambda_gp:
+        loss = loss + st.cfg.lambda_gp*gradient_penalty(
+            st.disc, real, fake.detach(), torch.rand(len(real), device=real.device))
     st.acc.backward(loss)
     st.opt_d.step()
     if (c := st.cfg.clip_d): [p.data.clamp_(-c, c) for p in st.disc.parameters()]
     opinion = lambda v: (v.sigmoid() if st.adv.logits else v).mean()
-    return dict(loss_d=loss.detach(), d_real=opinion(on_real.detach()), d_fake=opinion(on_fake.detach()))
+    return dict(loss_d=loss.detach(),
+                d_real=opinion(on_real.detach()), d_fake=opinion(on_fake.detach()))
 
 # %% ../nbs/51_trainer.ipynb #f8cdb63f
 def gen_step(
@@ -206,7 +240,9 @@ def gen_step(
         st.disc.requires_grad_(False)        # D judges; no gradient of its weights is computed
         parts['adv'] = st.adv.gen(st.disc(i_f))
         st.disc.requires_grad_(True)
-    if cfg.lambda_idt: parts['idt'] = identity_loss(out, s.target, s.where if cfg.idt_region=='hidden' else None, norm=cfg.idt_norm)
+    if cfg.lambda_idt:
+        parts['idt'] = identity_loss(
+            out, s.target, s.where if cfg.idt_region=='hidden' else None, norm=cfg.idt_norm)
     loss = cfg.lambda_adv*parts.get('adv', 0) + cfg.lambda_idt*parts.get('idt', 0)
     st.acc.backward(loss)
     st.opt_g.step()
@@ -225,7 +261,8 @@ def train_step(
     st:TrainState, # both players are changed
     s:Sample, # the batch
 )->dict: # name -> loss, as tensors on the device
-    "One move of each player: D first, then G, from one forward pass of G. With `n_critic` G moves at every n-th step only."
+    """One move of each player: D first, then G, from one forward pass of G.
+    With `n_critic` G moves at every n-th step only."""
     seed_step(st)
     out = st.gen(s.i_in)
     painted, real = st.task.picture(out), st.task.picture(s.target)
@@ -242,13 +279,15 @@ def lr_factor(
     warmup:float=0., # share of the run in which they rise from 0
 )->float: # what both learning rates are multiplied by
     "The learning rates' schedule."
-    return min(1., done/warmup if warmup else 1.) * (1. if schedule == 'constant' else (1+math.cos(math.pi*done))/2)
+    return (min(1., done/warmup if warmup else 1.)
+            * (1. if schedule == 'constant' else (1+math.cos(math.pi*done))/2))
 
 def set_lr(
     st:TrainState, # its optimisers are changed
 )->None:
     "Both learning rates for the step to come."
-    f = lr_factor(st.cfg.schedule, (st.step+bool(st.cfg.warmup))/st.total_steps, warmup=st.cfg.warmup)
+    f = lr_factor(st.cfg.schedule, (st.step+bool(st.cfg.warmup))/st.total_steps,
+                  warmup=st.cfg.warmup)
     for opt,lr in ((st.opt_g, st.cfg.lr_g), (st.opt_d, st.cfg.lr_d)):
         for group in opt.param_groups: group['lr'] = lr*f
 
@@ -261,13 +300,18 @@ def read_losses(
 )->None:
     "Read the pending losses from the device, check them, append them to the history."
     if not st.pending: return
-    rows, numbers = [], iter(mean_over(st.acc, torch.stack([v.float() for _,losses in st.pending for v in losses.values()])).tolist())
+    rows, numbers = [], iter(mean_over(st.acc, torch.stack(
+        [v.float() for _,losses in st.pending for v in losses.values()])).tolist())
     for step,losses in st.pending:
         row = {k: next(numbers) for k in losses}
         bad = [k for k,v in row.items() if not np.isfinite(v)]
-        if bad: raise TrainingDiverged(f"{bad[0]} is {row[bad[0]]} at step {step}. The last good checkpoint is kept. Start a new run with a lower lr_g or lr_d.")
-        rows.append(dict(step=step, epoch=(step-1)//st.steps_per_epoch, seconds=round(st.seconds, 2), **{k: round(v, 6) for k,v in row.items()}))
-        st.losses = {**st.losses, **row}                        # G's last ones, where it sat out
+        if bad:
+            raise TrainingDiverged(f"{bad[0]} is {row[bad[0]]} at step {step}. "
+                                   "The last good checkpoint is kept. "
+                                   "Start a new run with a lower lr_g or lr_d.")
+        rows.append(dict(step=step, epoch=(step-1)//st.steps_per_epoch,
+                         seconds=round(st.seconds, 2), **{k: round(v, 6) for k,v in row.items()}))
+        st.losses = {**st.losses, **row} # G's last ones, where it sat out
     st.pending.clear()
     if st.run_dir and st.acc.is_main_process: append_jsonl(st.run_dir/'history.jsonl', *rows)
 
@@ -307,8 +351,11 @@ def evaluate(
     *,
     n:int=256, # held-out photos to measure, at most
     shown:int=8, # of them, how many to draw
-)->dict: # of what is hidden: l1, psnr and ssim of a picture; the share explained of other targets; of codes the share named
-    "Score the generator on held-out photos; write the scores and a grid of what it paints into the run folder."
+    # of what is hidden: l1, psnr and ssim of a picture;
+    # the share explained of other targets; of codes the share named
+)->dict:
+    """Score the generator on held-out photos;
+    write the scores and a grid of what it paints into the run folder."""
     s = held_out(st, n)
     out = paint(st.nets[0], s.i_in)
     row = dict(step=st.step, epoch=st.epoch, n=len(out), **_scores(st, out, s))
@@ -317,25 +364,37 @@ def evaluate(
         if st.task.paints: _write_samples(st, held_out(st, 16), shown)
     return row
 
+# %% ../nbs/51_trainer.ipynb #9d684ced
 def _scores(st, out, s):
-    if st.cfg.idt_norm == 'ce': return dict(named=(out.argmax(1) == s.target.argmax(1)).float().mean().item())
-    scores = score(*map(st.task.picture, (out, s.target)), s.hidden) if (p := st.task.target.picture) else dict(l1=hidden_l1(out, s.target, s.where).mean().item())
-    return scores if p == out.shape[1] else dict(scores, explained=explained(out[:,p:], s.target[:,p:], s.where))
+    if st.cfg.idt_norm == 'ce':
+        return dict(named=(out.argmax(1) == s.target.argmax(1)).float().mean().item())
+    scores = (score(*map(st.task.picture, (out, s.target)), s.hidden)
+              if (p := st.task.target.picture)
+              else dict(l1=hidden_l1(out, s.target, s.where).mean().item()))
+    return (scores if p == out.shape[1]
+            else dict(scores, explained=explained(out[:,p:], s.target[:,p:], s.where)))
 
 def _write_samples(st, s, shown):
     out = st.task.picture(paint(st.nets[0], s.i_in))
     rows = [to_pixels(x) for x in (s.i_in, out, compose(out, s.i_r, s.hidden), s.i_r)]
-    save_png(image_grid([r[:shown] for r in rows]), st.run_dir/'samples'/f'epoch-{st.epoch:04d}.png')
-    _write_snapshot(st.run_dir/'samples', st.epoch, rows[1], (rows[0], rows[3], to_pixels(s.hidden.expand(len(out),3,-1,-1)*2.-1)))
+    save_png(image_grid([r[:shown] for r in rows]),
+             st.run_dir/'samples'/f'epoch-{st.epoch:04d}.png')
+    _write_snapshot(st.run_dir/'samples', st.epoch, rows[1],
+                    (rows[0], rows[3], to_pixels(s.hidden.expand(len(out),3,-1,-1)*2.-1)))
 
 # %% ../nbs/51_trainer.ipynb #827dd299
-def _write_snapshot(folder, epoch, painted, truth): # small enough to keep: under 2 MB a run at 80 px
-    if epoch <= 1 or not (folder/'held-out.webp').exists(): write_atomic(folder/'held-out.webp', _webp(truth))
-    write_atomic(folder/f'epoch-{epoch:04d}.webp', _webp([painted], lossless=painted.shape[1] <= 48))
+def _write_snapshot(
+    # small enough to keep: under 2 MB a run at 80 px
+    folder, epoch, painted, truth):
+    if epoch <= 1 or not (folder/'held-out.webp').exists():
+        write_atomic(folder/'held-out.webp', _webp(truth))
+    write_atomic(folder/f'epoch-{epoch:04d}.webp',
+                 _webp([painted], lossless=painted.shape[1] <= 48))
 
 def _webp(rows, lossless=True):
     buf = io.BytesIO()
-    Image.fromarray(image_grid(rows, pad=0)).save(buf, 'WEBP', lossless=lossless, quality=90, exact=True)
+    Image.fromarray(image_grid(rows, pad=0)).save(
+        buf, 'WEBP', lossless=lossless, quality=90, exact=True)
     return buf.getvalue()
 
 # %% ../nbs/51_trainer.ipynb #11416bb0
@@ -348,22 +407,29 @@ def score_predictors(
     "The trivial predictors on the same held-out photos."
     if not st.task.paints: return {}
     some = _spread(st.train, fit)
-    on_cpu = lambda i: st.task({k: to_model(v) for k,v in st.photos.take(i).items()}, i)   # double precision is not everywhere; and the device has better things to hold
+    # double precision is not everywhere; and the device has better things to hold
+    on_cpu = lambda i: st.task({k: to_model(v) for k,v in st.photos.take(i).items()}, i)
     batches = (on_cpu(i) for i in np.array_split(some, -(-len(some)//256)))
-    predictors, s = TrivialPredictors((b.i_in, b.i_r) for b in batches), on_cpu(_spread(st.valid, n))
-    scores = score_trivial(predictors, s.i_in, s.i_r, s.hidden, window_slice(st.cfg.size, st.cfg.visible))
-    return scores if st.cfg.mask == 'centre' else {'mean image': scores['mean image']}  # the others need a window in the centre
+    predictors, s = (TrivialPredictors((b.i_in, b.i_r) for b in batches),
+                     on_cpu(_spread(st.valid, n)))
+    scores = score_trivial(predictors, s.i_in, s.i_r, s.hidden,
+                           window_slice(st.cfg.size, st.cfg.visible))
+    # the others need a window in the centre
+    return scores if st.cfg.mask == 'centre' else {'mean image': scores['mean image']}
 
 # %% ../nbs/51_trainer.ipynb #0d49bc8e
 def save_weights(
     st:TrainState, # its networks
     path, # the file
 )->Path: # `path`
-    "Encoder, decoder and discriminator (if it was trained) with all that is needed to use them elsewhere: config, geometry, normalisation."
+    """Encoder, decoder and discriminator (if it was trained)
+    with all that is needed to use them elsewhere: config, geometry, normalisation."""
     gen,disc = (net.state_dict() for net in st.nets)
     if not st.cfg.lambda_adv: disc = {}
-    geometry = dict(size=st.cfg.size, visible=st.cfg.visible, cuts=st.task.cuts, resize='bicubic, antialiased')
-    state = dict(config=json.loads(st.cfg.to_json()), geometry=geometry, normalisation=dict(range=[-1,1], mean=[.5]*3, std=[.5]*3, channels='RGB'),
+    geometry = dict(size=st.cfg.size, visible=st.cfg.visible, cuts=st.task.cuts,
+                    resize='bicubic, antialiased')
+    state = dict(config=json.loads(st.cfg.to_json()), geometry=geometry,
+                 normalisation=dict(range=[-1,1], mean=[.5]*3, std=[.5]*3, channels='RGB'),
                  step=st.step, epoch=st.epoch)
     return save_tensors(path, {**gen, **{f'disc.{k}': v for k,v in disc.items()}}, state)
 
@@ -371,18 +437,24 @@ def save_weights(
 def save(
     st:TrainState, # read, not changed
 )->None:
-    "Write the full-state checkpoint and the weights, once for all processes. Refuses weights that are not finite."
+    """Write the full-state checkpoint and the weights, once for all processes.
+    Refuses weights that are not finite."""
     read_losses(st)
     if st.run_dir and st.acc.is_main_process: _write_checkpoint(st)
     st.acc.wait_for_everyone()
 
 def _write_checkpoint(st):
     if not all(p.isfinite().all() for net in st.nets for p in net.parameters()):
-        raise TrainingDiverged(f"the weights are not finite after step {st.step}. The last good checkpoint is kept. Start a new run with a lower lr_g or lr_d.")
+        raise TrainingDiverged(f"the weights are not finite after step {st.step}. "
+                               "The last good checkpoint is kept. "
+                               "Start a new run with a lower lr_g or lr_d.")
     (tg,rg),(td,rd) = pack_optimizer(st.opt_g, 'opt_g'), pack_optimizer(st.opt_d, 'opt_d')
-    nets = {f'{name}.{k}': v for name,net in zip(('gen','disc'), st.nets) for k,v in net.state_dict().items()}
-    scaler = st.acc.scaler.state_dict() if st.acc.scaler else None                     # fp16's, plain numbers
-    state = dict(step=st.step, seconds=st.seconds, opt_g=rg, opt_d=rd, scaler=scaler, config=json.loads(st.cfg.to_json()))
+    nets = {f'{name}.{k}': v
+            for name,net in zip(('gen','disc'), st.nets)
+            for k,v in net.state_dict().items()}
+    scaler = st.acc.scaler.state_dict() if st.acc.scaler else None # fp16's, plain numbers
+    state = dict(step=st.step, seconds=st.seconds, opt_g=rg, opt_d=rd, scaler=scaler,
+                 config=json.loads(st.cfg.to_json()))
     save_checkpoint(st.run_dir, {**nets, **tg, **td}, state)
     save_weights(st, st.run_dir/'weights.safetensors')
 
@@ -392,8 +464,11 @@ def restore(
 )->None:
     "Go back to the run's last checkpoint, history included."
     tensors,state = load_checkpoint(st.run_dir)
-    for name,net in zip(('gen','disc'), st.nets): net.load_state_dict({k[len(name)+1:]: v for k,v in tensors.items() if k.startswith(f'{name}.')})
-    for opt,name in ((st.opt_g, 'opt_g'), (st.opt_d, 'opt_d')): unpack_optimizer(opt, name, tensors, state[name])
+    for name,net in zip(('gen','disc'), st.nets):
+        net.load_state_dict({k[len(name)+1:]: v
+                             for k,v in tensors.items() if k.startswith(f'{name}.')})
+    for opt,name in ((st.opt_g, 'opt_g'), (st.opt_d, 'opt_d')):
+        unpack_optimizer(opt, name, tensors, state[name])
     if st.acc.scaler and state.get('scaler'): st.acc.scaler.load_state_dict(state['scaler'])
     st.step,st.seconds = state['step'],state['seconds']
     if st.acc.is_main_process: _cut_records(st)
@@ -401,19 +476,25 @@ def restore(
 
 def _cut_records(st): # steps after the checkpoint will be made again
     for f in (st.run_dir/'history.jsonl', st.run_dir/'metrics.jsonl'):
-        if f.exists(): write_atomic(f, ''.join(json.dumps(r)+'\n' for r in read_jsonl(f) if r.get('step', 0) <= st.step))
+        if f.exists():
+            write_atomic(f, ''.join(json.dumps(r)+'\n'
+                                    for r in read_jsonl(f) if r.get('step', 0) <= st.step))
 
 # %% ../nbs/51_trainer.ipynb #94fa833f
 @contextmanager
 def stop_on_signal(
     st:TrainState, # its `stop` is set
 ):
-    "Ctrl-C and SIGTERM end the run after the step in progress; a second one ends it at once, if the process is alone."
+    """Ctrl-C and SIGTERM end the run after the step in progress;
+    a second one ends it at once, if the process is alone."""
     asked = []
     def ask(signum, frame):
         if asked and st.acc.num_processes == 1: raise KeyboardInterrupt
-        asked.append(signum); st.stop, st.why = True, 'signal'
-    if threading.current_thread() is not threading.main_thread(): yield; return
+        asked.append(signum)
+        st.stop, st.why = True, 'signal'
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     old = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
     try: yield
     finally:
@@ -428,9 +509,12 @@ def call_hooks(
     "Call every hook, in the first process. The networks are in evaluation mode meanwhile."
     if not (hooks and st.acc.is_main_process): return
     st.event = event
-    st.gen.eval(); st.disc.eval()         # so that a forward pass in a hook moves no running statistics
+    # so that a forward pass in a hook moves no running statistics
+    st.gen.eval()
+    st.disc.eval()
     for hook in hooks: hook(st)
-    st.gen.train(); st.disc.train()
+    st.gen.train()
+    st.disc.train()
     if st.stop and not st.why: st.why = 'hook'
 
 # %% ../nbs/51_trainer.ipynb #f150efe4
@@ -444,13 +528,18 @@ def fit(
     read_every:int=20, # steps between two looks at the losses; a look waits for the device
     progress:bool=True, # show a bar
 )->TrainState: # `st`
-    "Train to the config's last epoch, or to a stop. Raises `TrainingDiverged` at a loss that is no number, `InputError` if memory runs out."
+    """Train to the config's last epoch, or to a stop.
+    Raises `TrainingDiverged` at a loss that is no number, `InputError` if memory runs out."""
     looks, begun, st.stop, st.why = evaluation_epochs(st.cfg.epochs), time.monotonic(), False, ''
-    alone, saved, end = st.acc.num_processes == 1, begun, begun + 60*max_minutes if max_minutes else math.inf
-    st.gen.train(); st.disc.train()
-    if st.step == 0: save(st)        # whatever happens from here on, there is something to resume from
-    bar = progress_bar(total=st.total_steps*st.bs, initial=st.step*st.bs, unit='img', show=progress and st.acc.is_main_process)
-    with stop_on_signal(st), bar, explain_memory(st.bs, st.cfg.size, st.cfg.precision, st.acc.device):
+    alone, saved, end = (st.acc.num_processes == 1, begun,
+                         begun + 60*max_minutes if max_minutes else math.inf)
+    st.gen.train()
+    st.disc.train()
+    if st.step == 0: save(st) # whatever happens from here on, there is something to resume from
+    bar = progress_bar(total=st.total_steps*st.bs, initial=st.step*st.bs, unit='img',
+                       show=progress and st.acc.is_main_process)
+    with (stop_on_signal(st), bar,
+          explain_memory(st.bs, st.cfg.size, st.cfg.precision, st.acc.device)):
         call_hooks(hooks, st, 'begin')
         while st.step < st.total_steps:
             start, epoch = time.monotonic(), st.epoch
@@ -460,18 +549,22 @@ def fit(
             st.pending.append((st.step, losses))
             bar.update(st.bs)
             due = len(st.pending) >= read_every or st.epoch > epoch
-            if due: read_losses(st)          # waits for the device, so it belongs to the time of training
+            if due: read_losses(st) # waits for the device, so it belongs to the time of training
             st.seconds += time.monotonic()-start
             call_hooks(hooks, st, 'step')
             if st.epoch > epoch:
                 call_hooks(hooks, st, 'epoch')
-                if st.epoch in looks and st.acc.is_main_process: evaluate(st); call_hooks(hooks, st, 'evaluate')
+                if st.epoch in looks and st.acc.is_main_process:
+                    evaluate(st)
+                    call_hooks(hooks, st, 'evaluate')
             if due: bar.set_postfix({k: f'{v:.3g}' for k,v in (st.losses|st.notes).items()})
             now = time.monotonic()
             if now > end and not st.stop: st.stop, st.why = True, 'max_minutes'
             if due or alone:
                 leave, save_now = agree(st.acc, st.stop, now-saved > save_every)
-                if save_now: save(st); saved = now
+                if save_now:
+                    save(st)
+                    saved = now
                 if leave: break
         save(st)
         call_hooks(hooks, st, 'end')

@@ -1,4 +1,4 @@
-"""Things to drag: the mask (§2.1), what runs paint (§3.4), a run while it trains (§2.4), what an encoder takes for alike (§3.1).
+"""Things to drag: masks (§2.1), a run in training (§2.4), neighbours (§3.1), paintings (§3.4).
 
 Docs: https://recon-nb.github.io/recon_nb/widgets.html.md"""
 
@@ -38,7 +38,8 @@ from .trainer import TrainState
 # %% ../nbs/71_widgets.ipynb #bef0550b
 # long: the thread, its lock and its end belong together
 class Latest:
-    "Calls a function in a thread of its own, soon after it was asked to; what is asked meanwhile is one more call, however often."
+    """Calls a function in a thread of its own, soon after it was asked to;
+    what is asked meanwhile is one more call, however often."""
     def __init__(self,
         f, # a function without arguments; it reads what it needs when it is called
         *,
@@ -50,7 +51,9 @@ class Latest:
             self.asked += 1
             if self.thread is None: self._start()
 
-    def _start(self): (t := threading.Thread(target=self._work, daemon=True)).start(); self.thread = t
+    def _start(self):
+        (t := threading.Thread(target=self._work, daemon=True)).start()
+        self.thread = t
 
     def _work(self):
         time.sleep(self.wait)
@@ -66,9 +69,9 @@ class Latest:
         while (t := self.thread) is not None and t is not threading.current_thread(): t.join(.02)
 
 # %% ../nbs/71_widgets.ipynb #c566aacd
-# long: what four widgets need not say again
 class Viewer:
-    "What the widgets share: controls, a line for faults, a place for pictures. Shows itself in a notebook."
+    """What the widgets share: controls, a line for faults, a place for pictures.
+    Shows itself in a notebook."""
     def _build(self, *controls, watch):
         self.says, self.view, self.latest = W.HTML(), W.HTML(), Latest(self.update)
         for c in watch: c.observe(lambda _: self.latest(), 'value')
@@ -78,10 +81,13 @@ class Viewer:
 
     def update(self)->None:
         "Draw now, with what the controls say. A fault becomes a sentence."
-        try: self._show(self._draw()); said = self._note()
+        try:
+            self._show(self._draw())
+            said = self._note()
         except InputError as e: said = str(e)
         except Exception as e: said = f'{type(e).__name__}: {e}'
-        self.says.value = f'<p role="status" style="margin:.2em 0"><b>{html.escape(said)}</b></p>' if said else ''
+        self.says.value = (f'<p role="status" style="margin:.2em 0"><b>{html.escape(said)}</b></p>'
+                           if said else '')
 
     def _note(self): return '' # more to say, after drawing
     def _show(self, body): self.view.value = f'<div class="rnb"><style>{STYLE}</style>{body}</div>'
@@ -94,22 +100,31 @@ class Viewer:
 # %% ../nbs/71_widgets.ipynb #66f48ab6
 def _figure(photo, caption, note='', *, mark=None):
     "A picture with its caption, as HTML."
-    shown, alt = 'rnb-pic' + ' rnb-small'*(photo.shape[0] < 100), html.escape(f'{caption}: {note}' if note else caption)
-    uri, edge = base64.b64encode(png_bytes(photo)).decode(), f'box-shadow:0 0 0 3px {mark};' if mark else ''
-    return (f'<figure><img class="{shown}" style="{edge}height:auto" src="data:image/png;base64,{uri}" alt="{alt}">'
+    shown, alt = (
+        'rnb-pic' + ' rnb-small'*(photo.shape[0] < 100),
+        html.escape(f'{caption}: {note}' if note else caption))
+    uri, edge = (
+        base64.b64encode(png_bytes(photo)).decode(),
+        f'box-shadow:0 0 0 3px {mark};' if mark else '')
+    return (f'<figure><img class="{shown}" style="{edge}height:auto" '
+            f'src="data:image/png;base64,{uri}" alt="{alt}">'
             f'<figcaption>{html.escape(caption)}<i>{html.escape(note)}</i></figcaption></figure>')
 
 def _slider(kind, label, value, lo, hi, step, **kwargs):
-    return kind(value=value, min=lo, max=hi, step=step, description=label, style=dict(description_width='5.5em'), layout=W.Layout(width='20em'), **kwargs)
+    return kind(value=value, min=lo, max=hi, step=step, description=label,
+                style=dict(description_width='5.5em'), layout=W.Layout(width='20em'), **kwargs)
 
 def _choice(label, options, **kwargs):
-    return W.Dropdown(options=options, description=label, style=dict(description_width='5.5em'), layout=W.Layout(width='20em'), **kwargs)
+    return W.Dropdown(options=options, description=label,
+                      style=dict(description_width='5.5em'), layout=W.Layout(width='20em'),
+                      **kwargs)
 
 # %% ../nbs/71_widgets.ipynb #5571f69b
 VIEWPOINTS = 'zoom', 'canvas'
 PAINTERS = 'copies its input', 'the mean colour', 'the photo itself'
 
 # %% ../nbs/71_widgets.ipynb #81a42023
+# long: the pictures of one mask, in the order in which they follow from each other
 def explain_mask(
     photo:Image.Image, # any photo
     *,
@@ -121,46 +136,73 @@ def explain_mask(
     size:int=80, # side of the pictures in pixels
 )->dict: # name -> picture, uint8 (h, w, 3): photo, i_in, alpha, beta, painted, i_f
     "The pictures of one mask, cut from the original pixels as training cuts them."
-    check_name(view, VIEWPOINTS, 'view'); check_name(paints, PAINTERS, 'painter')
+    check_name(view, VIEWPOINTS, 'view')
+    check_name(paints, PAINTERS, 'painter')
     side = window_size(size, visible)
     left, top = (round((size-side)/2*(1+v)) for v in (across, down))
     hidden = torch.ones(1,1,size,size, dtype=torch.bool)
     hidden[:,:,top:top+side,left:left+side] = False
     i_r = to_model(np.asarray(cut_square(photo, share=1., size=size))[None].copy())
-    i_in = i_r.masked_fill(hidden, 0.) if view == 'canvas' else to_model(_zoom(photo, visible, (left+side/2)/size, (top+side/2)/size, size)[None])
-    painted = {'copies its input': i_in, 'the photo itself': i_r}.get(paints, i_r[:,:,top:top+side,left:left+side].mean((2,3), keepdim=True).expand_as(i_r))
+    i_in = (i_r.masked_fill(hidden, 0.) if view == 'canvas'
+            else to_model(_zoom(photo, visible, (left+side/2)/size, (top+side/2)/size, size)[None]))
+    painted = {'copies its input': i_in, 'the photo itself': i_r}.get(
+        paints,
+        i_r[:,:,top:top+side,left:left+side].mean((2,3), keepdim=True).expand_as(i_r))
     alpha, beta = scale_bias(i_r, hidden)
-    pictures = dict(photo=i_r, i_in=i_in, alpha=(alpha*2-1).expand_as(i_r), beta=beta, painted=painted, i_f=compose(painted, i_r, hidden))
+    pictures = dict(
+        photo=i_r, i_in=i_in, alpha=(alpha*2-1).expand_as(i_r), beta=beta,
+        painted=painted, i_f=compose(painted, i_r, hidden))
     return {k: to_pixels(v)[0] for k,v in pictures.items()}
 
+# %% ../nbs/71_widgets.ipynb #fc20139b
 def _zoom(photo, share, x, y, size): # a square around (x, y), from the original pixels
     whole = min(photo.size)
-    box = [(n-whole)/2 + min(max(c*whole - share*whole/2, 0), whole - share*whole) for n,c in zip(photo.size, (x, y))]
-    return np.array(photo.resize((size,size), Image.Resampling.BICUBIC, box=(*box, box[0]+share*whole, box[1]+share*whole)))
+    box = [(n-whole)/2 + min(max(c*whole - share*whole/2, 0), whole - share*whole)
+           for n,c in zip(photo.size, (x, y))]
+    return np.array(photo.resize(
+        (size,size), Image.Resampling.BICUBIC,
+        box=(*box, box[0]+share*whole, box[1]+share*whole)))
 
 # %% ../nbs/71_widgets.ipynb #92d2be26
-_captions = dict(photo='the photo, I_r', i_in='what G sees, I_in', alpha='scale image, alpha', beta='bias image, beta', painted='what G paints', i_f='what D judges, I_f')
+_captions = dict(
+    photo='the photo, I_r',
+    i_in='what G sees, I_in',
+    alpha='scale image, alpha',
+    beta='bias image, beta',
+    painted='what G paints',
+    i_f='what D judges, I_f')
 
-def _percent(size, visible): return f'a window of {window_size(size, visible)} px of {size}: {(window_size(size, visible)/size)**2:.0%} of the picture'
+def _percent(size, visible):
+    return (f'a window of {window_size(size, visible)} px of {size}: '
+            f'{(window_size(size, visible)/size)**2:.0%} of the picture')
 
 # %% ../nbs/71_widgets.ipynb #10fb335a
 # long: a control a line
 class MaskExplorer(Viewer):
     "What the generator may see and what the discriminator judges, for any photo, window and view."
     def __init__(self,
-        photos=None, # a path, an image, bytes (h, w, 3) or (n, h, w, 3), or a list of these; drawn scenes if not given
+        # a path, an image, bytes (h, w, 3) or (n, h, w, 3), or a list of these;
+        # drawn scenes if not given
+        photos=None,
         *,
         size:int=80, # side of the pictures in pixels
         visible:float=1/3, # visible share of the side, at first
     ):
         self.size, self.images, self.fault = size, [], ''
-        try: self.images = as_images(draw_shapes(6, size=240, seed=5)[0] if photos is None else photos)
+        try:
+            self.images = as_images(
+                draw_shapes(6, size=240, seed=5)[0] if photos is None else photos)
         except InputError as e: self.fault = str(e)
-        self.visible = _slider(W.FloatSlider, 'visible', visible, .05, .95, .01, readout_format='.2f')
-        self.across, self.down = (_slider(W.FloatSlider, k, 0., -1., 1., .05, readout_format='.2f') for k in ('across', 'down'))
+        self.visible = _slider(W.FloatSlider, 'visible', visible, .05, .95, .01,
+                               readout_format='.2f')
+        self.across, self.down = (
+            _slider(W.FloatSlider, k, 0., -1., 1., .05, readout_format='.2f')
+            for k in ('across', 'down'))
         self.photo = _slider(W.IntSlider, 'photo', 0, 0, max(len(self.images)-1, 0), 1)
         self.looks, self.paints = _choice('G sees', VIEWPOINTS), _choice('G paints', PAINTERS)
-        self.upload = W.FileUpload(accept='image/*', multiple=True, description='your photos', tooltip='Show photos of your own; they stay in this notebook')
+        self.upload = W.FileUpload(
+            accept='image/*', multiple=True, description='your photos',
+            tooltip='Show photos of your own; they stay in this notebook')
         self.upload.observe(self._take, 'value')
         controls = self.visible, self.across, self.down, self.photo, self.looks, self.paints
         self._build(*controls, self.upload, watch=controls)
@@ -168,8 +210,11 @@ class MaskExplorer(Viewer):
     def _take(self, change): # photos that were uploaded
         self.fault = ''
         for f in change['new']:
-            try: self.images += as_images(io.BytesIO(bytes(f['content']))); self.photo.max = len(self.images)-1
-            except (InputError, OSError): self.fault = f"{f['name']} is not a photo that can be read."
+            try:
+                self.images += as_images(io.BytesIO(bytes(f['content'])))
+                self.photo.max = len(self.images)-1
+            except (InputError, OSError):
+                self.fault = f"{f['name']} is not a photo that can be read."
         self.photo.value = self.photo.max
         self.latest()
 
@@ -181,10 +226,15 @@ def _note(self:MaskExplorer): return self.fault
 def _draw(self:MaskExplorer):
     if not self.images: raise InputError(self.fault)
     how = dict(view=self.looks.value, paints=self.paints.value, size=self.size)
-    self.pictures = explain_mask(self.images[self.photo.value], visible=self.visible.value, across=self.across.value, down=self.down.value, **how)
-    return f'<p style="margin:.3em 0">{_percent(self.size, self.visible.value)}</p><div class="rnb-panels">{"".join(_figure(v, _captions[k]) for k,v in self.pictures.items())}</div>'
+    self.pictures = explain_mask(
+        self.images[self.photo.value],
+        visible=self.visible.value, across=self.across.value, down=self.down.value, **how)
+    return (f'<p style="margin:.3em 0">{_percent(self.size, self.visible.value)}</p>'
+            '<div class="rnb-panels">'
+            f'{"".join(_figure(v, _captions[k]) for k,v in self.pictures.items())}</div>')
 
 # %% ../nbs/71_widgets.ipynb #157912ab
+# long: every setting is drawn, then the layers and their captions
 @patch
 def static(self:MaskExplorer,
     *,
@@ -192,18 +242,34 @@ def static(self:MaskExplorer,
 )->Fragment: # HTML that needs no kernel
     "The photo shown now, with the painter chosen now, for several shares, places and both views."
     if not self.images: raise InputError(self.fault)
-    places = {'the centre': (0.,0.), 'top left': (-1.,-1.), 'top right': (1.,-1.), 'bottom left': (-1.,1.), 'bottom right': (1.,1.)}
-    make = lambda s, p, v: explain_mask(self.images[self.photo.value], visible=s, across=p[0], down=p[1], view=v, paints=self.paints.value, size=self.size)
+    places = {
+        'the centre': (0.,0.),
+        'top left': (-1.,-1.), 'top right': (1.,-1.),
+        'bottom left': (-1.,1.), 'bottom right': (1.,1.)}
+    make = lambda s, p, v: explain_mask(
+        self.images[self.photo.value],
+        visible=s, across=p[0], down=p[1], view=v, paints=self.paints.value, size=self.size)
     made = [[[make(s, p, v) for v in VIEWPOINTS] for p in places.values()] for s in shares]
     frames = lambda k: np.array([[[m[k] for m in row] for row in rows] for rows in made])
-    controls = dict(visible=Control('visible share of the side', tuple(f'{s:.2f}' for s in shares), start=int(np.abs(np.array(shares)-self.visible.value).argmin())),
-                    place=Control('where the window lies', tuple(places)), view=Control('what G sees', VIEWPOINTS))
+    controls = dict(
+        visible=Control('visible share of the side', tuple(f'{s:.2f}' for s in shares),
+                        start=int(np.abs(np.array(shares)-self.visible.value).argmin())),
+        place=Control('where the window lies', tuple(places)),
+        view=Control('what G sees', VIEWPOINTS))
     every, geometry = tuple(controls), ('visible', 'place')
-    layers = dict(photo=Layer(made[0][0][0]['photo']), i_in=Layer(frames('i_in'), every), **{k: Layer(frames(k)[:,:,0], geometry) for k in ('alpha', 'beta')}, i_f=Layer(frames('i_f'), every))
+    layers = dict(
+        photo=Layer(made[0][0][0]['photo']),
+        i_in=Layer(frames('i_in'), every),
+        **{k: Layer(frames(k)[:,:,0], geometry) for k in ('alpha', 'beta')},
+        i_f=Layer(frames('i_f'), every))
     says = dict(i_in=(np.array([_percent(self.size, s) for s in shares]), ('visible',)))
-    captions = _captions | dict(i_f=f'{_captions["i_f"]}, if G {"copies its input" if self.paints.value == PAINTERS[0] else "paints " + self.paints.value}')
+    captions = _captions | dict(i_f=f'''{_captions["i_f"]}, if G {
+        "copies its input" if self.paints.value == PAINTERS[0]
+        else "paints " + self.paints.value}''')
     panels = [Panel(captions[k], (l,), *says.get(k, ())) for k,l in layers.items()]
-    return make_flipbook('Mask explorer: what the generator sees and the discriminator judges', controls, panels, quality=75)
+    return make_flipbook(
+        'Mask explorer: what the generator sees and the discriminator judges',
+        controls, panels, quality=75)
 
 # %% ../nbs/71_widgets.ipynb #2093584e
 class Painted(NamedTuple):
@@ -222,7 +288,9 @@ class Painted(NamedTuple):
 
     def pictures(self, e:int, k:int)->dict: # epoch and photo -> name -> bytes (h, w, 3)
         out, i_r, hidden = self.painted[e,k], self.i_r[k], self.hidden[k,...,None]
-        return dict(i_in=self.i_in[k], painted=out, composed=np.where(hidden, out, i_r), i_r=i_r, error=draw_error(out, i_r))
+        return dict(
+            i_in=self.i_in[k], painted=out, composed=np.where(hidden, out, i_r), i_r=i_r,
+            error=draw_error(out, i_r))
 
 # %% ../nbs/71_widgets.ipynb #e345541b
 def draw_error(
@@ -234,6 +302,7 @@ def draw_error(
     err = np.abs(out.astype(np.float32)-i_r).mean(-1)/255
     return (colormaps['inferno'](np.clip(2*err, 0, 1))[...,:3]*255).round().astype(np.uint8)
 
+# %% ../nbs/71_widgets.ipynb #a8631ee1
 def open_painted(
     run, # a `GANRun` or its folder
     *,
@@ -243,7 +312,9 @@ def open_painted(
     "What a run painted. Raises `InputError` if there is no such run, or if it kept nothing."
     run = run if isinstance(run, GANRun) else GANRun.load(run)
     name = name or run.dir.resolve().name
-    if photos is None: epochs, painted = run.snapshots(); return Painted(name, epochs, *run.held_out(), painted)
+    if photos is None:
+        epochs, painted = run.snapshots()
+        return Painted(name, epochs, *run.held_out(), painted)
     r = run.reconstruct(photos)
     hidden = run.task.mask(np.arange(len(r.i_r)), epoch=0, seed=run.cfg.seed)[:,0].numpy()
     last = run.metrics[-1]['epoch'] if run.metrics else 0
@@ -252,22 +323,28 @@ def open_painted(
 # %% ../nbs/71_widgets.ipynb #e12178cd
 SORTS = 'largest error first', 'smallest error first', 'as held out'
 
+# %% ../nbs/71_widgets.ipynb #d503021e
 class ReconBrowser(Viewer):
-    "What runs painted of held-out photos: input, output, composition, truth and error, sorted by error, along the epochs."
+    """What runs painted of held-out photos: input, output, composition, truth and error,
+    sorted by error, along the epochs."""
     def __init__(self,
         runs, # a run or its folder, a list of these, or a dict with names for them
         *,
         photos=None, # photos of your own instead of the held-out ones, painted as the runs are now
     ):
-        given = list(runs.items()) if isinstance(runs, Mapping) else [(None, r) for r in (runs if isinstance(runs, (list, tuple)) else [runs])]
+        given = (list(runs.items()) if isinstance(runs, Mapping)
+                 else [(None, r) for r in (runs if isinstance(runs, (list, tuple)) else [runs])])
         self.runs, self.faults = [], []
         for name,r in given:
             try: self.runs.append(open_painted(r, name=name, photos=photos))
             except (InputError, OSError, ValueError) as e: self.faults.append(str(e))
         self.scores = [r.psnr for r in self.runs]
         epochs = sorted({e for r in self.runs for e in r.epochs}) or [0]
-        self.photo = _slider(W.IntSlider, 'photo', 1, 1, max(min((len(r.i_r) for r in self.runs), default=1), 1), 1)
-        self.epoch = W.SelectionSlider(options=epochs, value=epochs[-1], description='epoch', style=dict(description_width='5.5em'), layout=W.Layout(width='20em'))
+        self.photo = _slider(W.IntSlider, 'photo', 1, 1,
+                             max(min((len(r.i_r) for r in self.runs), default=1), 1), 1)
+        self.epoch = W.SelectionSlider(
+            options=epochs, value=epochs[-1], description='epoch',
+            style=dict(description_width='5.5em'), layout=W.Layout(width='20em'))
         self.sort = _choice('order', SORTS)
         self._build(self.photo, self.epoch, self.sort, watch=(self.photo, self.epoch, self.sort))
 
@@ -277,12 +354,18 @@ def order(self:ReconBrowser)->np.ndarray: # indices of photos
     "The photos in the chosen order, by the mean error of all runs at the chosen epoch."
     n = self.photo.max
     mean = np.mean([s[_at(r, self.epoch.value), :n] for r,s in zip(self.runs, self.scores)], 0)
-    return {SORTS[0]: mean.argsort(kind='stable'), SORTS[1]: (-mean).argsort(kind='stable'), SORTS[2]: np.arange(n)}[self.sort.value]
+    return {SORTS[0]: mean.argsort(kind='stable'),
+            SORTS[1]: (-mean).argsort(kind='stable'),
+            SORTS[2]: np.arange(n)}[self.sort.value]
 
-def _at(run, epoch): return max(int(np.searchsorted(run.epochs, epoch, side='right'))-1, 0) # the run's last look that is not later
+def _at(run, epoch): # the run's last look that is not later
+    return max(int(np.searchsorted(run.epochs, epoch, side='right'))-1, 0)
 
-_roles = dict(i_in='input', painted='raw output', composed='with the real centre', i_r='truth', error='error of the raw output')
+_roles = dict(
+    i_in='input', painted='raw output', composed='with the real centre', i_r='truth',
+    error='error of the raw output')
 
+# %% ../nbs/71_widgets.ipynb #a30eec8b
 @patch
 def _draw(self:ReconBrowser):
     if not self.runs: raise InputError(' '.join(self.faults) or 'no runs were given.')
@@ -290,8 +373,12 @@ def _draw(self:ReconBrowser):
     for r,s in zip(self.runs, self.scores):
         e = _at(r, self.epoch.value)
         self.pictures[r.name] = made = r.pictures(e, k)
-        figures = ''.join(_figure(v, _roles[n], f'PSNR {s[e,k]:.1f} dB' if n == 'error' else '') for n,v in made.items())
-        rows += f'<p style="margin:.6em 0 .2em"><b>{html.escape(r.name)}</b>, epoch {r.epochs[e]}</p><div class="rnb-panels">{figures}</div>'
+        figures = ''.join(
+            _figure(v, _roles[n], f'PSNR {s[e,k]:.1f} dB' if n == 'error' else '')
+            for n,v in made.items())
+        rows += ('<p style="margin:.6em 0 .2em">'
+                 f'<b>{html.escape(r.name)}</b>, epoch {r.epochs[e]}</p>'
+                 f'<div class="rnb-panels">{figures}</div>')
     return rows
 
 @patch
@@ -308,62 +395,91 @@ def static(self:ReconBrowser, # noqa: F811
     "Some photos and epochs of all runs, to leaf through."
     if not self.runs: raise InputError(' '.join(self.faults) or 'no runs were given.')
     spread = lambda n, k: np.unique(np.linspace(0, n-1, min(n, k)).round().astype(int))
-    index, looks = self.order()[spread(self.photo.max, photos)], np.array(self.epoch.options)[spread(len(self.epoch.options), epochs)]
+    index, looks = (
+        self.order()[spread(self.photo.max, photos)],
+        np.array(self.epoch.options)[spread(len(self.epoch.options), epochs)])
     first, panels = self.runs[0], []
-    controls = dict(photo=Control(f'a held-out photo ({self.sort.value})', tuple(f'photo {i+1}' for i in range(len(index))), pictures=first.i_r[index]),
-                    epoch=Control('epoch', tuple(map(str, looks)), start=len(looks)-1))
+    controls = dict(
+        photo=Control(f'a held-out photo ({self.sort.value})',
+                      tuple(f'photo {i+1}' for i in range(len(index))),
+                      pictures=first.i_r[index]),
+        epoch=Control('epoch', tuple(map(str, looks)), start=len(looks)-1))
     both = 'photo', 'epoch'
     for r,s in zip(self.runs, self.scores):
         at = [_at(r, e) for e in looks]
         out, i_r = r.painted[at][:,index].swapaxes(0, 1), r.i_r[index]
-        centre = np.concatenate([i_r, 255*(~r.hidden[index])[...,None].astype(np.uint8)], -1) * (~r.hidden[index])[...,None]
-        layers = dict(i_in=Layer(r.i_in[index], ('photo',)), painted=Layer(out, both), i_r=Layer(i_r if r is not first else controls['photo'].pictures, ('photo',)), error=Layer(draw_error(out, i_r[:,None]), both))
+        centre = np.concatenate(
+            [i_r, 255*(~r.hidden[index])[...,None].astype(np.uint8)], -1
+            ) * (~r.hidden[index])[...,None]
+        layers = dict(
+            i_in=Layer(r.i_in[index], ('photo',)),
+            painted=Layer(out, both),
+            i_r=Layer(i_r if r is not first else controls['photo'].pictures, ('photo',)),
+            error=Layer(draw_error(out, i_r[:,None]), both))
         for role in _roles:
-            over = (Layer(centre, ('photo',)), layers['painted']) if role == 'composed' else (layers[role],)
-            text = (np.vectorize('PSNR {:.1f} dB'.format)(s[at][:,index].T), both) if role == 'error' else ()
-            panels.append(Panel(_roles[role], over, *text, heading=r.name if role == 'i_in' else ''))
-    return make_flipbook('Reconstructions of held-out photos', controls, panels, quality=75, columns=5)
+            over = ((Layer(centre, ('photo',)), layers['painted']) if role == 'composed'
+                    else (layers[role],))
+            text = ((np.vectorize('PSNR {:.1f} dB'.format)(s[at][:,index].T), both)
+                    if role == 'error' else ())
+            panels.append(Panel(_roles[role], over, *text,
+                                heading=r.name if role == 'i_in' else ''))
+    return make_flipbook('Reconstructions of held-out photos', controls, panels,
+                         quality=75, columns=5)
 
 # %% ../nbs/71_widgets.ipynb #40172a2b
 class Tail:
-    "The records of a growing JSON Lines file, each line parsed once; a file that was cut is read anew."
+    """The records of a growing JSON Lines file, each line parsed once;
+    a file that was cut is read anew."""
     def __init__(self, path): self.path,self.rows,self.at,self.inode = Path(path),[],0,0
 
     def look(self):
         "All records so far."
         try: f, inode = open(self.path, 'rb'), self.path.stat().st_ino
-        except FileNotFoundError: self.rows, self.at = [], 0; return self.rows
+        except FileNotFoundError:
+            self.rows, self.at = [], 0
+            return self.rows
         with f:
-            if f.seek(0, 2) < self.at or inode != self.inode: self.rows, self.at, self.inode = [], 0, inode
+            if f.seek(0, 2) < self.at or inode != self.inode:
+                self.rows, self.at, self.inode = [], 0, inode
             f.seek(self.at)
-            whole, nl, _ = f.read().rpartition(b'\n')       # a half-written last line waits for the next time
+            # a half-written last line waits for the next time
+            whole, nl, _ = f.read().rpartition(b'\n')
         try: self.rows += [json.loads(line) for line in whole.split(b'\n') if line]
-        except ValueError: raise InputError(f"{self.path} holds a line that is not JSON: the run's records are damaged.") from None
+        except ValueError:
+            raise InputError(f"{self.path} holds a line that is not JSON: "
+                             "the run's records are damaged.") from None
         self.at += len(whole)+len(nl)
         return self.rows
 
 # %% ../nbs/71_widgets.ipynb #b2c231d7
 # long: a control a line, and the two ways to be used
 class TrainingMonitor(Viewer):
-    "A run while it trains: losses, held-out scores, online probe, samples, and a stop button that saves. A hook for `train_gan`, or a look at a run folder."
+    """A run while it trains: losses, held-out scores, online probe, samples,
+    and a stop button that saves. A hook for `train_gan`, or a look at a run folder."""
     def __init__(self,
         run_dir=None, # the folder of a run, also one in progress; none for a hook
         *,
         every:float=1., # seconds between two drawings
         show:bool=True, # as a hook: show it when the run begins
     ):
-        self.every, self.show, self.fault, self.wish, self.hook, self.state = every, show, '', False, run_dir is None, ''
+        self.every, self.show, self.fault, self.wish, self.hook, self.state = (
+            every, show, '', False, run_dir is None, '')
         self.drawn, self.run, self.thread, self.closed = 0., None, None, False
-        self.button = W.Button(description='Stop and save', icon='stop', tooltip='End the run after the step in progress, and save it', disabled=True)
+        self.button = W.Button(
+            description='Stop and save', icon='stop',
+            tooltip='End the run after the step in progress, and save it', disabled=True)
         self.button.on_click(lambda _: self.stop())
         self.attach(run_dir)
         self._build(self.button, watch=())
-        if run_dir is not None: self.button.layout.display = 'none'; threading.Thread(target=self._poll, daemon=True).start()
+        if run_dir is not None:
+            self.button.layout.display = 'none'
+            threading.Thread(target=self._poll, daemon=True).start()
 
     def attach(self, run_dir)->None:
         "Look at this folder from now on."
         self.dir = Path(run_dir).expanduser() if run_dir is not None else None
-        self.tails = {k: Tail(self.dir/f'{k}.jsonl') for k in ('history', 'metrics', 'probe')} if self.dir else {}
+        self.tails = {k: Tail(self.dir/f'{k}.jsonl')
+                      for k in ('history', 'metrics', 'probe')} if self.dir else {}
 
     def close(self)->None:
         "Look no more."
@@ -382,15 +498,20 @@ def __call__(self:TrainingMonitor, st:TrainState): # the hook
         done = st.step >= st.total_steps
         self.button.disabled, self.button.description = True, 'done' if done else 'stopped'
         self.state = f'{"finished" if done else "stopped"} at step {st.step:,}, and saved'
-        self.latest.settle(); self.update()
-    elif st.event == 'evaluate' or time.monotonic()-self.drawn > self.every: self.drawn = time.monotonic(); self.latest()
+        self.latest.settle()
+        self.update()
+    elif st.event == 'evaluate' or time.monotonic()-self.drawn > self.every:
+        self.drawn = time.monotonic()
+        self.latest()
 
 # %% ../nbs/71_widgets.ipynb #af604d73
 @patch
 def _begin(self:TrainingMonitor, st):
     self.attach(st.run_dir)
-    self.fault = '' if st.run_dir else 'this training writes no run folder, so there is nothing to show.'
-    self.wish, self.state, self.button.disabled, self.button.description = False, '', False, 'Stop and save'
+    self.fault = ('' if st.run_dir
+                  else 'this training writes no run folder, so there is nothing to show.')
+    self.wish, self.state, self.button.disabled, self.button.description = (
+        False, '', False, 'Stop and save')
     if self.show and threading.current_thread() is threading.main_thread():
         from IPython import get_ipython
         from IPython.display import display
@@ -398,7 +519,8 @@ def _begin(self:TrainingMonitor, st):
     _let_others_answer(self.button)
 
 def _let_others_answer(widget):
-    "ipykernel 7.4 hands a widget's messages to the loop that wrote to it last; that one trains. Without its note, the front end chooses."
+    """ipykernel 7.4 hands a widget's messages to the loop that wrote to it last;
+    that one trains. Without its note, the front end chooses."""
     with suppress(AttributeError): del widget.comm._reply_subshell_id
 
 # %% ../nbs/71_widgets.ipynb #77b569d8
@@ -409,18 +531,30 @@ def train(self:TrainingMonitor,
     **kwargs, # as for `train_gan`
 )->TrainingMonitor: # itself, to be shown
     "`train_gan` in the background, so that the notebook stays free; `wait()` gives the run."
-    if self.thread and self.thread.is_alive(): raise InputError('this monitor has a run in progress: stop it, or make another monitor.')
+    if self.thread and self.thread.is_alive():
+        raise InputError('this monitor has a run in progress: '
+                         'stop it, or make another monitor.')
     self.run, self.fault, self.error = None, '', None
     def work():
-        try: self.run = train_gan(*args, hooks=(self, *((hooks,) if callable(hooks) else hooks)), **kwargs)
-        except BaseException as e: self.error = e; self.fault = str(e); self.button.disabled = True; self.update()
-    self.thread = threading.Thread(target=work, daemon=True); self.thread.start()
+        try:
+            self.run = train_gan(
+                *args, hooks=(self, *((hooks,) if callable(hooks) else hooks)), **kwargs)
+        except BaseException as e:
+            self.error = e
+            self.fault = str(e)
+            self.button.disabled = True
+            self.update()
+    self.thread = threading.Thread(target=work, daemon=True)
+    self.thread.start()
     return self
 
+# %% ../nbs/71_widgets.ipynb #a7a4f729
 @patch
 def wait(self:TrainingMonitor)->GANRun:
     "The run of `train`, when it is through. Raises what it raised."
-    if self.thread is None: raise InputError('nothing was started: call train(...) first, with the arguments of train_gan.')
+    if self.thread is None:
+        raise InputError('nothing was started: '
+                         'call train(...) first, with the arguments of train_gan.')
     self.thread.join()
     if self.error: raise self.error
     return self.run
@@ -431,39 +565,66 @@ def _finished(info, rows): return bool(rows) and rows[-1]['step'] >= info.get('s
 @patch
 def _read(self:TrainingMonitor):
     "What the folder says now: run.json, and the three records."
-    if self.dir is None: raise InputError(self.fault or 'waiting for a run: pass this monitor to train_gan as a hook.')
-    if not self.dir.is_dir(): raise InputError(f'there is no folder {self.dir} yet. As soon as a run begins there, it is shown here.')
+    if self.dir is None:
+        raise InputError(self.fault or 'waiting for a run: '
+                         'pass this monitor to train_gan as a hook.')
+    if not self.dir.is_dir():
+        raise InputError(f'there is no folder {self.dir} yet. '
+                         'As soon as a run begins there, it is shown here.')
     try: info = json.loads((self.dir/'run.json').read_text())
-    except FileNotFoundError: raise InputError(f'{self.dir} holds no run.json: no run, or one that has not begun yet.') from None
+    except FileNotFoundError:
+        raise InputError(f'{self.dir} holds no run.json: '
+                         'no run, or one that has not begun yet.') from None
     except ValueError: raise InputError(f"{self.dir/'run.json'} is damaged.") from None
     return info, *(t.look() for t in self.tails.values())
 
+# %% ../nbs/71_widgets.ipynb #fc9bfcf6
 @patch
 def _poll(self:TrainingMonitor):
     while not self.closed:
         time.sleep(self.every)
-        self.latest(); self.settle()
+        self.latest()
+        self.settle()
         try: info, history, *_ = self._read()
         except Exception: continue
-        if _finished(info, history): self.update(); return         # it may have ended since the last drawing
+        if _finished(info, history):
+            self.update() # it may have ended since the last drawing
+            return
 
 # %% ../nbs/71_widgets.ipynb #789f4f08
 def _charts(info, history, metrics, probe):
     per = max(info['train']//info['bs'], 1)
-    curve = lambda rows, key: ([r['step']/per for r in rows if key in r], [r[key] for r in rows if key in r])
+    curve = lambda rows, key: (
+        [r['step']/per for r in rows if key in r],
+        [r[key] for r in rows if key in r])
     names = dict(loss_d='L_D', adv='L_G', idt='L_idt')
-    out = [draw_chart('losses', {n: curve(history, k) for k,n in names.items() if history and k in history[-1]})]
-    best = {f'best trivial ({b[0]})': b[1]} if (b := best_psnr(info['trivial']) if info.get('trivial') else None) else {}
-    if key := next((k for k in ('explained','named') if metrics and k in metrics[-1]), None): out.append(draw_chart(f'held-out: {key}, %', {key: ([r['step']/per for r in metrics], [100*r[key] for r in metrics])}))
+    out = [draw_chart('losses', {
+        n: curve(history, k) for k,n in names.items() if history and k in history[-1]})]
+    best = ({f'best trivial ({b[0]})': b[1]}
+            if (b := best_psnr(info['trivial']) if info.get('trivial') else None) else {})
+    if key := next((k for k in ('explained','named') if metrics and k in metrics[-1]), None):
+        out.append(draw_chart(f'held-out: {key}, %', {
+            key: ([r['step']/per for r in metrics], [100*r[key] for r in metrics])}))
     else: out.append(draw_chart('held-out PSNR, dB', dict(PSNR=curve(metrics, 'psnr')), lines=best))
-    looks = {f'{k}, {r["data"]}' + ' (D)'*(r['part'] == 'disc'): (r['data'], r['part'], k) for r in probe for k in ('linear', 'knn')}
-    if probe: out.append(draw_chart('online probe, % right', {n: ([r['epoch'] for r in probe if (r['data'], r['part']) == (d, p)], [100*r[k] for r in probe if (r['data'], r['part']) == (d, p)]) for n,(d,p,k) in looks.items()}))
+    looks = {
+        f'{k}, {r["data"]}' + ' (D)'*(r['part'] == 'disc'): (r['data'], r['part'], k)
+        for r in probe for k in ('linear', 'knn')}
+    if probe:
+        out.append(draw_chart('online probe, % right', {
+            n: ([r['epoch'] for r in probe if (r['data'], r['part']) == (d, p)],
+                [100*r[k] for r in probe if (r['data'], r['part']) == (d, p)])
+            for n,(d,p,k) in looks.items()}))
     return f'<div class="rnb-charts">{"".join(out)}</div>'
 
+# %% ../nbs/71_widgets.ipynb #99d5392e
 def _progress(info, history, state):
-    step, total, seconds = (history[-1]['step'], info['steps'], float(history[-1].get('seconds', 0))) if history else (0, info['steps'], 0.)
-    left = f', about {duration(seconds/step*(total-step))} left' if step and step < total and not state else ''
-    return f'step {step:,} of {total:,} after {duration(seconds)}{left}{"; " + state if state else "; finished" if _finished(info, history) else ""}'
+    step, total, seconds = (
+        (history[-1]['step'], info['steps'], float(history[-1].get('seconds', 0))) if history
+        else (0, info['steps'], 0.))
+    left = (f', about {duration(seconds/step*(total-step))} left'
+            if step and step < total and not state else '')
+    return (f'step {step:,} of {total:,} after {duration(seconds)}{left}'
+            f'{"; " + state if state else "; finished" if _finished(info, history) else ""}')
 
 # %% ../nbs/71_widgets.ipynb #6890034d
 @patch
@@ -472,14 +633,21 @@ def _draw(self:TrainingMonitor):
     done, shown = 100*(history[-1]['step'] if history else 0)/max(info['steps'], 1), ''
     if grids := sorted((self.dir/'samples').glob('epoch-*.png')):
         picture = np.asarray(Image.open(io.BytesIO(grids[-1].read_bytes())).convert('RGB'))
-        shown = _figure(picture, f'held-out photos, epoch {int(grids[-1].stem[6:])}', 'rows: what G sees, what it paints, with the real centre, the photo').replace('<figure>', '<figure class="rnb-wide" style="max-width:34em">')
-    bar = f'<div style="height:6px;background:#8884;border-radius:3px;max-width:34em"><div style="height:6px;width:{done:.1f}%;background:#2f86cf;border-radius:3px"></div></div>'
-    return f'<p style="margin:.3em 0">{_progress(info, history, self.state)}</p>{bar}{_charts(info, history, metrics, probe)}<div class="rnb-panels">{shown}</div>'
+        shown = _figure(
+            picture, f'held-out photos, epoch {int(grids[-1].stem[6:])}',
+            'rows: what G sees, what it paints, with the real centre, the photo'
+            ).replace('<figure>', '<figure class="rnb-wide" style="max-width:34em">')
+    bar = ('<div style="height:6px;background:#8884;border-radius:3px;max-width:34em">'
+           f'<div style="height:6px;width:{done:.1f}%;background:#2f86cf;border-radius:3px">'
+           '</div></div>')
+    return (f'<p style="margin:.3em 0">{_progress(info, history, self.state)}</p>{bar}'
+            f'{_charts(info, history, metrics, probe)}<div class="rnb-panels">{shown}</div>')
 
 # %% ../nbs/71_widgets.ipynb #109e97f6
 @patch
 def _note(self:TrainingMonitor): return self.fault
 
+# %% ../nbs/71_widgets.ipynb #9c9b58c1
 @patch
 def static(self:TrainingMonitor, # noqa: F811
     *,
@@ -488,12 +656,19 @@ def static(self:TrainingMonitor, # noqa: F811
     "The curves as they are now, and sample grids to leaf through."
     info, *records = self._read()
     grids = sorted((self.dir/'samples').glob('epoch-*.png'))
-    if not grids: raise InputError(f'{self.dir} has no samples yet: the run has not been looked at.')
-    grids = [grids[i] for i in np.unique(np.linspace(0, len(grids)-1, min(epochs, len(grids))).round().astype(int))]
+    if not grids:
+        raise InputError(f'{self.dir} has no samples yet: the run has not been looked at.')
+    grids = [grids[i] for i in
+             np.unique(np.linspace(0, len(grids)-1, min(epochs, len(grids))).round().astype(int))]
     frames = np.stack([np.asarray(Image.open(g).convert('RGB')) for g in grids])
-    controls = dict(epoch=Control('epoch', tuple(str(int(g.stem[6:])) for g in grids), start=len(grids)-1))
-    panel = Panel('held-out photos; rows: what G sees, what it paints, with the real centre, the photo', (Layer(frames, ('epoch',)),), wide=True)
-    return make_flipbook(f'The run {self.dir.name}', controls, [panel], before=f'<p>{_progress(info, records[0], self.state)}</p>{_charts(info, *records)}')
+    controls = dict(epoch=Control(
+        'epoch', tuple(str(int(g.stem[6:])) for g in grids), start=len(grids)-1))
+    panel = Panel(
+        'held-out photos; rows: what G sees, what it paints, with the real centre, the photo',
+        (Layer(frames, ('epoch',)),), wide=True)
+    return make_flipbook(
+        f'The run {self.dir.name}', controls, [panel],
+        before=f'<p>{_progress(info, records[0], self.state)}</p>{_charts(info, *records)}')
 
 # %% ../nbs/71_widgets.ipynb #7053854b
 def find_neighbours(
@@ -503,11 +678,15 @@ def find_neighbours(
     k:int=6, # how many for each
     first:int|None=None, # ask for the first images only; for all if not given
 )->np.ndarray: # (n or `first`, k) indices, the nearest first, never the image itself
-    "The nearest images by the cosine of the last stage's averaged features, less their mean. Raises `InputError` if the encoder can't be used."
-    arm = as_arm(encoder, size=images.shape[1] if isinstance(encoder, torch.nn.Module) or encoder == 'pixels' else None)
-    if arm.size != images.shape[1]: images = np.stack([np.asarray(cut_square(Image.fromarray(im), share=1., size=arm.size)) for im in images])
+    """The nearest images by the cosine of the last stage's averaged features, less their mean.
+    Raises `InputError` if the encoder can't be used."""
+    arm = as_arm(encoder, size=images.shape[1]
+                 if isinstance(encoder, torch.nn.Module) or encoder == 'pixels' else None)
+    if arm.size != images.shape[1]:
+        images = np.stack([
+            np.asarray(cut_square(Image.fromarray(im), share=1., size=arm.size)) for im in images])
     f = encode(arm.build(0), images, side=1 if arm.name != 'pixels' else None)
-    f = f-f.mean(0)              # what all images share says nothing about one of them
+    f = f-f.mean(0) # what all images share says nothing about one of them
     own = torch.arange(len(f))[:first]
     return torch.cat([near for _,near in closest(f, f[own], k=k, own=own)]).numpy()
 
@@ -516,51 +695,83 @@ def find_neighbours(
 class NeighbourExplorer(Viewer):
     "Click an image, see its nearest neighbours under each encoder."
     def __init__(self,
-        encoders, # an encoder as for `find_neighbours`, a list of them, or a dict with names for them
+        # an encoder as for `find_neighbours`, a list of them, or a dict with names for them
+        encoders,
         images, # uint8 (n, h, w, 3), or a `LabelledSet`, whose test part is taken
         *,
         labels=None, # a word or a number for each image
         shown:int=24, # how many images can be clicked
         k:int=6, # how many neighbours
     ):
-        if isinstance(images, LabelledSet): images, labels = images.test_x, [images.classes[i] for i in images.test_y]
-        self.images, self.labels, self.near, self.faults, self.query = np.asarray(images), labels, {}, [], 0
-        named = encoders.items() if isinstance(encoders, Mapping) else [(_name(e), e) for e in (encoders if isinstance(encoders, (list, tuple)) else [encoders])]
+        if isinstance(images, LabelledSet):
+            images, labels = images.test_x, [images.classes[i] for i in images.test_y]
+        self.images, self.labels, self.near, self.faults, self.query = (
+            np.asarray(images), labels, {}, [], 0)
+        named = (encoders.items() if isinstance(encoders, Mapping)
+                 else [(_name(e), e) for e in (
+                     encoders if isinstance(encoders, (list, tuple)) else [encoders])])
         for name,e in named:
             try: self.near[name] = find_neighbours(e, self.images, k=k, first=shown)
-            except (InputError, OSError, ValueError) as fault: self.faults.append(f'{name}: {fault}')
-        self.buttons = [W.Button(tooltip=self._word(i), layout=W.Layout(width='48px', height='48px', margin='2px')) for i in range(min(shown, len(self.images)))]
-        for i,b in enumerate(self.buttons): b.add_class(f'rnb-{id(self)}-{i}'); b.on_click(lambda _, i=i: self.choose(i))
-        looks = ''.join(f'.rnb-{id(self)}-{i}{{background:url(data:image/png;base64,{base64.b64encode(png_bytes(self.images[i])).decode()}) center/cover!important}}' for i in range(len(self.buttons)))
+            except (InputError, OSError, ValueError) as fault:
+                self.faults.append(f'{name}: {fault}')
+        self.buttons = [
+            W.Button(tooltip=self._word(i),
+                     layout=W.Layout(width='48px', height='48px', margin='2px'))
+            for i in range(min(shown, len(self.images)))]
+        for i,b in enumerate(self.buttons):
+            b.add_class(f'rnb-{id(self)}-{i}')
+            b.on_click(lambda _, i=i: self.choose(i))
+        looks = ''.join(
+            f'.rnb-{id(self)}-{i}{{background:url(data:image/png;base64,'
+            f'{base64.b64encode(png_bytes(self.images[i])).decode()}) center/cover!important}}'
+            for i in range(len(self.buttons)))
         self._build(W.HTML(f'<style>{looks}</style>'), *self.buttons, watch=())
 
     def choose(self, i:int)->None:
         "Show the neighbours of image `i`, one of those that can be clicked."
-        if not 0 <= i < len(self.buttons): raise InputError(f"image {i}; neighbours were looked for of 0 to {len(self.buttons)-1}. Give a larger shown=.")
+        if not 0 <= i < len(self.buttons):
+            raise InputError(f"image {i}; "
+                             f"neighbours were looked for of 0 to {len(self.buttons)-1}. "
+                             "Give a larger shown=.")
         self.query = i
         self.latest()
 
     def _word(self, i): return f'image {i+1}' if self.labels is None else str(self.labels[i])
 
-def _name(e): return e if isinstance(e, str) and e == 'pixels' else e.dir.name if isinstance(e, GANRun) else Path(e).name if isinstance(e, (str, Path)) else type(e).__name__
+# %% ../nbs/71_widgets.ipynb #528a9c5a
+def _name(e):
+    return (e if isinstance(e, str) and e == 'pixels'
+            else e.dir.name if isinstance(e, GANRun)
+            else Path(e).name if isinstance(e, (str, Path))
+            else type(e).__name__)
 
 # %% ../nbs/71_widgets.ipynb #c4d8a0e2
 @patch
 def _draw(self:NeighbourExplorer):
     if not self.near: raise InputError(' '.join(self.faults) or 'no encoders were given.')
     q = self.query
-    for i,b in enumerate(self.buttons): b.layout.border = '3px solid #d55e00' if i == q else '1px solid #8888'
-    rows = f'<div class="rnb-panels" style="max-width:9em">{_figure(self.images[q], "the query", self._word(q))}</div>'
+    for i,b in enumerate(self.buttons):
+        b.layout.border = '3px solid #d55e00' if i == q else '1px solid #8888'
+    rows = ('<div class="rnb-panels" style="max-width:9em">'
+            f'{_figure(self.images[q], "the query", self._word(q))}</div>')
     for name,near in self.near.items():
-        same = lambda j: None if self.labels is None else '#12a078' if self.labels[j] == self.labels[q] else '#d55e00'
-        figures = ''.join(_figure(self.images[j], f'{r+1}.', self._word(j), mark=same(j)) for r,j in enumerate(near[q]))
-        rows += f'<p style="margin:.6em 0 .3em"><b>{html.escape(name)}</b>{self._right(name, q)}</p><div class="rnb-panels">{figures}</div>'
+        same = lambda j: (None if self.labels is None
+                          else '#12a078' if self.labels[j] == self.labels[q]
+                          else '#d55e00')
+        figures = ''.join(
+            _figure(self.images[j], f'{r+1}.', self._word(j), mark=same(j))
+            for r,j in enumerate(near[q]))
+        rows += ('<p style="margin:.6em 0 .3em">'
+                 f'<b>{html.escape(name)}</b>{self._right(name, q)}</p>'
+                 f'<div class="rnb-panels">{figures}</div>')
     return rows
 
+# %% ../nbs/71_widgets.ipynb #620591fc
 @patch
 def _right(self:NeighbourExplorer, name, q):
     if self.labels is None: return ''
-    return f': {sum(self.labels[j] == self.labels[q] for j in self.near[name][q])} of {self.near[name].shape[1]} of its class'
+    return (f': {sum(self.labels[j] == self.labels[q] for j in self.near[name][q])} '
+            f'of {self.near[name].shape[1]} of its class')
 
 @patch
 def _note(self:NeighbourExplorer): return ' '.join(self.faults)
@@ -574,9 +785,17 @@ def static(self:NeighbourExplorer, # noqa: F811
     "The first images and their neighbours, to click through."
     if not self.near: raise InputError(' '.join(self.faults) or 'no encoders were given.')
     n, panels = min(shown, len(self.buttons)), []
-    controls = dict(query=Control('the query', tuple(f'{i+1}: {self._word(i)}' for i in range(n)), pictures=self.images[:n]))
+    controls = dict(query=Control(
+        'the query', tuple(f'{i+1}: {self._word(i)}' for i in range(n)), pictures=self.images[:n]))
     for name,near in self.near.items():
         for r in range(near.shape[1]):
-            words = np.array([self._word(j) + (' ✓' if self.labels is not None and self.labels[j] == self.labels[i] else '') for i,j in enumerate(near[:n,r])])
-            panels.append(Panel(f'{r+1}.', (Layer(self.images[near[:n,r]], ('query',)),), words, ('query',), heading='' if r else name))
-    return make_flipbook('Nearest neighbours of a query under each encoder', controls, panels, columns=next(iter(self.near.values())).shape[1])
+            words = np.array([
+                self._word(j)
+                + (' ✓' if self.labels is not None and self.labels[j] == self.labels[i] else '')
+                for i,j in enumerate(near[:n,r])])
+            panels.append(Panel(
+                f'{r+1}.', (Layer(self.images[near[:n,r]], ('query',)),), words, ('query',),
+                heading='' if r else name))
+    return make_flipbook(
+        'Nearest neighbours of a query under each encoder', controls, panels,
+        columns=next(iter(self.near.values())).shape[1])
