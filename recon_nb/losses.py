@@ -1,4 +1,4 @@
-"""What the two nets want: adversarial pairs, a gradient penalty, the identity loss (§2.3, §4).
+"""What the two nets are trained on: adversarial pairs, a penalty, the reconstruction loss (§2.3, §4).
 
 Docs: https://recon-nb.github.io/recon_nb/losses.html.md"""
 
@@ -6,7 +6,7 @@ Docs: https://recon-nb.github.io/recon_nb/losses.html.md"""
 
 # %% auto #0
 __all__ = ['ADV', 'NORMS', 'AdvLoss', 'bce_disc', 'bce_gen', 'ls_disc', 'ls_gen', 'hinge_disc', 'wgan_disc', 'mean_gen',
-           'gradient_penalty', 'identity_loss']
+           'gradient_penalty', 'masked_mean', 'reconstruction_loss']
 
 # %% ../nbs/40_losses.ipynb #bcabca9a
 from collections.abc import Callable
@@ -22,8 +22,10 @@ from .pixels import Hidden,Images
 class AdvLoss(NamedTuple):
     "An adversarial game: what D minimises, what G minimises."
     disc: Callable # (real logits, fake logits) -> scalar
-    gen: Callable # (fake logits) -> scalar
+    gen: Callable # (fake logits) -> scalar; (real logits, fake logits), if relativistic
     logits: bool = False # whether D's values are log-odds; only then is their sigmoid a probability
+    unbounded: bool = False # D's loss has no floor: its slope must be held by a clip or a penalty
+    relativistic: bool = False # G's loss sees D's values of the photos, too
 
 def bce_disc(
     real:Float[Tensor, ' b'], # D's logits for photos
@@ -78,7 +80,7 @@ def mean_gen(
 ADV |= {
     'ls': AdvLoss(ls_disc, ls_gen),
     'hinge': AdvLoss(hinge_disc, mean_gen),
-    'wgan': AdvLoss(wgan_disc, mean_gen)}
+    'wgan': AdvLoss(wgan_disc, mean_gen, unbounded=True)}
 
 # %% ../nbs/40_losses.ipynb #861cdaea
 def gradient_penalty(
@@ -96,21 +98,24 @@ def gradient_penalty(
 
 # %% ../nbs/40_losses.ipynb #214223c0
 NORMS = {
-    'l1': lambda out,target: (out-target).abs(),
-    'l2': lambda out,target: (out-target).square(),
-    'ce': lambda out,target: F.cross_entropy(out, target, reduction='none')[:,None]}
+    'l1': lambda out,goal: (out-goal).abs(),
+    'l2': lambda out,goal: (out-goal).square()}
 
-def identity_loss(
-    out:Images, # what the generator painted
-    target:Images, # what it should have painted
-    hidden:Hidden|None=None, # where to look; everywhere, if not given
-    *,
-    # l1, l2 (the square, not its root),
-    # or ce: cross-entropy over the channels, for a target of codes
-    norm:str='l1',
+def masked_mean(
+    err:Float[Tensor, 'b c h w'], # an error for each number
+    where:Hidden|None=None, # where to look; everywhere, if not given
 )->Float[Tensor, '']: # mean over the numbers looked at
-    "L_idt (§2.3, eq. 5), as a mean over the whole picture or over what is hidden."
-    err = NORMS[check_name(norm, NORMS, 'norm')](out, target)
-    if hidden is None: return err.mean()
-    hidden = hidden.expand_as(err)
-    return (err * hidden).sum() / hidden.sum()
+    "The mean error, everywhere or at some places."
+    if where is None: return err.mean()
+    where = where.expand_as(err)
+    return (err * where).sum() / where.sum()
+
+def reconstruction_loss(
+    out:Float[Tensor, 'b c h w'], # what the generator gave
+    goal:Float[Tensor, 'b c h w'], # what it should have given
+    where:Hidden|None=None, # where to look; everywhere, if not given
+    *,
+    norm:str='l1', # l1, or l2 (the square, not its root)
+)->Float[Tensor, '']: # mean over the numbers looked at
+    "L_idt, the paper's identity loss (§2.3, eq. 5), as a mean over all or over what is hidden."
+    return masked_mean(NORMS[check_name(norm, NORMS, 'norm')](out, goal), where)

@@ -14,22 +14,23 @@ from jaxtyping import Float,Int
 from torch import Tensor,nn
 from torch.nn import functional as F
 from .core import InputError
+from .generator import Output
+from .losses import masked_mean
 from .pixels import Images
-from .targets import TARGETS
+from .targets import NAMED,TARGETS,Target
 
 # %% ../nbs/43_teacher.ipynb #252fa2ec
-_codes = 256 # how many: of the teacher, and so of the target's channels
-
 class Teacher(nn.Module):
     "A trained encoder that is held still, and the codes for what its last stage says."
     def __init__(self,
         enc:nn.Module, # with `features` and `channels`; copied
         *,
-        codes:int=_codes, # how many
+        codes:int=256, # how many
         dims:int=64, # directions that count, at most
     ):
         super().__init__()
-        self.enc, c = deepcopy(enc).eval().requires_grad_(False), enc.channels[-1]
+        c = enc.channels[-1]
+        self.enc = deepcopy(enc).eval().requires_grad_(False)
         self.register_buffer('mean', torch.zeros(c))
         self.register_buffer('whiten', torch.eye(c)[:,:dims].clone())
         self.register_buffer('centres', torch.zeros(codes, min(dims, c)))
@@ -37,14 +38,13 @@ class Teacher(nn.Module):
     def train(self, mode:bool=True): return super().train(False)
 
     @torch.no_grad()
-    def features(self, x:Images)->Float[Tensor, 'b h16 w16 d']: # of length 1
+    def features(self, x:Images)->Float[Tensor, 'b h2 w2 d']: # of length 1
         "The last stage, centred and whitened."
         f = self.enc.features(x.contiguous(memory_format=torch.channels_last))[-1]
         return F.normalize((f.permute(0,2,3,1)-self.mean) @ self.whiten, dim=-1)
 
-    def forward(self,
-        x:Images,
-    )->Int[Tensor, 'b h16 w16']: # the nearest centre's number, for each place of the last stage
+    def forward(self, x:Images)->Int[Tensor, 'b h2 w2']: # of each place of the last stage
+        "The number of the nearest centre."
         return (self.centres.square().sum(1) - 2*self.features(x)@self.centres.T).argmin(-1)
 
 # %% ../nbs/43_teacher.ipynb #fc4bf5a7
@@ -57,10 +57,9 @@ def fit_codebook(
 )->Teacher: # `teacher`
     "Whitening and codes from photos. Raises `InputError` if there are too few."
     with torch.no_grad():
-        x = torch.cat([
-            teacher.enc.features(b.contiguous(memory_format=torch.channels_last))[-1]
-                .permute(0,2,3,1).flatten(0,2)
-            for b in batches]).cpu().double()
+        stages = (teacher.enc.features(b.contiguous(memory_format=torch.channels_last))[-1]
+                  for b in batches)
+        x = torch.cat([f.permute(0,2,3,1).flatten(0,2) for f in stages]).cpu().double()
     codes, dims = teacher.centres.shape
     if len(x) < 2*codes:
         raise InputError(f"{len(x)} places of features are too few for {codes} codes: "
@@ -73,23 +72,35 @@ def fit_codebook(
     teacher.whiten.copy_(vt[:dims].T / s[:dims].clamp_min(1e-6*s[0]) * len(x)**0.5)
     z = F.normalize(x.float() @ teacher.whiten.cpu(), dim=1).numpy()
     from sklearn.cluster import MiniBatchKMeans # slow to import, and needed here only
-    found = MiniBatchKMeans(
-        codes, n_init=3, random_state=seed, batch_size=4096, max_iter=60).fit(z)
+    how = dict(n_init=3, random_state=seed, batch_size=4096, max_iter=60)
+    found = MiniBatchKMeans(codes, **how).fit(z)
     teacher.centres.copy_(torch.from_numpy(found.cluster_centers_))
     return teacher
 
 # %% ../nbs/43_teacher.ipynb #4105a5f3
-class CodeTarget:
+class CodeTarget(Target):
     "A teacher's codes, one for each place of the last stage."
-    channels, stride, picture = _codes, 16, 0
-    everywhere, norm = True, 'ce' # asked about at seen places, too; with cross-entropy
-    teacher = None # a `Teacher`, before the first call
-    def __call__(self,
-        i_r:Images,
-    )->Float[Tensor, 'b 256 h16 w16']: # 1 for the code, 0 for the others
+    codes = 256
+    outputs = Output(codes, 16),
+    everywhere, needs_teacher = True, True
+    norms = () # it has a loss of its own
+    headline = NAMED
+
+    def fit_to(self, enc)->None: self.outputs = Output(self.codes, enc.reductions[-1]),
+
+    def make(self, i_r:Images)->Int[Tensor, 'b h2 w2']: # the codes' numbers
         if self.teacher is None:
             raise InputError("target 'codes' needs a teacher: "
                 "give teacher=, the folder of an earlier run.")
-        return F.one_hot(self.teacher(i_r), self.channels).movedim(-1, 1).to(i_r.dtype)
+        return self.teacher(i_r)
+
+    def loss(self, outs:tuple, goals:tuple, asked:tuple|None=None, *, norm:str='')->Tensor:
+        "Cross-entropy, as a mean over the places looked at."
+        err = F.cross_entropy(outs[0], goals[0], reduction='none')[:,None]
+        return masked_mean(err, asked and asked[0])
+
+    def score(self, outs:tuple, goals:tuple, asked:tuple)->dict:
+        "The share of the codes named."
+        return dict(named=(outs[0].argmax(1) == goals[0]).float().mean().item())
 
 TARGETS['codes'] = CodeTarget
