@@ -20,14 +20,17 @@ from . import __version__
 from .checkpoint import load_tensors,save_tensors
 from .config import GANConfig,config_from_dict,deviations
 from .core import InputError,write_atomic
-from .generator import Encoder
+from .encoder import ENCODERS,encoder_choices,make_encoder
 from .pixels import Images,to_model
-from .run import RUN_FILES,GANRun,cut_photos
-from .trainer import make_networks
+from .photos import cut_photos
+from .plugins import check_parts,has_parts,load_plugins
+from .run import RUN_FILES,GANRun,run_info,weights_of
+from .state import make_networks
+from .task import sample_encoder
 
 # %% ../nbs/60_export.ipynb #734f072b
 def describe_encoder(
-    enc:Encoder, # the encoder
+    enc:nn.Module, # the encoder
     cfg:GANConfig, # the config of its run
     *,
     step:int, # how many steps it was trained
@@ -36,19 +39,18 @@ def describe_encoder(
     """All that others must know to use an encoder: architecture, preprocessing, training.
     Names no path."""
     source = photos or ('folder' if set(cfg.data) & set('/\\') else cfg.data)
+    choices = {k: getattr(cfg, k) for k in encoder_choices(cfg.encoder)}
+    name = f'{type(enc).__module__}.{type(enc).__qualname__}'
+    teacher = dict(teacher=cfg.teacher_name) if cfg.teacher else {}
+    changed = {k: list(v) for k,v in deviations(cfg).items()}
     return dict(
-        architecture=dict(
-            name='recon_nb.generator.Encoder', width=cfg.width, ni=enc.conv1[0].in_channels,
-            dropout=cfg.dropout, between=cfg.between),
-        channels=list(enc.channels),
-        reductions=[f['reduction'] for f in enc.feature_info],
+        architecture=dict(name=name, encoder=cfg.encoder, **choices),
+        channels=list(enc.channels), reductions=list(enc.reductions),
         preprocessing=dict(
             size=cfg.size, crop='centre square', resize='bicubic, antialiased',
             channels='RGB', range=[-1,1], mean=[.5]*3, std=[.5]*3),
         training=dict(
-            preset=cfg.preset, deviations={k: list(v) for k,v in deviations(cfg).items()},
-            photos=source, step=step,
-            **(dict(teacher=cfg.teacher_name) if cfg.teacher else {}),
+            preset=cfg.label, deviations=changed, photos=source, step=step, **teacher,
             schema=cfg.schema, recon_nb=__version__))
 
 # %% ../nbs/60_export.ipynb #b2913537
@@ -70,47 +72,65 @@ class Preprocess:
 class Pretrained(NamedTuple):
     """An encoder in evaluation mode, on the CPU, with all that belongs to it.
     Made by `load_pretrained`."""
-    encoder: Encoder
-    # if the source has one: takes the last stage; a `Reader` takes the input and all stages
+    encoder: nn.Module # with `features`, `channels` and `reductions`
+    # of the first output, if the source has one; a reading one takes the input and all stages
     decoder: nn.Module|None
     preprocess: Preprocess # photos -> what the encoder expects
     config: dict # what `describe_encoder` says
 
 def _of_nets(enc, dec, card):
-    return Pretrained(enc.eval(), dec and dec.eval(),
-        Preprocess(card['preprocessing']['size']), card)
+    prepare = Preprocess(card['preprocessing']['size'])
+    return Pretrained(enc.eval(), dec and dec.eval(), prepare, card)
 
 def _of_run(run):
     gen = deepcopy(run.generator).cpu() # the run's own stay where they are
-    return _of_nets(gen.enc, gen.dec,
-        describe_encoder(gen.enc, run.cfg, step=run.step, photos=run.info.get('photos')))
+    card = describe_encoder(gen.enc, run.cfg, step=run.step, photos=run.info.get('photos'))
+    return _of_nets(gen.enc, gen.dec, card)
 
-def _of_weights(tensors, state): # the three networks of a run, in one file
+# %% ../nbs/60_export.ipynb #b1206cdd
+def _of_weights(tensors, state, info): # a run's networks in one file; the encoder is enough
     cfg = config_from_dict(state['config'])
-    gen,_ = make_networks(cfg)
-    gen.load_state_dict({k: v for k,v in tensors.items() if not k.startswith('disc.')})
-    return _of_nets(gen.enc, gen.dec, describe_encoder(gen.enc, cfg, step=state['step']))
+    noted = info.get('plugins', ())
+    check_parts(cfg, noted=noted, fields=('encoder',))
+    enc, dec = sample_encoder(cfg), None
+    enc.load_state_dict({k[4:]: v for k,v in tensors.items() if k.startswith('enc.')})
+    if has_parts(cfg):
+        gen,_ = make_networks(cfg)
+        gen.load_state_dict({k: v for k,v in tensors.items() if not k.startswith('disc.')})
+        dec = gen.dec
+    card = describe_encoder(enc, cfg, step=state['step'], photos=info.get('photos'))
+    return _of_nets(enc, dec, card)
 
-def _of_export(tensors, card):
-    a = card['architecture']
-    enc = Encoder(a['width'], ni=a['ni'], dropout=a['dropout'], between=a.get('between', False))
+def _of_export(tensors, card, info):
+    a = dict(card['architecture'])
+    if (ni := a.get('ni', 3)) != 3:
+        raise InputError(f"the encoder takes pictures of {ni} channels; this version reads RGB.")
+    name = a.get('encoder', 'paper')
+    if name not in ENCODERS:
+        raise InputError(f"the file holds encoder {name!r}, {a['name']}, which is not built in: "
+            "give the file that registers it as plugins= (in the shell --plugin).")
+    enc = make_encoder(name, **{k: v for k,v in a.items() if k not in ('name','encoder','ni')})
     enc.load_state_dict(tensors)
     return _of_nets(enc, None, card)
 
 # %% ../nbs/60_export.ipynb #345e54d2
+# long: a kind of source after the other
 def load_pretrained(
     # a file of `export_encoder`, a run folder, a release's,
     # its `weights.safetensors`, or a `GANRun`;
     # a `Pretrained` stays as it is
     source,
+    *,
+    plugins=None, # files that register parts of your own; only an encoder's is needed
 )->Pretrained:
     "An encoder, ready for use. Raises `InputError` if the source is missing, foreign or damaged."
+    load_plugins(plugins)
     if isinstance(source, Pretrained): return source
     if isinstance(source, GANRun): return _of_run(source)
-    path = Path(source).expanduser()
-    if path.is_dir() and not (path/'generator.safetensors').is_file():
-        return _of_run(GANRun.load(path))
-    if path.is_dir(): path = path/'generator.safetensors' # of `write_release`
+    path, info = Path(source).expanduser(), {}
+    if path.is_dir() and (path/'generator.safetensors').is_file(): # of `write_release`
+        path = path/'generator.safetensors'
+    if path.is_dir(): path, info = weights_of(path), run_info(path)
     if path.suffix.lower() == '.onnx':
         raise InputError(f"{path}: an ONNX file is opened with onnxruntime; "
             "here give the .safetensors file or the run folder.")
@@ -118,14 +138,15 @@ def load_pretrained(
     if any(k.startswith('opt_') for k in tensors):
         raise InputError(f"{path} is a checkpoint, for resuming. "
             "Give weights.safetensors, which lies beside it.")
-    try: return (_of_export if 'architecture' in state else _of_weights)(tensors, state)
+    read = _of_export if 'architecture' in state else _of_weights
+    try: return read(tensors, state, info)
     except (KeyError, TypeError, RuntimeError) as e:
         raise InputError(f"{path} holds no encoder that this version can read "
             f"({type(e).__name__}: {str(e).splitlines()[-1].strip()}). "
             "Export it again.") from None
 
 # %% ../nbs/60_export.ipynb #9f7091b6
-class _Stages(nn.Module): # what ONNX shall compute: all four stages
+class _Stages(nn.Module): # what ONNX shall compute: all stages
     def __init__(self, enc):
         super().__init__()
         self.enc = enc
@@ -138,13 +159,14 @@ def _onnx_proto(enc, size):
     except ImportError:
         raise InputError("writing .onnx needs two more packages: "
             "pip install 'recon_nb[onnx]'.") from None
-    dim = torch.export.Dim
-    axes = dict(images={0: dim('batch'), 2: dim('height', min=16), 3: dim('width', min=16)})
+    dim, least = torch.export.Dim, enc.reductions[-1]
+    axes = {0: dim('batch'), 2: dim('height', min=least), 3: dim('width', min=least)}
     net = _Stages(deepcopy(enc).cpu()).eval()
-    proto = torch.onnx.export(net, (torch.zeros(2, enc.conv1[0].in_channels, size, size),),
+    names = [f'stage{i}' for i in range(1, len(enc.channels)+1)]
+    proto = torch.onnx.export(net, (torch.zeros(2, 3, size, size),),
         dynamo=True, verbose=False, opset_version=18,
-        input_names=['images'], output_names=[f'stage{i}' for i in range(1,5)],
-        dynamic_shapes=axes).model_proto
+        input_names=['images'], output_names=names,
+        dynamic_shapes=dict(images=axes)).model_proto
     g = proto.graph
     for part in (proto, g, *g.node, *g.input, *g.output, *g.value_info, *g.initializer):
         del part.metadata_props[:]
@@ -163,6 +185,8 @@ _writers = {'.safetensors': _write_safetensors, '.onnx': _write_onnx}
 def export_encoder(
     run, # a `GANRun`, a run folder, or whatever else `load_pretrained` opens
     path, # the file to write: `.safetensors` or `.onnx`
+    *,
+    plugins=None, # as for `load_pretrained`
 )->Path: # `path`
     """Write the encoder as one file, with its preprocessing in it.
     Raises `InputError` if it can't be read or written."""
@@ -174,7 +198,7 @@ def export_encoder(
     if path.name in RUN_FILES:
         raise InputError(f"{path}: a run keeps a file of this name. "
             "Give another one, such as encoder.safetensors.")
-    p = load_pretrained(run)
+    p = load_pretrained(run, plugins=plugins)
     try: return write(p, path)
     except OSError as e:
         raise InputError(f"{path} can't be written ({e.strerror or e}). "
