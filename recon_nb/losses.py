@@ -6,7 +6,7 @@ Docs: https://recon-nb.github.io/recon_nb/losses.html.md"""
 
 # %% auto #0
 __all__ = ['ADV', 'NORMS', 'AdvLoss', 'bce_disc', 'bce_gen', 'ls_disc', 'ls_gen', 'hinge_disc', 'wgan_disc', 'mean_gen',
-           'gradient_penalty', 'masked_mean', 'reconstruction_loss']
+           'check_adv', 'gradient_penalty', 'masked_mean', 'reconstruction_loss']
 
 # %% ../nbs/40_losses.ipynb #bcabca9a
 from collections.abc import Callable
@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
-from .core import check_name
+from .core import InputError,check_name
 from .pixels import Hidden,Images
 
 # %% ../nbs/40_losses.ipynb #95fca1c6
@@ -81,6 +81,23 @@ ADV |= {
     'ls': AdvLoss(ls_disc, ls_gen),
     'hinge': AdvLoss(hinge_disc, mean_gen),
     'wgan': AdvLoss(wgan_disc, mean_gen, unbounded=True)}
+
+# %% ../nbs/40_losses.ipynb #0d82b22f
+def check_adv(
+    adv:AdvLoss, # a pair of losses
+)->AdvLoss: # `adv`
+    "Try an adversarial pair on made-up values. Raises `InputError` if a loss gives no finite number."
+    real, fake = torch.linspace(-2, 2, 4), torch.linspace(1, -1, 4)
+    given = dict(disc=(real, fake), gen=(real, fake) if adv.relativistic else (fake,))
+    for name,values in given.items():
+        try: loss = getattr(adv, name)(*values)
+        except Exception as e:
+            raise InputError(f"the adversarial loss's {name} fails on {len(values)} vectors of "
+                f"D's values with {type(e).__name__}: {e}") from None
+        if not (isinstance(loss, Tensor) and loss.numel() == 1 and loss.isfinite().all()):
+            raise InputError(f"the adversarial loss's {name} gives {loss} for two vectors of D's "
+                "values; it must give one finite number, a mean over the batch.")
+    return adv
 
 # %% ../nbs/40_losses.ipynb #861cdaea
 def gradient_penalty(

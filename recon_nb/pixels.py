@@ -33,8 +33,9 @@ def to_model(
     return torch.from_numpy(photos).to(device).permute(0,3,1,2).float().div_(127.5).sub_(1)
 
 def to_pixels(
-    images:Images, # in [-1, 1]; values outside are clipped
+    images:Images, # in [-1, 1], of three channels, or one for grey; values outside are clipped
 )->Photo8: # bytes, channels last
     "What a network painted, as photos."
+    if images.shape[1] == 1: images = images.expand(-1,3,-1,-1)
     return (images.detach().float().add(1).mul(127.5).round().clamp(0,255).byte()
             .permute(0,2,3,1).contiguous().cpu().numpy())

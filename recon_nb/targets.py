@@ -34,14 +34,15 @@ class Score(NamedTuple):
 
     def text(self,
         value:float, # as in `metrics.jsonl`
-        digits:int=2, # behind the point
+        digits:int=2, # behind the point; of a share one less
     )->str: # such as 14.35 dB, or 10.3%
         "The number with its unit."
-        return f'{value:.{digits}%}' if self.unit == '%' else f'{value:.{digits}f}{self.unit}'
+        if self.unit == '%': return f'{value:.{digits-1}%}'
+        return f'{value:.{digits}f}{self.unit}'
 
     def say(self,
         row:dict, # of `metrics.jsonl`
-        digits:int=2, # behind the point
+        digits:int=2, # as for `text`
     )->str:
         "The sentence for a row of scores."
         return self.sentence.format(self.text(row[self.key], digits))

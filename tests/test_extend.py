@@ -48,7 +48,7 @@ from torch.nn.functional import softplus
 from recon_nb.losses import ADV,AdvLoss
 
 def disc(real, fake): return softplus(fake-real).mean()
-def gen(fake, real): return softplus(real-fake).mean()
+def gen(real, fake): return softplus(real-fake).mean()
 
 ADV['compare'] = AdvLoss(disc, gen, relativistic=True)
 """
