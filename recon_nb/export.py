@@ -22,8 +22,10 @@ from .config import GANConfig,config_from_dict,deviations
 from .core import InputError,write_atomic
 from .generator import Encoder
 from .pixels import Images,to_model
-from .run import RUN_FILES,GANRun,cut_photos
-from .trainer import make_networks
+from .folder import RUN_FILES
+from .run import GANRun
+from .photos import cut_photos
+from .state import make_networks
 
 # %% ../nbs/60_export.ipynb #734f072b
 def describe_encoder(

@@ -27,9 +27,13 @@ from .labelled import load_labelled
 from .masks import make_task
 from .photos import PHOTO_SUFFIXES
 from .probe import FROZEN,MODES
-from .run import GANRun,estimate_cost,train_gan
+from .run import GANRun
+from .cost import estimate_cost
+from .training import train_gan
 from .teacher import Teacher
-from .trainer import fetch,make_state,teach,train_step
+from .batches import fetch,teach
+from .state import make_state
+from .steps import train_step
 
 # %% ../nbs/79_protocols.ipynb #896e7bef
 # Table 2: the row -> its preset
