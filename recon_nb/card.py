@@ -17,7 +17,8 @@ from .core import InputError,write_atomic
 from .export import export_encoder
 from .features import as_arm,count_macs,fingerprint
 from .protocols import describe_pretraining
-from .run import GANRun,duration
+from .run import GANRun
+from .core import duration
 from .tables import summarize
 
 # %% ../nbs/78_card.ipynb #1f8cd33a

@@ -116,7 +116,7 @@ def _train_parser():
 # %% ../nbs/90_cli.ipynb #68ef34bd
 def _train(args):
     from accelerate import PartialState
-    from recon_nb.run import train_gan
+    from recon_nb.training import train_gan
     run = train_gan(**vars(args))
     if 'progress' in args and PartialState().is_main_process: print(run.dir)
     return 130 if run.stopped == 'signal' else 0
@@ -140,7 +140,8 @@ def _reconstruct_parser():
 
 # %% ../nbs/90_cli.ipynb #b5aa1840
 def _reconstruct(args):
-    from recon_nb.run import GANRun,as_images
+    from recon_nb.run import GANRun
+    from recon_nb.photos import as_images
     from recon_nb.show import image_grid,save_png
     if Path(args.out).suffix.lower() != '.png':
         raise InputError(f'the picture is a PNG file; --out {args.out!r} should end in .png.')
@@ -151,7 +152,7 @@ def _reconstruct(args):
     if not good: raise InputError(' '.join(bad))
     for b in bad: warnings.warn(f'left out: {b}')
     r = run.reconstruct(good)
-    print(save_png(image_grid([*r]), args.out))
+    print(save_png(image_grid(r.rows), args.out))
 
 def reconstruct(
     argv=None, # the words after the command; the shell's if not given

@@ -6,7 +6,7 @@ Docs: https://recon-nb.github.io/recon_nb/core.html.md"""
 
 # %% auto #0
 __all__ = ['InputError', 'check_name', 'write_atomic', 'append_jsonl', 'read_jsonl', 'sample_uniform', 'epoch_order',
-           'progress_bar', 'describe_machine']
+           'progress_bar', 'duration', 'megabytes', 'describe_machine']
 
 # %% ../nbs/00_core.ipynb #8a44c9cf
 import json,os,platform,sys
@@ -148,6 +148,21 @@ def progress_bar(
     "tqdm's progress bar, refreshed twice a second."
     from tqdm.auto import tqdm
     return tqdm(iterable, mininterval=0.5, **({} if show else dict(disable=True)), **kwargs)
+
+# %% ../nbs/00_core.ipynb #224dfb51
+def duration(
+    seconds:float, # how long
+)->str: # such as 45 s, 12 min, 3.5 h
+    "A duration as a person says it."
+    if seconds < 90: return f'{seconds:.0f} s'
+    if seconds < 5400: return f'{seconds/60:.0f} min'
+    return f'{seconds/3600:.1f} h'
+
+def megabytes(
+    n:int, # how many bytes
+)->str: # such as 12.3 MB or 4.5 kB
+    "A number of bytes as a person reads it."
+    return f'{n/1e6:,.1f} MB' if n >= 1e5 else f'{n/1e3:.1f} kB'
 
 # %% ../nbs/00_core.ipynb #bcd52696
 def _version(name):

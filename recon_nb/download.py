@@ -17,7 +17,7 @@ from urllib.error import HTTPError,URLError
 from urllib.request import Request,build_opener
 from filelock import FileLock,Timeout
 from .core import InputError,progress_bar,write_atomic
-from .photos import megabytes
+from .core import megabytes
 
 # %% ../nbs/12_download.ipynb #c41c5f74
 def file_checksum(

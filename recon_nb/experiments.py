@@ -22,7 +22,7 @@ from .features import Arm,as_arm,count_macs,fingerprint
 from .finetune import Recipe,paper_recipe,paper_updates
 from .labelled import development_images,label_subset,load_labelled
 from .probe import FROZEN,MODES,probe,search_recipe
-from .run import duration
+from .core import duration
 
 # %% ../nbs/75_experiments.ipynb #95803073
 # long: a field a line

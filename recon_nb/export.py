@@ -24,9 +24,9 @@ from .encoder import ENCODERS,encoder_choices,make_encoder
 from .pixels import Images,to_model
 from .photos import cut_photos
 from .plugins import check_parts,has_parts,load_plugins
-from .run import RUN_FILES,GANRun,run_info,weights_of
+from .folder import RUN_FILES
+from .run import GANRun,read_encoder,run_info,weights_of
 from .state import make_networks
-from .task import sample_encoder
 
 # %% ../nbs/60_export.ipynb #734f072b
 def describe_encoder(
@@ -92,8 +92,7 @@ def _of_weights(tensors, state, info): # a run's networks in one file; the encod
     cfg = config_from_dict(state['config'])
     noted = info.get('plugins', ())
     check_parts(cfg, noted=noted, fields=('encoder',))
-    enc, dec = sample_encoder(cfg), None
-    enc.load_state_dict({k[4:]: v for k,v in tensors.items() if k.startswith('enc.')})
+    enc, dec = read_encoder(tensors, cfg), None
     if has_parts(cfg):
         gen,_ = make_networks(cfg)
         gen.load_state_dict({k: v for k,v in tensors.items() if not k.startswith('disc.')})

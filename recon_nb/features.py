@@ -24,7 +24,7 @@ from .core import InputError,check_name
 from .devices import fork_random
 from .discriminator import Discriminator
 from .export import Pretrained,load_pretrained
-from .generator import Encoder
+from .encoder import Encoder
 from .layers import init_weights
 from .pixels import Images,Photo8,to_model
 from .run import GANRun

@@ -33,7 +33,8 @@ from .masks import window_slice
 from .metrics import best_psnr
 from .photos import cut_square
 from .pixels import to_model,to_pixels
-from .run import GANRun,as_images
+from .run import GANRun
+from .photos import as_images
 
 # %% ../nbs/80_figures.ipynb #efc07a7f
 CARD, INK, SOFT = '#f8f6f1', '#25252b', '#5f5f68' # paper, ink, and ink for what matters less

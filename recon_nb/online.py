@@ -16,7 +16,7 @@ from .core import InputError,append_jsonl,check_name,read_jsonl,write_atomic
 from .features import as_arm,encode
 from .heads import fit_linear,knn_predict
 from .labelled import DEV_SEED,development_images,label_subset,load_labelled
-from .trainer import TrainState
+from .state import TrainState
 
 # %% ../nbs/77_online.ipynb #5f56603a
 # long: a setting a line, and when to look
@@ -74,7 +74,7 @@ def _begin(self:OnlineProbe, st):
     self.rows = [r for r in rows if (r['data'], r['part']) == (self.name, self.part)]
 
 @patch
-def _net(self:OnlineProbe, st): return st.nets[0].enc if self.part == 'encoder' else st.nets[1]
+def _net(self:OnlineProbe, st): return st.gen_net.enc if self.part == 'encoder' else st.disc_net
 
 # %% ../nbs/77_online.ipynb #aade8241
 @patch

@@ -24,12 +24,16 @@ from .experiments import (Job,count_work,in_order,list_jobs,locked_records,measu
 from .features import as_arm
 from .finetune import Recipe
 from .labelled import load_labelled
-from .masks import make_task
+from .task import make_task
 from .photos import PHOTO_SUFFIXES
 from .probe import FROZEN,MODES
-from .run import GANRun,estimate_cost,train_gan
+from .run import GANRun
+from .cost import estimate_cost
+from .training import train_gan
 from .teacher import Teacher
-from .trainer import fetch,make_state,teach,train_step
+from .batches import fetch,teach
+from .state import make_state
+from .steps import train_step
 
 # %% ../nbs/79_protocols.ipynb #896e7bef
 # Table 2: the row -> its preset
@@ -113,7 +117,7 @@ WITHOUT = { # `improved`, with one thing changed
 
 GAMES = {
     'the game, played better': ('improved-gan', dict(
-        mask='window', visible=0.5, target='pixels', painter='decoder', width_dec=0,
+        mask='window', visible=0.5, target='pixels', decoder='plain', width_dec=0,
         lambda_adv=0.1, idt_norm='l1', lr_g=5e-4, lr_d=5e-4, beta1=0., beta2=0.9, wd=1e-5)),
     'improved-gan': 'improved-gan'}
 
@@ -333,7 +337,7 @@ def _noisy_state(cfg, *, bs):
     train,valid = split_photos(photos, valid=0.1, seed=0)
     # a whole batch, however few the photos
     st = make_state(replace(cfg, bs=bs, epochs=1), photos, np.resize(train, bs), valid)
-    if cfg.target == 'codes': teach(st, Teacher(st.nets[0].enc))
+    if st.task.target.needs_teacher: teach(st, Teacher(st.gen_net.enc))
     return st
 
 def count_flops(

@@ -21,10 +21,15 @@ from .config import get_preset
 from .core import InputError,check_name,describe_machine
 from .data import load_photos
 from .devices import make_accelerator
-from .masks import make_task
-from .run import duration,estimate_cost,train_gan
+from .task import make_task
+from .core import duration
+from .cost import estimate_cost
+from .training import train_gan
 from .shapes import draw_shapes
-from .trainer import fetch,fit,make_state,train_step
+from .batches import fetch
+from .trainer import fit
+from .state import make_state
+from .steps import train_step
 
 # %% ../nbs/91_selftest.ipynb #f0209f0b
 def find_device(

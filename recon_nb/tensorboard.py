@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from fastcore.basics import patch
 from .core import InputError,read_jsonl
-from .trainer import TrainState
+from .state import TrainState
 
 # %% ../nbs/62_tensorboard.ipynb #4f43fe31
 class TensorBoardHook:
@@ -59,14 +59,13 @@ def _write_losses(self:TensorBoardHook, st): # if there are new ones
 
 # %% ../nbs/62_tensorboard.ipynb #070ff5be
 @patch
-def _write_scores(self:TensorBoardHook, st): # of the look just taken, from the run folder
-    if not st.run_dir: return
-    row = read_jsonl(st.run_dir/'metrics.jsonl')[-1]
-    for k,v in row.items():
+def _write_scores(self:TensorBoardHook, st): # of the look just taken
+    step = st.metrics['step']
+    for k,v in st.metrics.items():
         if k not in ('step', 'epoch', 'n') and v is not None:
-            self.writer.add_scalar(f'held_out/{k}', v, row['step'])
-    grid = st.run_dir/'samples'/f'epoch-{st.epoch:04d}.png'
-    if grid.exists():
-        self.writer.add_image('samples', np.asarray(Image.open(grid).convert('RGB')), row['step'],
+            self.writer.add_scalar(f'held_out/{k}', v, step)
+    grid = st.run_dir and st.run_dir/'samples'/f'epoch-{st.epoch:04d}.png'
+    if grid and grid.exists():
+        self.writer.add_image('samples', np.asarray(Image.open(grid).convert('RGB')), step,
                               dataformats='HWC')
     self.writer.flush()

@@ -30,10 +30,13 @@ from .masks import compose,scale_bias,window_size
 from .metrics import best_psnr,hidden_psnr
 from .photos import cut_square
 from .pixels import to_model,to_pixels
-from .run import GANRun,as_images,duration,train_gan
+from .run import GANRun
+from .photos import as_images
+from .core import duration
+from .training import train_gan
 from .shapes import draw_shapes
 from .show import png_bytes
-from .trainer import TrainState
+from .state import TrainState
 
 # %% ../nbs/81_widgets.ipynb #bef0550b
 # long: the thread, its lock and its end belong together

@@ -11,7 +11,7 @@ import torch
 
 torch.set_num_threads(1)
 import PIL.JpegImagePlugin, PIL.PngImagePlugin, filelock  # noqa: F401  (warmed up for the children)
-import recon_nb.cli, recon_nb.data, recon_nb.photos, recon_nb.run, recon_nb.trainer  # noqa: F401
+import recon_nb.cli, recon_nb.data, recon_nb.photos, recon_nb.run, recon_nb.trainer, recon_nb.training  # noqa: F401
 from recon_nb.labelled import LabelledSet
 from recon_nb.online import OnlineProbe
 from recon_nb.tensorboard import TensorBoardHook
@@ -67,7 +67,9 @@ class Points:
 def disturb(st):
     "A hook that draws numbers from every generator and sends numbers through both networks."
     torch.manual_seed(random.randrange(99)); np.random.seed(random.randrange(99))
-    with torch.no_grad(): st.disc(st.gen(torch.rand(3, 3, st.cfg.size, st.cfg.size)))
+    with torch.no_grad():
+        painted = st.gen(torch.rand(3, 3, st.cfg.size, st.cfg.size))
+        if st.disc is not None: st.disc(painted)
 
 
 def hooks(names, trace):
@@ -83,15 +85,15 @@ def hooks(names, trace):
 def train(*, run_dir, trace, hook_names=(), data='array', save_every=0.1, real_time=True, points=None, **options):
     "Begin, or go on with, a run in `run_dir`. Without `real_time`, the loop's seconds are looks at the clock: three a step, however busy the machine is."
     run_dir = Path(run_dir)
-    recon_nb.run.fit = functools.partial(recon_nb.trainer.fit, save_every=save_every, read_every=3)
+    recon_nb.training.fit = functools.partial(recon_nb.trainer.fit, save_every=save_every, read_every=3)
     if not real_time:
-        recon_nb.run.estimate_cost = lambda st: (0., 0)                                    # its trial steps touch no file
+        recon_nb.training.estimate_cost = lambda st: (0., 0)                                    # its trial steps touch no file
         recon_nb.trainer.time = SimpleNamespace(monotonic=map(float, itertools.count()).__next__)
     if points: Points(run_dir, **points).install()
     if data == 'array': data = PHOTOS
     if (run_dir/'config.json').exists(): options = dict(resume=True)                       # as a person would look
     else: options = {**TINY, **options}
-    recon_nb.run.train_gan(data, run_dir=run_dir, hooks=hooks(hook_names, trace), **options)
+    recon_nb.training.train_gan(data, run_dir=run_dir, hooks=hooks(hook_names, trace), **options)
 
 
 def cut(*, folder, cache, size=32, points=None):
@@ -104,7 +106,7 @@ def cut(*, folder, cache, size=32, points=None):
 
 def command(*, argv, save_every=0.1, points=None, root=None):
     "`recon-train` with the arguments `argv`; ends with its exit status."
-    recon_nb.run.fit = functools.partial(recon_nb.trainer.fit, save_every=save_every, read_every=3)
+    recon_nb.training.fit = functools.partial(recon_nb.trainer.fit, save_every=save_every, read_every=3)
     if points: Points(root, **points).install()
     sys.exit(recon_nb.cli.train(argv))
 

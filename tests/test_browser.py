@@ -6,7 +6,8 @@ import io, json, os, shutil, socket, subprocess, sys, time, urllib.request
 import numpy as np
 import pytest
 from PIL import Image
-from recon_nb.run import GANRun, train_gan
+from recon_nb.run import GANRun
+from recon_nb.training import train_gan
 from recon_nb.shapes import draw_shapes
 from recon_nb.widgets import MaskExplorer, NeighbourExplorer, ReconBrowser, TrainingMonitor
 
@@ -75,7 +76,7 @@ MaskExplorer()
 from recon_nb.widgets import ReconBrowser
 ReconBrowser(['first', 'second', 'nowhere'])
 ---
-from recon_nb.run import train_gan
+from recon_nb.training import train_gan
 from recon_nb.shapes import draw_shapes
 from recon_nb.widgets import TrainingMonitor
 options = dict(epochs=500, width=8, width_d=8, bs=16)

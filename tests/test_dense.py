@@ -11,8 +11,8 @@ from recon_nb.core import InputError, read_jsonl
 from recon_nb.dense import count_places, dense_recipe, encode_places, mean_iou, place_loss, probe_dense, search_rate, segment
 from recon_nb.features import as_arm
 from recon_nb.finetune import augment
-from recon_nb.generator import Encoder
-from recon_nb.run import train_gan
+from recon_nb.encoder import Encoder
+from recon_nb.training import train_gan
 from recon_nb.segmented import VOC_CLASSES, VOID, SegmentationSet, draw_collages, load_segmentation, paint_masks
 from recon_nb.shapes import SHAPES, draw_shapes
 from recon_nb.trainer import TrainingDiverged

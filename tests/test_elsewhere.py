@@ -8,16 +8,16 @@ import torch
 from PIL import ExifTags, Image
 from torch import nn
 
-import recon_nb.run as running
+import recon_nb.photos as photos_page
 from recon_nb import GANRun, load_pretrained
 from recon_nb.config import get_preset
 from recon_nb.core import InputError
 from recon_nb.export import Preprocess
 from recon_nb.figures import draw_architecture
 from recon_nb.finetune import Classifier
-from recon_nb.generator import Encoder
+from recon_nb.encoder import Encoder
 from recon_nb.shapes import draw_shapes
-from recon_nb.trainer import make_networks
+from recon_nb.state import make_networks
 
 CFG = get_preset('quick', size=32, width=4)
 
@@ -37,9 +37,9 @@ def files(tmp_path):
 @pytest.fixture
 def opened(monkeypatch):
     "Of every photo that was opened: a weak reference."
-    seen, open_rgb = [], running.open_rgb
+    seen, open_rgb = [], photos_page.open_rgb
     def watched(src): im = open_rgb(src); seen.append(weakref.ref(im)); return im
-    monkeypatch.setattr(running, 'open_rgb', watched)
+    monkeypatch.setattr(photos_page, 'open_rgb', watched)
     return seen
 
 
@@ -60,9 +60,9 @@ def test_transform_holds_one_batch(files, opened):
 
 
 def test_preprocess_holds_one_photo(files, opened, monkeypatch):
-    most, cut = [], running.cut_square
+    most, cut = [], photos_page.cut_square
     def watched(im, **how): most.append(alive(opened)); return cut(im, **how)
-    monkeypatch.setattr(running, 'cut_square', watched)
+    monkeypatch.setattr(photos_page, 'cut_square', watched)
     assert Preprocess(16)(files).shape == (7,3,16,16) and len(opened) == 7 and max(most) == 1
 
 
@@ -82,8 +82,8 @@ def test_a_turned_photo_is_turned_once():
     exif[ExifTags.Base.Orientation] = 6
     Image.fromarray(scene).save(buf, 'PNG', exif=exif)
     run = make_run()
-    once, = running.as_images(buf)
-    assert (np.asarray(once) == np.rot90(scene, -1)).all() and (np.asarray(running.as_images(once)[0]) == np.asarray(once)).all()
+    once, = photos_page.as_images(buf)
+    assert (np.asarray(once) == np.rot90(scene, -1)).all() and (np.asarray(photos_page.as_images(once)[0]) == np.asarray(once)).all()
     assert (run.reconstruct(buf).i_r == run.reconstruct(np.asarray(once)).i_r).all() and (run.reconstruct(once).i_r == run.reconstruct(np.asarray(once)).i_r).all()
 
 

@@ -12,10 +12,11 @@ from torch import nn
 
 from recon_nb import cli, experiments, protocols
 from recon_nb.core import InputError, read_jsonl
-from recon_nb.experiments import compare, estimate, fingerprint, in_order, list_jobs, plan, run_jobs
+from recon_nb.experiments import compare, estimate, in_order, list_jobs, plan, run_jobs
+from recon_nb.features import fingerprint
 from recon_nb.features import as_arm
 from recon_nb.finetune import Recipe, paper_recipe
-from recon_nb.generator import Encoder
+from recon_nb.encoder import Encoder
 from recon_nb.labelled import LabelledSet, development_images
 from recon_nb.protocols import Block, Protocol, best_arm
 from recon_nb.shapes import SHAPES, draw_shapes

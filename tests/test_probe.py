@@ -12,11 +12,12 @@ from recon_nb.config import get_preset
 from recon_nb.core import InputError, read_jsonl
 from recon_nb.features import Pixels, as_arm, encode, frozen
 from recon_nb.finetune import Recipe, paper_recipe
-from recon_nb.generator import Encoder
+from recon_nb.encoder import Encoder
 from recon_nb.labelled import DEV_SEED, LabelledSet, development_images, label_subset, load_labelled
 from recon_nb.online import OnlineProbe
 from recon_nb.probe import MODES, probe, search_recipe
-from recon_nb.run import GANRun, train_gan
+from recon_nb.run import GANRun
+from recon_nb.training import train_gan
 from recon_nb.shapes import SHAPES, draw_shapes
 
 QUICK = dict(steps=4, epochs=1, bs=16)

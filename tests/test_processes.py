@@ -13,23 +13,25 @@ import sys
 import numpy as np, torch
 torch.set_num_threads(1)
 from torch import nn
-import recon_nb.trainer as trainer
+import recon_nb.state as state_page
 from recon_nb.core import InputError
-from recon_nb.run import train_gan
+from recon_nb.training import train_gan
 from recon_nb.shapes import draw_shapes
 folder, norm, options = sys.argv[1], sys.argv[2] == 'norm', eval(sys.argv[3])
-made = trainer.make_networks
+made = state_page.make_networks
 def plain(*args, **kwargs):
     nets = made(*args, **kwargs)
-    for net in nets:
+    for net in filter(None, nets):
         for m in [*net.modules()]:
             for name,child in m.named_children():
                 if isinstance(child, nn.BatchNorm2d): setattr(m, name, nn.Identity())
     return nets
 import recon_nb.run as run_page
-if not norm: trainer.make_networks = run_page.make_networks = plain
+if not norm: state_page.make_networks = run_page.make_networks = plain
+stop_at = options.pop('stop_at', None)
+def stop_here(st): st.stop = st.stop or st.step == stop_at
 def small_sets_count(st): print(f'hook {st.acc.process_index} {st.event}\\n', end='', flush=True) if st.event in ('begin','end') else None
-try: run = train_gan(draw_shapes(45, size=64)[0], run_dir=folder, hooks=small_sets_count, **{**dict(width=4, width_d=4, bs=8, epochs=4, lambda_adv=0.1, dropout=0., schedule='constant'), **options})
+try: run = train_gan(draw_shapes(45, size=64)[0], run_dir=folder, hooks=[small_sets_count, stop_here], **{**dict(width=4, width_d=4, bs=8, epochs=4, lambda_adv=0.1, dropout=0., schedule='constant'), **options})
 except InputError as e: print('refused:', e, flush=True); sys.exit(2)
 print(f'stopped {run.stopped or "no"} at {run.step}\\n', end='', flush=True)
 '''
@@ -105,6 +107,13 @@ def test_a_refusal_of_the_first_process_reaches_all(tmp_path):
     (tmp_path/'taken'/'config.json').write_text('{}')
     rc, said = launch(tmp_path, 'taken', processes=2)
     assert rc != 0 and said.count('already holds a run') == 2, said
+
+
+def test_all_processes_stop_for_the_same_reason(tmp_path):
+    "Only the first one calls hooks, and all know that one has stopped the run."
+    rc, said = launch(tmp_path, 'stopped', processes=2, epochs=40, stop_at=5)
+    stops = re.findall(r'stopped (\w+) at (\d+)', said)
+    assert rc == 0 and len(stops) == 2 and {*stops} == {('hook', '5')}, said
 
 
 @pytest.mark.slow

@@ -1,24 +1,35 @@
 "What training promises beside its pages: a live run is not disturbed by others, and small things stay small."
+import json
+import signal
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import recon_nb.run as run_page
+import recon_nb.cost as cost_page
+import recon_nb.training as training_page
 import torch
-from recon_nb.checkpoint import load_tensors, save_tensors
-from recon_nb.config import get_preset
-from recon_nb.core import InputError
+from recon_nb.checkpoint import load_checkpoint, load_tensors, save_checkpoint, save_tensors
+from recon_nb.config import PRESETS, get_preset
+from recon_nb.core import InputError, read_jsonl, write_atomic
 from recon_nb.data import load_photos
 from recon_nb.features import as_arm
 from recon_nb.labelled import LabelledSet
-from recon_nb.masks import make_task, window_slice
-from recon_nb.metrics import TrivialPredictors, score_trivial
+from recon_nb.task import make_task
+from recon_nb.masks import window_slice
+from recon_nb.metrics import TrivialPredictors
+from recon_nb.targets import score_trivial
 from recon_nb.online import OnlineProbe
 from recon_nb.probe import probe
 from recon_nb.protocols import _noisy_state, _seconds_per_photo, count_flops
-from recon_nb.run import GANRun, estimate_cost, train_gan
+from recon_nb.run import GANRun
+from recon_nb.cost import estimate_cost
+from recon_nb.trainer import fit, restore, save
+from recon_nb.training import train_gan
 from recon_nb.shapes import SHAPES, draw_shapes
-from recon_nb.trainer import batch_index, disc_step, fetch, make_networks, make_state, score_predictors, train_step
+from recon_nb.batches import batch_index, fetch
+from recon_nb.steps import disc_step, set_lr, train_step
+from recon_nb.state import make_networks, make_state, toy_state
+from recon_nb.evaluation import score_predictors
 
 TINY = dict(width=4, width_d=4, bs=8, dropout=0.)
 
@@ -48,7 +59,7 @@ def test_a_live_run_keeps_its_precision():
 def test_the_estimate_steps_as_the_run_does(monkeypatch, preset, n):
     "Of five moves of a critic, one has a move of G beside it; so it is in the trial."
     st, moves = state(preset), []
-    monkeypatch.setattr(run_page, 'train_step', lambda trial, s: moves.append(('loss_g' in (d := train_step(trial, s)), len(s.i_in))) or d)
+    monkeypatch.setattr(cost_page, 'train_step', lambda trial, s: moves.append(('loss_g' in (d := train_step(trial, s)), len(s.i_in))) or d)
     torch.manual_seed(3)
     seconds, memory = estimate_cost(st)
     assert st.cfg.n_critic == n and seconds > 0 and memory > 0
@@ -80,9 +91,9 @@ def test_the_trivial_predictors_never_hold_all_photos(monkeypatch):
 def test_only_the_first_process_scores_them(monkeypatch, tmp_path):
     st = state()
     st.run_dir = tmp_path
-    monkeypatch.setattr(run_page, 'score_predictors', lambda st: pytest.fail('scored in another process'))
+    monkeypatch.setattr(training_page, 'score_predictors', lambda st: pytest.fail('scored in another process'))
     monkeypatch.setattr(type(st.acc), 'is_main_process', False)
-    run_page._open(st, root=None, progress=False)
+    training_page._open(st, root=None, progress=False)
     assert not [*tmp_path.iterdir()]
 
 
@@ -107,7 +118,7 @@ def test_a_discriminator_that_never_played_is_no_encoder(tmp_path):
     hook = OnlineProbe(LabelledSet('toy', x[:50], y[:50], x[50:], y[50:], SHAPES), part='disc')
     with pytest.raises(InputError, match='never trained'): train_gan(x, 'improved', run_dir=tmp_path/'b', progress=False, epochs=1, hooks=hook, **TINY)
     # a folder from before has the weights of both
-    old = make_networks(run.cfg)[1].state_dict()
+    old = make_networks(replace(run.cfg, lambda_adv=1.))[1].state_dict()
     (tmp_path/'old').mkdir()
     save_tensors(tmp_path/'old/weights.safetensors', {**tensors, **{f'disc.{k}': v for k,v in old.items()}}, about)
     assert GANRun.load(tmp_path/'old').disc is None
@@ -125,4 +136,129 @@ def test_whoever_seeds_puts_the_gpu_back(monkeypatch):
     assert used(as_arm, None, width=4, size=32) == [[0], [0]]                       # made, and made anew
     assert [0] in used(probe, None, LabelledSet('toy', x[:50], y[:50], x[50:], y[50:], SHAPES), mode='knn', width=4, size=32, seeds=1, progress=False)
     assert [d for d in forked if d != [0]] == []
-    assert used(estimate_cost, state()) == [[0]]
+    assert used(state) == [[0]] and used(fit, state(), progress=False) == [[0]]
+    assert used(estimate_cost, state()) == [[0], [0]]                                # around it, and where the networks are made
+
+
+def test_no_update_has_the_rate_0():
+    "The schedule is asked in the middle of an update: neither its beginning, where a warm-up is 0, nor its end, where a cosine is."
+    for name in PRESETS:
+        st = toy_state(name, n=48, epochs=2)
+        seen = []
+        for st.step in range(st.total_steps):
+            set_lr(st)
+            seen.append([g['lr'] for opt in st.opts for g in opt.param_groups])
+        t = (np.arange(st.total_steps)+.5)/st.total_steps
+        factor = (1+np.cos(np.pi*t))/2 if st.cfg.schedule == 'cosine' else np.ones_like(t)
+        if st.cfg.warmup: factor = factor*np.minimum(1, t/st.cfg.warmup)
+        assert (np.array(seen) > 0).all(), name
+        np.testing.assert_allclose(seen, np.outer(factor, [st.cfg.lr_g, st.cfg.lr_d][:len(st.opts)]), err_msg=name)
+    assert {get_preset(p).schedule for p in PRESETS} == {'constant', 'cosine'}
+
+
+@pytest.mark.parametrize('preset', ['quick', 'improved'])
+def test_nobody_touches_the_callers_random_numbers(preset, tmp_path):
+    x = draw_shapes(40, size=32)[0]
+    how = dict(width=4, bs=9, epochs=1, size=32)
+    st, run = toy_state(preset), train_gan(x, preset, run_dir=tmp_path/'there', progress=False, **how)
+    torch.manual_seed(3); np.random.seed(3)
+    expected = torch.rand(4), np.random.rand(4)
+    for call in (lambda: train_gan(x, preset, run_dir=tmp_path/'a', **how), lambda: train_gan(x, run_dir=tmp_path/'a', resume=True, epochs=2),
+                 lambda: toy_state(preset), lambda: fit(st, progress=False), lambda: estimate_cost(toy_state(preset)), lambda: GANRun.load(run.dir)):
+        torch.manual_seed(3); np.random.seed(3)
+        call()
+        assert torch.equal(torch.rand(4), expected[0]) and (np.random.rand(4) == expected[1]).all()
+
+
+def test_a_hook_that_raises_leaves_the_modes_as_they_were():
+    class Fault(Exception): pass
+    def wrong(st):
+        assert not any(m.training for net in st.nets for m in net.modules())
+        st.gen.train()
+        if st.step == 3: raise Fault
+    for preset in ('quick', 'improved'):
+        st = toy_state(preset)
+        with pytest.raises(Fault): fit(st, [wrong], progress=False)
+        assert st.step == 3 and all(m.training for net in st.nets for m in net.modules())
+
+
+def test_a_hook_is_given_the_row_of_the_evaluation(tmp_path):
+    rows, before = [], []
+    def listen(st): (rows if st.event == 'evaluate' else before if st.event == 'begin' else []).append(st.metrics)
+    fit(toy_state(run_dir=tmp_path), [listen], progress=False)
+    assert rows == read_jsonl(tmp_path/'metrics.jsonl') and [r['epoch'] for r in rows] == [1, 2]
+    again = toy_state(run_dir=tmp_path, epochs=3)
+    restore(again)
+    fit(again, [listen], progress=False)
+    assert before == [{}, rows[1]] and rows == read_jsonl(tmp_path/'metrics.jsonl')
+
+
+def test_epochs_are_counted_one_way_and_old_records_stay(tmp_path):
+    st = fit(toy_state(run_dir=tmp_path), progress=False)
+    history, looks = read_jsonl(tmp_path/'history.jsonl'), read_jsonl(tmp_path/'metrics.jsonl')
+    assert [r['epoch'] for r in history] == [1]*5 + [2]*5
+    assert all(history[m['step']-1]['epoch'] == m['epoch'] for m in looks) and st.epoch == looks[-1]['epoch'] == 2
+    old = [dict(r, epoch=r['epoch']-1) for r in history]                        # as 0.1.0 counted them
+    write_atomic(tmp_path/'history.jsonl', ''.join(json.dumps(r)+'\n' for r in old))
+    again = toy_state(run_dir=tmp_path, epochs=3)
+    restore(again)
+    fit(again, progress=False)
+    history = read_jsonl(tmp_path/'history.jsonl')
+    assert history[:10] == old and [r['epoch'] for r in history[10:]] == [3]*5
+
+
+def test_without_an_adversary_there_is_no_discriminator(tmp_path):
+    def keys(folder): return {*load_checkpoint(folder)[0]}
+    st = fit(toy_state('improved', run_dir=tmp_path/'new'), progress=False)
+    assert st.disc is None and st.opt_d is None and not [k for k in keys(tmp_path/'new') if k.startswith(('disc', 'opt_d'))]
+    # 0.1.0 built, saved and never asked one; such a checkpoint still resumes, and goes on as it would have
+    straight = fit(toy_state('improved', epochs=3), progress=False)
+    tensors, state = load_checkpoint(tmp_path/'new')
+    useless = {f'disc.{k}': v for k,v in make_networks(replace(st.cfg, lambda_adv=1., target='pixels'))[1].state_dict().items()}
+    save_checkpoint(tmp_path/'new', {**tensors, **useless}, {**state, 'opt_d': dict(groups=[], rest={})})
+    again = toy_state('improved', run_dir=tmp_path/'new', epochs=3)
+    restore(again)
+    assert again.step == 10 and again.disc is None
+    save(again)
+    assert keys(tmp_path/'new') == {*tensors}
+
+
+def test_signal_handlers_are_put_back(monkeypatch):
+    "A handler that was not set from Python can't be: such a signal is left alone."
+    find, set_to = signal.getsignal, []
+    before = {s: find(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    def interrupt(st):
+        if st.event == 'step' and st.step == 2: signal.raise_signal(signal.SIGINT)
+    st = fit(toy_state(), [interrupt], progress=False)
+    assert (st.step, st.why) == (2, 'signal') and {s: find(s) for s in before} == before
+    put = signal.signal
+    monkeypatch.setattr(signal, 'getsignal', lambda s: None if s == signal.SIGTERM else find(s))
+    monkeypatch.setattr(signal, 'signal', lambda s, h: set_to.append(s) or put(s, h))
+    fit(toy_state(), progress=False)
+    assert {*set_to} == {signal.SIGINT} and {s: find(s) for s in before} == before
+
+
+def test_an_announcement_says_who_sits_out_and_what_is_seen(tmp_path, capsys):
+    x = draw_shapes(60, size=32)[0]                                              # 54 to train
+    for preset, bs, says in (('quick', 16, '6 of 54 photos sit out of each epoch, others each time; 10% of a picture is seen'),
+                             ('improved', 18, 'each photo once an epoch; 41% of a picture is seen')):
+        train_gan(x, preset, run_dir=tmp_path/preset, size=32, width=4, bs=bs, epochs=1)
+        assert says in capsys.readouterr().out
+
+
+def test_a_run_without_pictures_says_so_before_it_opens_a_photo(tmp_path, monkeypatch):
+    save(toy_state('improved', run_dir=tmp_path))
+    (tmp_path/'a.png').touch()
+    monkeypatch.setattr('recon_nb.photos.open_rgb', lambda src: pytest.fail('a photo was opened'))
+    with pytest.raises(InputError, match='not pictures'): GANRun.load(tmp_path).reconstruct(tmp_path/'a.png')
+
+
+def test_a_folder_that_filled_meanwhile_is_not_called_busy(tmp_path):
+    "The run came while the photos were read; whoever arrives has the lock, and says what is there."
+    from recon_nb.devices import make_accelerator
+    from recon_nb.folder import own_folder
+    (tmp_path/'config.json').write_text('{}')
+    for _ in range(2):                                                           # and gives the lock back
+        with pytest.raises(InputError, match='already holds a run'):
+            with own_folder(make_accelerator(), tmp_path, get_preset('quick'), resume=False): pass
+    with own_folder(make_accelerator(), tmp_path, get_preset('quick'), resume=True): pass

@@ -15,7 +15,7 @@ def hidden(n=2, side=32): return torch.ones(n, 1, side, side, dtype=torch.bool)
 
 def test_right_shapes_pass():
     assert losses.bce_disc(torch.zeros(4), torch.zeros(4)).shape == ()
-    assert losses.identity_loss(images(2,3,32,32), images(2,3,32,32), hidden()) == 0
+    assert losses.reconstruction_loss(images(2,3,32,32), images(2,3,32,32), hidden()) == 0
 
 @pytest.mark.parametrize('real,fake', [
     (torch.zeros(4), torch.zeros(3)),                                 # two batches of different sizes
@@ -31,7 +31,7 @@ def test_wrong_logits_raise(real, fake):
     (images(2,3,32,32), images(2,3,32,32), hidden().float()),         # a mask of numbers: 1 = hidden or 1 = visible?
     (images(2,3,32,32), images(2,3,32,32), hidden(side=16))], ids=['sides', 'batch', 'mask-dtype', 'mask-side'])
 def test_wrong_pictures_raise(out, target, where):
-    with pytest.raises(TypeError): losses.identity_loss(out, target, where)
+    with pytest.raises(TypeError): losses.reconstruction_loss(out, target, where)
 
 def test_plain_types_are_checked_too():
     with pytest.raises(TypeError): masks.window_slice(80., 1/3)                      # would slip through: 80. works as a number

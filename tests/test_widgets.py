@@ -9,9 +9,11 @@ from recon_nb.checkpoint import load_tensors
 from recon_nb.core import InputError, append_jsonl
 from recon_nb.flipbook import Control, Layer, Panel, make_flipbook
 from recon_nb.masks import window_size
-from recon_nb.run import GANRun, train_gan
+from recon_nb.run import GANRun
+from recon_nb.training import train_gan
 from recon_nb.shapes import draw_shapes
-from recon_nb.trainer import TrainState, _write_snapshot
+from recon_nb.state import TrainState
+from recon_nb.evaluation import _write_snapshot
 from recon_nb.widgets import SORTS, Latest, MaskExplorer, NeighbourExplorer, ReconBrowser, TrainingMonitor, find_neighbours
 
 TINY = dict(width=4, width_d=4, bs=16, size=32)
