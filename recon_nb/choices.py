@@ -16,7 +16,7 @@ from .encoder import encoder_choices
 from .generator import DECODERS
 from .losses import ADV,AdvLoss
 from .plugins import check_parts
-from .task import Task,make_task,sample_encoder
+from .task import Task,check_mask,make_task,sample_encoder
 
 # %% ../nbs/46_choices.ipynb #b486e143
 class Parts(NamedTuple):
@@ -29,9 +29,10 @@ class Parts(NamedTuple):
     reads: bool # does the picture's decoder only read?
 
 def _open_parts(cfg):
-    reductions = tuple(sample_encoder(cfg).reductions)
+    reductions, task = tuple(sample_encoder(cfg).reductions), make_task(cfg)
+    check_mask(task.mask, cfg.size, seed=cfg.seed)
     adv, norm = ADV[cfg.adv], D_NORMS[cfg.norm_d]
-    return Parts(cfg, make_task(cfg), adv, norm, reductions, DECODERS[cfg.decoder])
+    return Parts(cfg, task, adv, norm, reductions, DECODERS[cfg.decoder])
 
 # %% ../nbs/46_choices.ipynb #f17a49d0
 # long: a rule a paragraph

@@ -191,7 +191,7 @@ WRONG = {
     'other channels than declared': (target('i_r.mean(1, keepdim=True)', 'Output(3, picture=True)'), 'grey', 'must give numbers of shape'),
     'a forgotten keepdim': (target('i_r.mean(1)', 'Output(1, picture=True)'), 'grey', 'must give numbers of shape'),
     'values to 255': (target('127.5*(i_r.mean(1, keepdim=True)+1)', 'Output(1, picture=True)'), 'grey', r'a picture lies in \[-1, 1\]'),
-    'an encoder with other channels': (RESIDUAL.replace('self.channels = width, 2*width, 4*width', 'self.channels = width, 2*width, 8*width'), 'residual', 'they should be'),
+    'an encoder with other channels': (RESIDUAL.replace('    def features', '        self.channels = width, 2*width, 8*width\n    def features'), 'residual', 'they should be'),
     'an encoder without reductions': (RESIDUAL.replace('    reductions = 4, 8, 16\n', ''), 'residual', 'no reductions'),
     'a loss that is no number': (COMPARE.replace('softplus(real-fake).mean()', 'softplus(real-fake)'), 'compare', 'one finite number'),
     'a loss without an end': (COMPARE.replace('softplus(fake-real).mean()', '(fake/0).mean()'), 'compare', 'one finite number'),
