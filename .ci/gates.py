@@ -265,6 +265,13 @@ def output_faults(f):
             if png > LIMITS['png_bytes']: faults.append(f"{f}, cell {c['id']}: a picture of {png//1000} kB; allowed 200 kB")
     return faults
 
+def history_kib():
+    "What a clone of this branch has to fetch. What lies about in this checkout, unpacked or of other branches, is nobody else's."
+    with tempfile.TemporaryDirectory() as d:
+        rc, out = sh('git', 'clone', '-q', '--bare', '--no-local', '--single-branch', ROOT, d)
+        if rc: raise RuntimeError(f'git clone: {tail(out)}')
+        return sum(p.stat().st_size for p in Path(d).rglob('*.pack')) / 1024
+
 @gate
 def repository():
     "The repository stays small, its notebooks hold no error and no large picture, and nothing names a path of somebody's machine."
@@ -274,8 +281,7 @@ def repository():
         if size > LIMITS['file_bytes']: faults.append(f'{f} has {size/1e6:.1f} MB; allowed 1 MB')
         faults += [f'{f} names a path of a machine: {m[0]}...' for m in MACHINE.finditer(visible_text(f))]
         if f.endswith('.ipynb'): faults += output_faults(f)
-    rc, out = sh('git', 'count-objects', '-v')
-    kib = sum(int(n) for k,n in re.findall(r'^(size|size-pack): (\d+)$', out, re.M))
+    kib = history_kib()
     print(f'     {len(tracked)} files, history {kib/1024:.1f} MiB')
     return faults + [f'the history has {kib/1024:.0f} MiB; allowed 40'] * (kib > LIMITS['repo_kib'])
 
