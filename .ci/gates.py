@@ -80,14 +80,16 @@ def readme_in_sync():
     "README.md and CONTRIBUTING.md, with their pictures, are what their notebooks say."
     return readme.check(ROOT)
 
+def shown(output):
+    "The text of one saved output, pictures apart."
+    data = [v for k,v in sorted(output.get('data', {}).items()) if not k.startswith('image/')]
+    texts = [readme.as_text(v) if isinstance(v, (str, list)) else json.dumps(v) for v in data]
+    return '\n'.join([readme.as_text(output.get('text', '')), *output.get('traceback', []), *texts])
+
 def said(cell):
     "What a cell has printed and shown, as text. Pictures are left out: fonts and versions change them."
-    shown = []
-    for o in cell.get('outputs', []):
-        data = o.get('data', {})
-        if any(k.startswith('image/') for k in data): continue
-        shown += [readme.as_text(data[k]) for k in sorted(data)] + [readme.as_text(o.get('text', ''))]
-    return '\n'.join(shown).strip()
+    def drawn(output): return any(k.startswith('image/') for k in output.get('data', {}))
+    return '\n'.join(shown(o) for o in cell.get('outputs', []) if not drawn(o)).strip()
 
 def differences(saved, fresh, page):
     "Where the cells of a page say something else than what is saved in it."
@@ -238,13 +240,6 @@ def wheel():
 
 # Written so that no pattern matches itself.
 MACHINE = re.compile(r'(?<![\w.:/-])/(?:home|root|tmp|Users|private|work|mnt|workspace)/[\w.]|[A-Z]:\\+Users\\')
-
-def shown(output):
-    "The text of one saved output, pictures apart."
-    data = output.get('data', {})
-    texts = [v if isinstance(v, str) else ''.join(v) if isinstance(v, list) else json.dumps(v)
-             for k,v in data.items() if not k.startswith('image/')]
-    return '\n'.join([readme.as_text(output.get('text', '')), *output.get('traceback', []), *texts])
 
 def visible_text(f):
     "A file's text without pictures; a notebook as its cells, so that saved outputs are judged too."
