@@ -1,10 +1,11 @@
 """The documentation site without Quarto: `python .ci/docs.py [OUT]` writes it to `_docs`, to be opened from there, offline.
 
-nbdev processes the pages as it does for Quarto, smalldocs lays them out. Mended on the way: pages are named as nbdev links them, formulas become
-MathML, no font or script comes from another host, search works from a folder too, each public name gets a table, each figure an alternative text.
+nbdev processes the pages as it does for Quarto, smalldocs lays them out. Mended on the way: pages are named as nbdev links them,
+formulas become MathML, no font or script comes from another host, search works from a folder too, each public name gets a table,
+each figure an alternative text.
 `python .ci/docs.py --sidebar` writes `nbs/sidebar.yml`, which this build and Quarto share. `--check` looks for faults in a built site."""
 import argparse, ast, hashlib, html, inspect, json, os, re, shutil, subprocess, sys, tempfile
-from functools import cached_property
+from functools import cached_property, partial
 from html.parser import HTMLParser
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
@@ -12,11 +13,12 @@ from urllib.parse import unquote, urlsplit
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = {   # pages that are not named here follow theirs, in the order of their names
     'Start': ['index', 'tutorials/first_run'],
-    'Tutorials': ['tutorials/paper_walkthrough', 'tutorials/paper_pictures', 'tutorials/why_the_baseline_copies', 'tutorials/does_it_help', 'tutorials/another_target',
-                  'tutorials/table_3', 'tutorials/your_photos'],
+    'Tutorials': ['tutorials/paper_walkthrough', 'tutorials/paper_pictures', 'tutorials/why_the_baseline_copies',
+                  'tutorials/does_it_help', 'tutorials/another_target', 'tutorials/table_3', 'tutorials/your_photos'],
     'How-to': ['how_to/own_photos', 'how_to/resume', 'how_to/several_gpus', 'how_to/encoder_elsewhere', 'how_to/log_elsewhere'],
     'Explanations': ['explanations/where_the_paper_is_silent', 'explanations/adversarial_losses', 'explanations/stl10_mystery',
-                     'explanations/beat_scratch', 'explanations/where_the_field_went', 'explanations/glossary', 'explanations/bibliography'],
+                     'explanations/beat_scratch', 'explanations/where_the_field_went', 'explanations/glossary',
+                     'explanations/bibliography'],
     'The library': ['api']}
 FOLDERS = dict(tutorials='Tutorials', how_to='How-to', explanations='Explanations')
 LAST = ['contributing']
@@ -60,9 +62,12 @@ except ImportError: MarkdownRenderer = object                     # nothing but 
 
 def plain(x):
     "An annotation or a default as a reader would write it."
-    s = x if isinstance(x, str) else f'{x:.6g}' if isinstance(x, float) else inspect.formatannotation(x) if isinstance(x, type) or hasattr(x, '__origin__') else repr(x)
+    if isinstance(x, str): s = x
+    elif isinstance(x, float): s = f'{x:.6g}'
+    elif isinstance(x, type) or hasattr(x, '__origin__'): s = inspect.formatannotation(x)
+    else: s = repr(x)
     s = re.sub(r"<(?:function|class) '?([\w.]+).*?>", r'\1', s)
-    return re.sub(r'\b(?:[a-z_]\w*\.)+(?=[A-Za-z_])', '', s) if not s.startswith(("'", '"')) else s
+    return s if s.startswith(("'", '"')) else re.sub(r'\b(?:[a-z_]\w*\.)+(?=[A-Za-z_])', '', s)
 
 def source_of(x):
     try: return inspect.getsource(x)
@@ -78,36 +83,43 @@ class ApiTable(MarkdownRenderer):
 
     def _rows(self):
         "Each argument, and what is returned: name, type, default, meaning."
-        if inspect.isclass(self.sym) and issubclass(self.sym, tuple): yield from self._fields(); return
+        if inspect.isclass(self.sym) and issubclass(self.sym, tuple):
+            yield from self._fields()
+            return
         dm = self.dm.dm if isinstance(self.dm, DocmentText) else {}
         said = {k: d['docment'] for k,d in dm.items() if d.get('docment') not in (None, inspect._empty)}
         rest = next((p.name for p in self.sig.parameters.values() if p.kind is p.VAR_KEYWORD), None) if self.sig else None
-        if rest in dm and rest not in said and 'return' in said and re.search(rf'\*\*{rest}\b.*# *{re.escape(said["return"])}', source_of(self.sym)):
+        phrase = re.escape(said.get('return', ''))
+        if rest in dm and rest not in said and phrase and re.search(rf'\*\*{rest}\b.*# *{phrase}', source_of(self.sym)):
             said[rest] = said.pop('return')                       # docments gives the phrase behind **kwargs to the result
         for k,d in dm.items():
             if k in ('self', 'cls'): continue
             anno, default = d.get('anno', inspect._empty), d.get('default', inspect._empty)
-            anno = '' if anno in (None, type(None), inspect._empty) and k != 'return' or anno is inspect._empty else plain(anno)
-            default = '' if default is inspect._empty else plain(default if not isinstance(default, str) else repr(default))
-            yield self._row(k, anno, default, said.get(k, ''))
+            none = anno is inspect._empty or (anno in (None, type(None)) and k != 'return')
+            if isinstance(default, str): default = repr(default)
+            default = '' if default is inspect._empty else plain(default)
+            yield self._row(k, '' if none else plain(anno), default, said.get(k, ''))
 
     def _row(self, k, anno, default, meaning):
         cells = [f'`{x}`'.replace('|', '\\|') if x else '' for x in (anno, default)]
-        words = ''.join(w if i % 2 else w.replace('<', '&lt;') for i,w in enumerate(re.split('(`[^`]*`)', meaning)))     # <class> is no tag
+        parts = re.split('(`[^`]*`)', meaning)
+        words = ''.join(w if i % 2 else w.replace('<', '&lt;') for i,w in enumerate(parts))     # <class> is no tag
         return ('*returns*' if k == 'return' else f'`{k}`'), *cells, words.replace('|', '\\|').replace('\n', ' ')
 
     def _fields(self):
         "The fields of a named tuple, which has no signature of its own."
         for line in source_of(self.sym).splitlines()[1:]:
             if re.match(r'\s*(def|@)', line): return
-            if m := re.match(r'\s+(\w+)\s*:\s*([^#=]+?)\s*(?:=\s*([^#]+?)\s*)?(?:#\s*(.*))?$', line): yield self._row(m[1], m[2], m[3] or '', m[4] or '')
+            m = re.match(r'\s+(\w+)\s*:\s*([^#=]+?)\s*(?:=\s*([^#]+?)\s*)?(?:#\s*(.*))?$', line)
+            if m: yield self._row(m[1], m[2], m[3] or '', m[4] or '')
 
     def _call(self):
         "How it is called: names, the star after which they must be written, `=` where there is a default."
         if self.sig is None: return '(...)'
         out, ps = [], [p for k,p in self.sig.parameters.items() if k not in ('self', 'cls')]
         for i,p in enumerate(ps):
-            if p.kind is p.KEYWORD_ONLY and not any(q.kind in (p.KEYWORD_ONLY, p.VAR_POSITIONAL) for q in ps[:i]): out.append('*')
+            starred = any(q.kind in (p.KEYWORD_ONLY, p.VAR_POSITIONAL) for q in ps[:i])
+            if p.kind is p.KEYWORD_ONLY and not starred: out.append('*')
             stars = {p.VAR_POSITIONAL: '*', p.VAR_KEYWORD: '**'}.get(p.kind, '')
             out.append(stars + p.name + ('=...' if p.default is not p.empty else ''))
         return f"({', '.join(out)})"
@@ -117,7 +129,8 @@ class ApiTable(MarkdownRenderer):
         if not inspect.isclass(self.sym): return
         for k,v in vars(self.sym).items():
             f = v.fget if isinstance(v, property) else getattr(v, '__func__', v)
-            if k.startswith('_') or not inspect.isfunction(f) or not f.__doc__ or '.' not in getattr(f.__code__, 'co_qualname', f.__qualname__): continue
+            if k.startswith('_') or not inspect.isfunction(f) or not f.__doc__: continue
+            if '.' not in getattr(f.__code__, 'co_qualname', f.__qualname__): continue          # patched in
             yield type(self)(f, name=f'{self.nm}.{k}', title_level=self.title_level+1), isinstance(v, property)
 
     def _repr_markdown_(self, prop=False):
@@ -142,7 +155,8 @@ def process(root, work):
     r = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], cwd=work, env={**os.environ, 'PYTHONPATH': path}, text=True,
                        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     lost = sorted(set(sources(work/'nbs')) - set(sources(work/'_proc')))
-    if r.returncode or lost: raise ValueError(f"nbdev stopped at {lost[0] if lost else 'the pages'} ({len(lost)} left):\n{r.stdout[-1500:]}")
+    where = lost[0] if lost else 'the pages'
+    if r.returncode or lost: raise ValueError(f'nbdev stopped at {where} ({len(lost)} left):\n{r.stdout[-1500:]}')
     return work/'_proc'
 
 def edit(path, f):
@@ -153,22 +167,36 @@ def edit(path, f):
 
 def headings(md):
     "The headings of a markdown cell, without markup."
-    return [re.sub(r'!?\[([^\]]*)\]\([^)]*\)|[*_`$\\]', lambda m: m[1] or '', h).strip() for h in re.findall(r'^#{1,4}\s+(.+?)\s*(?:\{.*\})?$', md, re.M)]
+    found = re.findall(r'^#{1,4}\s+(.+?)\s*(?:\{.*\})?$', md, re.M)
+    return [re.sub(r'!?\[([^\]]*)\]\([^)]*\)|[*_`$\\]', lambda m: m[1] or '', h).strip() for h in found]
+
+FIG_ALT = re.compile(r'^#\|\s*fig-alt:\s*(.*)$', re.M)
+
+def unquote_yaml(text):
+    "A directive's value without the quotes around it."
+    text = text.strip()
+    quoted = len(text) > 1 and text[0] in '"\'' and text[-1] == text[0]
+    return text[1:-1].replace('\\"', '"') if quoted else text
+
+def with_alt(source, drawn, where):
+    "A code cell with a `#| fig-alt` that JSON can read: its own, or, if it has drawn something, the name of its section."
+    m = FIG_ALT.search(source)
+    text = unquote_yaml(m[1]) if m else ''
+    line = f'#| fig-alt: {json.dumps(text or f"Figure: {where}", ensure_ascii=False)}'
+    if m: return source.replace(m[0], line)
+    return f'{line}\n{source}' if where and drawn else source
 
 def describe(nb):
-    "Give each picture that a code cell left an alternative text: the cell's `#| fig-alt`, else the name of its section."
+    "Give each picture that a code cell left an alternative text."
     where = ''
     for c in nb['cells']:
-        src = ''.join(c['source'])
-        if c['cell_type'] == 'markdown': where = [where, *headings(src)][-1]
-        if c['cell_type'] == 'raw' and (m := re.search(r'^title:\s*(.+)$', src, re.M)): where = m[1].strip(' "\'')
+        source = ''.join(c['source'])
+        title = re.search(r'^title:\s*(.+)$', source, re.M)
+        if c['cell_type'] == 'markdown': where = [where, *headings(source)][-1]
+        if c['cell_type'] == 'raw' and title: where = title[1].strip(' "\'')
         if c['cell_type'] != 'code': continue
-        m = re.search(r'^#\|\s*fig-alt:\s*(.*)$', src, re.M)
-        given = m and m[1].strip()
-        if given and given[0] in '"\'' and given[-1] == given[0]: given = given[1:-1].replace('\\"', '"')
-        line = f'#| fig-alt: {json.dumps(given or f"Figure: {where}", ensure_ascii=False)}'
         drawn = any(k.startswith('image/') for o in c.get('outputs', []) for k in o.get('data', {}))
-        c['source'] = src.replace(m[0], line) if m else f'{line}\n{src}' if where and drawn else src
+        c['source'] = with_alt(source, drawn, where)
 
 # ---- the renderer's half: from those to a folder of pages
 
@@ -212,13 +240,14 @@ def to_mathml(text):
 
 def finish_links(pages):
     "nbdev links any name that it knows: where the page has no anchor for it, lead to what holds it, or to the page."
-    ids = {p.resolve(): set(re.findall(r' id="([^"]+)"', p.read_text(encoding='utf-8'))) for p in pages}
-    for page in pages:
-        def mend(m):
-            there = ids.get((page.parent/m[1]).resolve() if m[1] else page.resolve(), set())
-            anchor = next((a for a in (m[2], m[2].rpartition('.')[0]) if a in there), None)
-            return f'href="{m[1]}{"#" + anchor if anchor else ""}"'
-        page.write_text(re.sub(r'href="([^"#]*)#([^"]*)~nbdev"', mend, page.read_text(encoding='utf-8')), encoding='utf-8')
+    texts = {p.resolve(): p.read_text(encoding='utf-8') for p in pages}
+    ids = {p: set(re.findall(r' id="([^"]+)"', text)) for p,text in texts.items()}
+    def mend(page, m):
+        there = ids.get((page.parent/m[1]).resolve() if m[1] else page, set())
+        anchor = next((a for a in (m[2], m[2].rpartition('.')[0]) if a in there), None)
+        return f'href="{m[1]}{"#" + anchor if anchor else ""}"'
+    for page,text in texts.items():
+        page.write_text(re.sub(r'href="([^"#]*)#([^"]*)~nbdev"', partial(mend, page), text), encoding='utf-8')
 
 SKIP = '<a class="skip-link" href="#quarto-document-content">Skip to the text</a>'
 
@@ -238,7 +267,8 @@ def finish_assets(out):
     index = (out/'search.json').read_text(encoding='utf-8')
     (libs/'search.js').write_text(f'window.searchIndex = {re.sub("</", "<" + chr(92) + "/", index)};', encoding='utf-8')
     js = (libs/'smalldocs.js').read_text(encoding='utf-8')
-    js = swap(js, 'const r = await fetch(offset + "search.json");', 'await new Promise((ok, no) => { const s = document.createElement("script"); '
+    js = swap(js, 'const r = await fetch(offset + "search.json");',
+              'await new Promise((ok, no) => { const s = document.createElement("script"); '
               's.src = offset + "site_libs/search.js"; s.onload = ok; s.onerror = no; document.head.append(s); });')
     (libs/'smalldocs.js').write_text(swap(js, 'index = await r.json();', 'index = window.searchIndex;'), encoding='utf-8')
     for css in libs.rglob('*.css'):
@@ -264,16 +294,20 @@ def fingerprint(root):
     "Changes with whatever the site is made of."
     import smalldocs
     h = hashlib.sha256(smalldocs.__version__.encode())
-    for p in sorted([*(root/'nbs').rglob('*'), *(root/'recon_nb').glob('*.py'), root/'pyproject.toml', root/'settings.ini', Path(__file__)]):
-        if p.is_file() and not any(x.startswith('.ipynb') or x == 'runs' for x in p.parts): h.update(str(p.relative_to(root)).encode() + b'\0' + p.read_bytes())
+    files = [*(root/'nbs').rglob('*'), *(root/'recon_nb').glob('*.py'), root/'pyproject.toml', root/'settings.ini', Path(__file__)]
+    for p in sorted(files):
+        left_out = any(x.startswith('.ipynb') or x == 'runs' for x in p.parts)
+        if p.is_file() and not left_out: h.update(str(p.relative_to(root)).encode() + b'\0' + p.read_bytes())
     return h.hexdigest()
 
 def build(root=ROOT, out=None, force=False):
     "Build the site, unless it is there and nothing has changed. Returns the renderer's warnings."
     out, mark = Path(out or root/'_docs').resolve(), fingerprint(root)
     stamp = out/'.built'
-    if not force and stamp.exists() and (old := json.loads(stamp.read_text()))['of'] == mark: return old['warnings']
-    if out.exists() and any(out.iterdir()) and not (out/'site_libs').exists(): raise ValueError(f'{out} is not empty and holds no site: name another folder')
+    old = json.loads(stamp.read_text()) if stamp.exists() and not force else {}
+    if old.get('of') == mark: return old['warnings']
+    if out.exists() and any(out.iterdir()) and not (out/'site_libs').exists():
+        raise ValueError(f'{out} is not empty and holds no site: name another folder')
     with tempfile.TemporaryDirectory() as d:
         warnings = render(process(root, Path(d)), out)
     stamp.write_text(json.dumps(dict(of=mark, warnings=warnings)), encoding='utf-8')
@@ -319,32 +353,41 @@ def documented(root, pages):
     for f in sorted((root/'recon_nb').glob('*.py')):
         if f.stem.startswith('_'): continue
         top, page = ast.parse(f.read_text(encoding='utf-8')).body, pages.get(f'{f.stem}.html')
-        names = [x for n in top if isinstance(n, ast.Assign) and getattr(n.targets[0], 'id', '') == '__all__' for x in ast.literal_eval(n.value)]
+        lists = [n.value for n in top if isinstance(n, ast.Assign) and getattr(n.targets[0], 'id', '') == '__all__']
+        names = [x for n in lists for x in ast.literal_eval(n)]
         code = {n.name for n in top if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+        own = page.ids if page else set()
         faults += [f'{f.stem}.{n} is missing from the API index' for n in names if f'{f.stem}.{n}' not in index.ids]
-        faults += [f'{f.stem}.html says nothing about {n}' for n in names if n in code and (page is None or n.lower() not in page.ids)]
+        faults += [f'{f.stem}.html says nothing about {n}' for n in names if n in code and n.lower() not in own]
     return faults
+
+def dead_link(out, files, pages, name, url):
+    "What is wrong with a link of a page, or None."
+    u = urlsplit(url)
+    if u.scheme or u.netloc: return None
+    target = os.path.normpath(PurePosixPath(name).parent/unquote(u.path)) if u.path else name
+    if (out/target).is_dir(): target = f'{target}/index.html'.removeprefix('./')
+    if target not in files: return f'{name}: nothing is at {url}'
+    if u.fragment and target in pages and unquote(u.fragment) not in pages[target].ids: return f'{name}: no anchor at {url}'
+
+def page_faults(out, files, pages, name):
+    "The faults of one page."
+    page, size = pages[name], files[name].stat().st_size
+    faults = [f'{name} has {size/1e6:.1f} MB; allowed 3'] * (size > LIMITS['page_bytes'])
+    if not page.title.strip(): faults.append(f'{name} has no title')
+    faults += [f'{name} has two things called #{i}' for i in page.twice]
+    faults += [f'{name}: a picture without alternative text: {s}' for s in page.mute]
+    faults += [f'{name} needs another host: {u}' for u in page.needs if elsewhere(u)]
+    links = [dead_link(out, files, pages, name, url) for url in [*page.links, *page.needs]]
+    return faults + [x for x in links if x]
 
 def check(out, root=ROOT):
     "The faults of a built site, as sentences."
     files = {p.relative_to(out).as_posix(): p for p in sorted(out.rglob('*')) if p.is_file()}
-    pages, faults = {n: Page(p.read_text(encoding='utf-8')) for n,p in files.items() if n.endswith('.html')}, []
-    for name,page in pages.items():
-        size = files[name].stat().st_size
-        if size > LIMITS['page_bytes']: faults.append(f'{name} has {size/1e6:.1f} MB; allowed 3')
-        if not page.title.strip(): faults.append(f'{name} has no title')
-        faults += [f'{name} has two things called #{i}' for i in page.twice]
-        faults += [f'{name}: a picture without alternative text: {s}' for s in page.mute]
-        faults += [f'{name} needs another host: {u}' for u in page.needs if elsewhere(u)]
-        for url in [*page.links, *page.needs]:
-            u = urlsplit(url)
-            if u.scheme or u.netloc: continue
-            target = os.path.normpath(PurePosixPath(name).parent/unquote(u.path)) if u.path else name
-            if (out/target).is_dir(): target = f'{target}/index.html'.removeprefix('./')
-            if target not in files: faults.append(f'{name}: nothing is at {url}')
-            elif u.fragment and target in pages and unquote(u.fragment) not in pages[target].ids: faults.append(f'{name}: no anchor at {url}')
-    for name,p in files.items():
-        if name.endswith('.css'): faults += [f'{name} needs another host: {u}' for u in css_urls(p.read_text(encoding='utf-8')) if elsewhere(u)]
+    texts = {n: p.read_text(encoding='utf-8') for n,p in files.items() if n.endswith(('.html', '.css'))}
+    pages = {n: Page(text) for n,text in texts.items() if n.endswith('.html')}
+    faults = [x for n in pages for x in page_faults(out, files, pages, n)]
+    faults += [f'{n} needs another host: {u}' for n,text in texts.items() if n.endswith('.css') for u in css_urls(text) if elsewhere(u)]
     menu = {os.path.normpath(u) for u in pages['index.html'].menu} if 'index.html' in pages else set()
     faults += [f'{n} is not in the sidebar' for n in pages if n not in menu and n != '404.html']
     return list(dict.fromkeys(faults + documented(root, pages)))
@@ -359,19 +402,25 @@ if 'google.colab' in str(get_ipython()):
 COLAB_AT = 'https://colab.research.google.com/github/recon-nb/recon_nb/blob/main/nbs/{}.ipynb'
 
 def no_colab(root=ROOT):
-    "Tutorials that lack the link to Colab below their title, or the first cell that makes them run there."
-    faults = []
+    "Tutorials that lack the link to Colab below their title, or the first cell that makes them run there, as the rules show it."
+    page = root/'nbs/contributing.ipynb'
+    rules = json.loads(page.read_text(encoding='utf-8'))['cells'] if page.exists() else []
+    shown = any(COLAB in ''.join(c['source']) for c in rules)
+    faults = [] if shown else ['nbs/contributing.ipynb does not show the cell for Colab as .ci/docs.py has it']
     for n in sources(root/'nbs'):
         if not n.startswith('tutorials/'): continue
         cells = json.loads((root/f'nbs/{n}.ipynb').read_text(encoding='utf-8'))['cells']
         prose, code = ([''.join(c['source']).strip() for c in cells if c['cell_type'] == k] for k in ('markdown', 'code'))
-        if not any(l == f'[Open in Colab]({COLAB_AT.format(n)})' for p in prose[:2] for l in p.splitlines()): faults.append(f'{n} has no link to Colab below its title')
-        if not code or code[0] != COLAB: faults.append(f'{n}: its first code cell is not the one for Colab, which nbs/contributing.ipynb shows')
+        top = [l for p in prose[:2] for l in p.splitlines()]
+        if f'[Open in Colab]({COLAB_AT.format(n)})' not in top: faults.append(f'{n} has no link to Colab below its title')
+        if code[:1] != [COLAB]: faults.append(f'{n}: its first code cell is not the one for Colab, which nbs/contributing.ipynb shows')
     return faults
 
 def stale_sidebar(root=ROOT):
+    "Whether nbs/sidebar.yml is not what `--sidebar` would write."
     f = root/'nbs/sidebar.yml'
-    return [] if f.exists() and f.read_text(encoding='utf-8') == sidebar_text(root/'nbs') else ['nbs/sidebar.yml is out of date: run python .ci/docs.py --sidebar']
+    if f.exists() and f.read_text(encoding='utf-8') == sidebar_text(root/'nbs'): return []
+    return ['nbs/sidebar.yml is out of date: run python .ci/docs.py --sidebar']
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -380,9 +429,13 @@ def main():
     p.add_argument('--check', action='store_true', help='then look for faults; exit status 1 if there are any')
     p.add_argument('--force', action='store_true', help='build also if nothing has changed')
     a = p.parse_args()
-    if a.sidebar: return print(ROOT.joinpath('nbs/sidebar.yml').write_text(sidebar_text(ROOT/'nbs'), encoding='utf-8') and 'nbs/sidebar.yml')
+    if a.sidebar:
+        (ROOT/'nbs/sidebar.yml').write_text(sidebar_text(ROOT/'nbs'), encoding='utf-8')
+        return print('nbs/sidebar.yml')
     try: warnings = build(ROOT, a.out, a.force)
-    except (ValueError, OSError) as e: print(e, file=sys.stderr); return 1
+    except (ValueError, OSError) as e:
+        print(e, file=sys.stderr)
+        return 1
     print(*(f'warning: {w}' for w in warnings), sep='\n', end='\n' if warnings else '')
     faults = check(a.out) if a.check else []
     print(*faults, f'{a.out}/index.html', sep='\n')

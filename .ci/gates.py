@@ -1,8 +1,8 @@
 """The gates around the library. `python .ci/gates.py` runs them all, `python .ci/gates.py NAME ...` some of them.
 
-Each gate is a function that returns its faults as sentences: none means passed. It may raise `Skip`. `.ci/run` also hands over what README's
-test command left behind (`--log`, `--junit`, `--rc`); notebooks and tests are then counted along with the gates."""
-import argparse, ast, base64, csv, io, json, os, re, shutil, statistics, subprocess, sys, tempfile, zipfile
+Each gate is a function that returns its faults as sentences: none means passed. It may raise `Skip`. `.ci/run` also hands over
+what README's test command left behind (`--log`, `--junit`, `--rc`); notebooks and tests are then counted along with the gates."""
+import argparse, ast, base64, csv, difflib, io, json, os, re, shutil, statistics, subprocess, sys, tempfile, zipfile
 import xml.etree.ElementTree as ET
 from configparser import ConfigParser
 from contextlib import contextmanager
@@ -18,7 +18,9 @@ LIMITS = dict(import_s=0.3, help_s=1.0, file_bytes=1_000_000, png_bytes=200_000,
 
 class Skip(Exception): "The gate does not apply yet; the message says why."
 
-def gate(f): GATES[f.__name__.replace('_', '-')] = f; return f
+def gate(f):
+    GATES[f.__name__.replace('_', '-')] = f
+    return f
 
 def sh(*cmd, cwd=ROOT, env=None):
     "Run a command without input; its exit status and its output."
@@ -27,7 +29,12 @@ def sh(*cmd, cwd=ROOT, env=None):
     return r.returncode, r.stdout
 
 def tail(text, n=15): return '\n'.join(text.strip().splitlines()[-n:])
-def settings(): ini = ConfigParser(delimiters=['=']); ini.read(ROOT/'settings.ini', encoding='utf-8'); return ini['DEFAULT']
+
+def settings():
+    ini = ConfigParser(delimiters=['='])
+    ini.read(ROOT/'settings.ini', encoding='utf-8')
+    return ini['DEFAULT']
+
 def lib(): return sorted((ROOT/'recon_nb').glob('*.py'))
 
 def files():
@@ -47,6 +54,13 @@ def copy_of_tree():
 
 def snapshot(d): return {str(p.relative_to(d)): p.read_bytes() for p in d.rglob('*') if p.is_file() and '__pycache__' not in p.parts}
 
+def changes(before, after, cmd):
+    "How a command changed a folder, file by file."
+    def what(f):
+        if f not in before: return 'adds'
+        return 'changes' if f in after else 'removes'
+    return [f'{cmd} {what(f)} {f}' for f in sorted(before.keys() | after.keys()) if before.get(f) != after.get(f)]
+
 @gate
 def export_is_clean():
     "nbdev-clean and nbdev-export change nothing: notebooks are clean, and the library is what they say."
@@ -57,9 +71,7 @@ def export_is_clean():
             rc, out = sh(cmd, cwd=d, env={'PYTHONPATH': str(d)})
             if rc: faults.append(f'{cmd} failed:\n{tail(out)}')
             after = snapshot(d)
-            for f in sorted(before.keys() | after.keys()):
-                if before.get(f) != after.get(f):
-                    faults.append(f"{cmd} {'changes' if f in before and f in after else 'adds' if f in after else 'removes'} {f}")
+            faults += changes(before, after, cmd)
             before = after
     return faults
 
@@ -68,13 +80,71 @@ def readme_in_sync():
     "README.md and CONTRIBUTING.md, with their pictures, are what their notebooks say."
     return readme.check(ROOT)
 
+def shown(output):
+    "The text of one saved output, pictures apart."
+    data = [v for k,v in sorted(output.get('data', {}).items()) if not k.startswith('image/')]
+    texts = [readme.as_text(v) if isinstance(v, (str, list)) else json.dumps(v) for v in data]
+    return '\n'.join([readme.as_text(output.get('text', '')), *output.get('traceback', []), *texts])
+
+def said(cell):
+    "What a cell has printed and shown, as text. Pictures are left out: fonts and versions change them."
+    def drawn(output): return any(k.startswith('image/') for k in output.get('data', {}))
+    return '\n'.join(shown(o) for o in cell.get('outputs', []) if not drawn(o)).strip()
+
+def differences(saved, fresh, page):
+    "Where the cells of a page say something else than what is saved in it."
+    faults = []
+    for a,b in zip(saved, fresh, strict=True):
+        lines = difflib.unified_diff(said(a).splitlines(), said(b).splitlines(), 'saved', 'fresh', n=0, lineterm='')
+        diff = '\n'.join(list(lines)[2:12])
+        if diff: faults.append(f"{page}, cell {a['id']}:\n{diff}")
+    if faults: faults.append(f'to mend it: nbdev-test --save {page} && nbdev-clean && python .ci/readme.py')
+    return faults
+
+# The pages that speak of the whole library.
+ABOUT_ALL = ['nbs/contributing.ipynb', 'nbs/api.ipynb']
+
+def cells_of(path): return json.loads(path.read_text(encoding='utf-8'))['cells']
+
+@gate
+def saved_outputs():
+    "The rules and the index speak of the library as it is: run again, their cells say what is saved in them, figures apart."
+    faults = []
+    with copy_of_tree() as d:
+        for page in ABOUT_ALL:
+            saved = cells_of(d/page)
+            rc, out = sh('nbdev-test', '--save', '--n-workers', '0', page, cwd=d, env={'PYTHONPATH': str(d)})
+            faults += [f'{page} fails:\n{tail(out)}'] if rc else differences(saved, cells_of(d/page), page)
+    return faults
+
+def all_lines(path):
+    "The lines on which a module lists its public names: nbdev writes them, with up to 120 columns and more."
+    for n in ast.parse(path.read_text(encoding='utf-8')).body:
+        if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == '__all__': return range(n.lineno, n.end_lineno+1)
+    return range(0)
+
+def ruff_faults(root, folders):
+    "What ruff finds in some folders, but for the length of the lines that nbdev writes."
+    with tempfile.TemporaryDirectory() as d:
+        report = Path(d)/'ruff.json'
+        rc, out = sh(sys.executable, '-m', 'ruff', 'check', '--no-cache', '--output-format=json', '-o', report, *folders, cwd=root)
+        if rc not in (0, 1): return [f'ruff failed:\n{tail(out)}']
+        found = json.loads(report.read_text(encoding='utf-8'))
+    faults = []
+    for f in found:
+        path, row = Path(f['filename']), f['location']['row']
+        if f['code'] == 'E501' and path.suffix == '.py' and row in all_lines(path): continue
+        cell = f":cell {f['cell']}" if f.get('cell') else ''
+        faults.append(f"{path.relative_to(root)}{cell}:{row}: {f['code']} {f['message']}")
+    return faults
+
 @gate
 def lint():
-    "ruff finds nothing (syntax newer than Python 3.10 included), and no module imports a star."
-    rc, out = sh(sys.executable, '-m', 'ruff', 'check', '--no-cache', '--output-format=concise', 'recon_nb', 'nbs', 'tests', '.ci')
+    "ruff finds nothing (syntax newer than Python 3.10 and lines over 100 columns included), and no module imports a star."
     stars = [f'{p.name}:{n.lineno} imports a star' for p in lib() for n in ast.walk(ast.parse(p.read_text(encoding='utf-8')))
              if isinstance(n, ast.ImportFrom) and n.names[0].name == '*']
-    return stars + ([tail(out, 40)] if rc else [])
+    folders = [d for d in ('recon_nb', 'nbs', 'tests', '.ci', 'benchmarks') if (ROOT/d).is_dir()]
+    return stars + ruff_faults(ROOT, folders)
 
 def cpu_seconds(*cmd, n=3):
     "The median user + system time of a command: on a shared machine the clock on the wall measures the neighbours."
@@ -90,25 +160,23 @@ def cpu_seconds(*cmd, n=3):
 
 @gate
 def site():
-    "The site builds without Quarto, and holds: links, sizes, words for pictures, nothing from other hosts, an entry for each public name, the sidebar."
+    "The site builds without Quarto and holds: links, sizes, words for pictures, no other hosts, an entry for each name, the sidebar."
     if sys.version_info < (3, 11):                          # smalldocs needs it; the pages must go through nbdev's half all the same
         with tempfile.TemporaryDirectory() as d: docs.process(ROOT, Path(d))
         raise Skip('the pages are processed, but their layout needs Python 3.11')
     warnings = [w for w in docs.build(ROOT) if 'broken link' not in w]           # the check names those with their pages
-    pages = sorted((ROOT/'_docs').rglob('*.html'))
-    print(f'     {len(pages)} pages, {sum(p.stat().st_size for p in pages)/1e6:.0f} MB; the largest has {max(p.stat().st_size for p in pages)/1e6:.1f}')
+    sizes = [p.stat().st_size/1e6 for p in (ROOT/'_docs').rglob('*.html')]
+    print(f'     {len(sizes)} pages, {sum(sizes):.0f} MB; the largest has {max(sizes):.1f}')
     return warnings + docs.check(ROOT/'_docs', ROOT) + docs.stale_sidebar(ROOT) + docs.no_colab(ROOT)
 
 @gate
 def import_time():
     "`import recon_nb` costs next to nothing beside `import torch`, and `recon-train --help` answers at once."
     base, ours = (cpu_seconds(sys.executable, '-c', f'import torch{x}') for x in ('', ', recon_nb'))
-    faults = [f"import recon_nb adds {ours-base:.2f} s CPU to import torch; allowed {LIMITS['import_s']} s"] * (ours-base > LIMITS['import_s'])
-    print(f'     import torch {base:.2f} s CPU, and recon_nb {ours:.2f} s')
-    if not (ROOT/'recon_nb/cli.py').exists(): return faults
-    t = cpu_seconds(Path(sys.executable).parent/'recon-train', '--help')
-    print(f'     recon-train --help {t:.2f} s CPU')
-    return faults + [f"recon-train --help takes {t:.2f} s CPU; allowed {LIMITS['help_s']} s"] * (t > LIMITS['help_s'])
+    shell = cpu_seconds(Path(sys.executable).parent/'recon-train', '--help')
+    print(f'     import torch {base:.2f} s CPU, and recon_nb {ours:.2f} s; recon-train --help {shell:.2f} s CPU')
+    costs = [('import recon_nb after import torch', ours-base, LIMITS['import_s']), ('recon-train --help', shell, LIMITS['help_s'])]
+    return [f'{what} takes {t:.2f} s CPU; allowed {most} s' for what,t,most in costs if t > most]
 
 # What only developers install must not be needed by whoever installs the wheel.
 WHEEL_CHECK = """
@@ -122,38 +190,53 @@ for m in mods:
     if not mod.__file__.startswith(where): print(f'{m} was imported from outside the wheel')
 """
 
+# What only developers install.
+DEV = 'nbdev execnb beartype pytest sklearn nbconvert build ruff onnx onnxscript onnxruntime tensorboard'
+
+def wheel_files(record):
+    "What the wheel lacks, and what it has too many. `record`: the files it lists."
+    want = {f'recon_nb/{p.name}' for p in lib()} | {'recon_nb/py.typed'}
+    more = {f for f in record-want if '.dist-info/' not in f}
+    return [f'the wheel lacks {f}' for f in sorted(want-record)] + [f'the wheel has {f} too many' for f in sorted(more)]
+
+def wheel_metadata(meta, commands):
+    "Where the wheel's metadata differ from settings.ini."
+    cfg = settings()
+    extras = sorted(k.removesuffix('_requirements') for k in cfg if k.endswith('_requirements'))
+    pairs = [('version', meta['Version'], cfg['version']),
+             ('license', meta['License-Expression'], cfg['license']),
+             ('python', meta['Requires-Python'], f">={cfg['min_python']}"),
+             ('extras', sorted(meta.get_all('Provides-Extra')), extras),
+             ('commands', commands, dict(s.split('=') for s in cfg['console_scripts'].split())),
+             ('long description', meta['Description-Content-Type'], 'text/markdown')]
+    return [f'the wheel says {what} {got!r}, not {expected!r}' for what,got,expected in pairs if got != expected]
+
+def dead_links(text):
+    "Links of the long description that lead nowhere outside the repository."
+    text = re.sub(r'^```.*?^```|`[^`\n]*`', '', text, flags=re.M|re.S)
+    links = re.findall(r'(?:\]\(|src="|href=")(?!https?:|#|mailto:|data:)([^)"\s]+)', text)
+    return [f'the long description links {l}, which a package index cannot follow' for l in links]
+
 @gate
 def wheel():
     "The source archive and the wheel build, hold every module and py.typed, and carry extras and commands; the modules import from it."
-    cfg = settings()
     with copy_of_tree() as d:
         rc, out = sh(sys.executable, '-m', 'build', '--outdir', d/'_dist', d, cwd=d)
         if rc: return [f'python -m build failed:\n{tail(out)}']
-        whl, = (d/'_dist').glob('*.whl')
         if not list((d/'_dist').glob('*.tar.gz')): return ['no source archive was built']
+        whl, = (d/'_dist').glob('*.whl')
         with zipfile.ZipFile(whl) as z: z.extractall(d/'_wheel')
         info, = (d/'_wheel').glob('*.dist-info')
         record = {r[0] for r in csv.reader(io.StringIO((info/'RECORD').read_text())) if r}
-        want = {f'recon_nb/{p.name}' for p in lib()} | {'recon_nb/py.typed'}
-        faults = [f'the wheel lacks {f}' for f in sorted(want-record)]
-        faults += [f'the wheel has {f} too many' for f in sorted(f for f in record-want if '.dist-info/' not in f)]
-        meta, ep = message_from_string((info/'METADATA').read_text()), ConfigParser(delimiters=['='])
-        ep.read(info/'entry_points.txt')
-        scripts = dict(s.split('=') for s in cfg['console_scripts'].split())
-        for what, got, expected in [
-            ('version', meta['Version'], cfg['version']), ('license', meta['License-Expression'], cfg['license']),
-            ('python', meta['Requires-Python'], f">={cfg['min_python']}"),
-            ('extras', sorted(meta.get_all('Provides-Extra')), sorted(k.removesuffix('_requirements') for k in cfg if k.endswith('_requirements'))),
-            ('commands', dict(ep['console_scripts']) if 'console_scripts' in ep else {}, scripts),
-            ('long description', meta['Description-Content-Type'], 'text/markdown')]:
-            if got != expected: faults.append(f'the wheel says {what} {got!r}, not {expected!r}')
-        text = re.sub(r'^```.*?^```|`[^`\n]*`', '', meta.get_payload(), flags=re.M|re.S)
-        links = re.findall(r'(?:\]\(|src="|href=")(?!https?:|#|mailto:|data:)([^)"\s]+)', text)
-        faults += [f'the long description links {l}, which a package index cannot follow' for l in links]
+        meta, points = message_from_string((info/'METADATA').read_text()), ConfigParser(delimiters=['='])
+        points.read(info/'entry_points.txt')
+        commands = dict(points['console_scripts']) if 'console_scripts' in points else {}
+        faults = wheel_files(record) + wheel_metadata(meta, commands) + dead_links(meta.get_payload())
         mods = [f'recon_nb.{p.stem}' for p in lib() if p.stem != '__init__']
-        extra = 'nbdev execnb beartype pytest sklearn nbconvert build ruff onnx onnxscript onnxruntime tensorboard'
-        rc, out = sh(sys.executable, '-c', WHEEL_CHECK, d/'_wheel', extra, *mods, cwd=d/'_dist')
-        return faults + out.splitlines()[-20:] if rc or out else faults
+        rc, out = sh(sys.executable, '-c', WHEEL_CHECK, d/'_wheel', DEV, *mods, cwd=d/'_dist')
+        faults += out.splitlines()[-20:]
+        if rc and not out: faults.append(f'the modules do not import from the wheel: status {rc}')
+        return faults
 
 # Written so that no pattern matches itself.
 MACHINE = re.compile(r'(?<![\w.:/-])/(?:home|root|tmp|Users|private|work|mnt|workspace)/[\w.]|[A-Z]:\\+Users\\')
@@ -163,33 +246,38 @@ def visible_text(f):
     try: text = (ROOT/f).read_text(encoding='utf-8')
     except UnicodeDecodeError: return ''
     if f.endswith('.ipynb'):
-        parts = []
-        for c in json.loads(text)['cells']:
-            parts.append(''.join(c['source']))
-            for o in c.get('outputs', []):
-                parts += [''.join(o.get('text', '')), '\n'.join(o.get('traceback', []))]
-                parts += [v if isinstance(v, str) else ''.join(v) if isinstance(v, list) else json.dumps(v)
-                          for k,v in o.get('data', {}).items() if not k.startswith('image/')]
-        text = '\n'.join(parts)
+        cells = json.loads(text)['cells']
+        text = '\n'.join([*(''.join(c['source']) for c in cells), *(shown(o) for c in cells for o in c.get('outputs', []))])
     return re.sub(r'base64,[A-Za-z0-9+/=\s]+', 'base64,', text)
+
+def output_faults(f):
+    "Saved errors and large pictures of a notebook."
+    faults = []
+    for c in json.loads((ROOT/f).read_text(encoding='utf-8'))['cells']:
+        for o in c.get('outputs', []):
+            if o['output_type'] == 'error': faults.append(f"{f}, cell {c['id']}: a saved error, {o['ename']}")
+            png = len(base64.b64decode(readme.as_text(o.get('data', {}).get('image/png', ''))))
+            if png > LIMITS['png_bytes']: faults.append(f"{f}, cell {c['id']}: a picture of {png//1000} kB; allowed 200 kB")
+    return faults
+
+def history_kib():
+    "What a clone of this branch has to fetch. What lies about in this checkout, unpacked or of other branches, is nobody else's."
+    with tempfile.TemporaryDirectory() as d:
+        rc, out = sh('git', 'clone', '-q', '--bare', '--no-local', '--single-branch', ROOT, d)
+        if rc: raise RuntimeError(f'git clone: {tail(out)}')
+        return sum(p.stat().st_size for p in Path(d).rglob('*.pack')) / 1024
 
 @gate
 def repository():
     "The repository stays small, its notebooks hold no error and no large picture, and nothing names a path of somebody's machine."
-    faults = []
-    for f in files():
+    faults, tracked = [], files()
+    for f in tracked:
         size = (ROOT/f).stat().st_size
         if size > LIMITS['file_bytes']: faults.append(f'{f} has {size/1e6:.1f} MB; allowed 1 MB')
         faults += [f'{f} names a path of a machine: {m[0]}...' for m in MACHINE.finditer(visible_text(f))]
-        if not f.endswith('.ipynb'): continue
-        for c in json.loads((ROOT/f).read_text(encoding='utf-8'))['cells']:
-            for o in c.get('outputs', []):
-                if o['output_type'] == 'error': faults.append(f"{f}, cell {c['id']}: a saved error, {o['ename']}")
-                png = len(base64.b64decode(readme.as_text(o.get('data', {}).get('image/png', ''))))
-                if png > LIMITS['png_bytes']: faults.append(f"{f}, cell {c['id']}: a picture of {png//1000} kB; allowed 200 kB")
-    rc, out = sh('git', 'count-objects', '-v')
-    kib = sum(int(n) for k,n in re.findall(r'^(size|size-pack): (\d+)$', out, re.M))
-    print(f'     {len(files())} files, history {kib/1024:.1f} MiB')
+        if f.endswith('.ipynb'): faults += output_faults(f)
+    kib = history_kib()
+    print(f'     {len(tracked)} files, history {kib/1024:.1f} MiB')
     return faults + [f'the history has {kib/1024:.0f} MiB; allowed 40'] * (kib > LIMITS['repo_kib'])
 
 @gate
@@ -215,7 +303,9 @@ def release_notes():
 def run_gate(name):
     "Run one gate, print what it found; 'passed', 'failed' or 'skipped'."
     try: faults = GATES[name]()
-    except Skip as e: print(f'skip {name}: {e}'); return 'skipped'
+    except Skip as e:
+        print(f'skip {name}: {e}')
+        return 'skipped'
     except Exception as e: faults = [f'{type(e).__name__}: {e}']   # the other gates still have to run
     print(f"{'FAIL' if faults else 'ok  '} {name}", *(f'     - {f}' for f in faults), sep='\n', flush=True)
     return 'failed' if faults else 'passed'
@@ -223,7 +313,8 @@ def run_gate(name):
 def notebooks():
     "The notebooks that nbdev-test looks at, and those of them that ask not to be run."
     nbs = [p for p in sorted((ROOT/'nbs').rglob('*.ipynb')) if not re.search(r'(^|/)[_.]', str(p.relative_to(ROOT/'nbs')))]
-    off = [p for p in nbs if re.search(r'^skip_exec: *true', ''.join(''.join(c['source'])+'\n' for c in json.loads(p.read_text())['cells'][:1]), re.M)]
+    first = {p: json.loads(p.read_text(encoding='utf-8'))['cells'][:1] for p in nbs}
+    off = [p for p,cells in first.items() if re.search(r'^skip_exec: *true', ''.join(''.join(c['source']) for c in cells), re.M)]
     return nbs, off
 
 def count_notebooks(log):
@@ -234,30 +325,38 @@ def count_notebooks(log):
     else: failed = 0 if re.search(r'^Success\.$', log, re.M) else len(nbs)-len(off)
     return dict(passed=len(nbs)-len(off)-failed, failed=failed, skipped=len(off))
 
+def end_of_test(case):
+    "How a test ended, from its entry in pytest's record."
+    if {'failure', 'error'} & {x.tag for x in case}: return 'failed'
+    return 'passed' if case.find('skipped') is None else 'skipped'
+
 def count_tests(junit):
     "Passed, failed and skipped tests, from pytest's own record. No record is one failure."
-    try: cases = list(ET.parse(junit).iter('testcase'))
+    try: ends = [end_of_test(c) for c in ET.parse(junit).iter('testcase')]
     except (OSError, ET.ParseError): return dict(passed=0, failed=1, skipped=0)
-    kinds = ['failed' if {'failure', 'error'} & {x.tag for x in c} else 'skipped' if c.find('skipped') is not None else 'passed' for c in cases]
-    return {k: kinds.count(k) for k in ('passed', 'failed', 'skipped')}
+    return {k: ends.count(k) for k in ('passed', 'failed', 'skipped')}
+
+def counted(counts): return ', '.join(f'{n} {k}' for k,n in counts.items())
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('names', nargs='*', metavar='NAME', help=f"gates to run: {', '.join(GATES)}")
-    p.add_argument('--log', type=Path); p.add_argument('--junit', type=Path); p.add_argument('--rc', type=int, default=0)
+    p.add_argument('--log', type=Path, help='what the test command printed')
+    p.add_argument('--junit', type=Path, help="pytest's record")
+    p.add_argument('--rc', type=int, default=0, help='the exit status of the test command')
     a = p.parse_args()
-    if unknown := [n for n in a.names if n not in GATES]: p.error(f"unknown gate {', '.join(unknown)}; there are {', '.join(GATES)}")
+    unknown = [n for n in a.names if n not in GATES]
+    if unknown: p.error(f"unknown gate {', '.join(unknown)}; there are {', '.join(GATES)}")
     results = [run_gate(n) for n in a.names or GATES]
-    counts = [{k: results.count(k) for k in ('passed', 'failed', 'skipped')}]
+    counts = dict(gates={k: results.count(k) for k in ('passed', 'failed', 'skipped')})
     if a.log:
-        nb, py = count_notebooks(a.log.read_text(errors='replace')), count_tests(a.junit)
-        for what, c in [('notebooks', nb), ('tests', py), ('gates', counts[0])]: print(f'{what}:', ', '.join(f'{n} {k}' for k,n in c.items()), end='; ')
-        print()
-        counts += [nb, py]
-        if a.rc and not (nb['failed'] or py['failed']):
-            print(f"FAIL README's test command ended with status {a.rc}"); counts.append(dict(passed=0, failed=1, skipped=0))
-    total = {k: sum(c[k] for c in counts) for k in ('passed', 'failed', 'skipped')}
-    print(', '.join(f'{n} {k}' for k,n in total.items()))
+        counts = dict(notebooks=count_notebooks(a.log.read_text(errors='replace')), tests=count_tests(a.junit), **counts)
+        print('; '.join(f'{what}: {counted(c)}' for what,c in counts.items()))
+        if a.rc and not (counts['notebooks']['failed'] or counts['tests']['failed']):
+            print(f"FAIL README's test command ended with status {a.rc}")
+            counts['command'] = dict(passed=0, failed=1, skipped=0)
+    total = {k: sum(c[k] for c in counts.values()) for k in ('passed', 'failed', 'skipped')}
+    print(counted(total))
     return bool(total['failed'])
 
 if __name__ == '__main__': sys.exit(main())

@@ -4,9 +4,9 @@
     python .ci/readme.py --check          say what is out of date, exit 1 if anything is
     python .ci/readme.py --test-command   print README's test command, which CI runs as it stands
 
-Pictures come from the saved outputs, as nbs/figures/NAME-N.png, and need a `#| fig-alt:` line in their cell. Links relative to the notebook
-become relative to the repository. `#| hide` drops a cell, `#| echo: false` its code, `#| output: false` its output, `#| code-fold: true` folds
-the code."""
+Pictures come from the saved outputs, as nbs/figures/NAME-N.png, and need a `#| fig-alt:` line in their cell. Links relative to
+the notebook become relative to the repository. `#| hide` drops a cell, `#| echo: false` its code, `#| output: false` its output,
+`#| code-fold: true` folds the code."""
 import argparse, base64, json, posixpath, re, sys
 from pathlib import Path
 
@@ -50,7 +50,8 @@ class Page:
         if 'hide' in d or d.get('include') == 'false': return
         if source and d.get('echo') != 'false':
             code = fence(source, 'python')
-            if d.get('code-fold') == 'true': code = f"<details><summary>{d.get('code-summary','The code').strip(chr(34))}</summary>\n\n{code}\n\n</details>"
+            summary = d.get('code-summary', 'The code').strip('"')
+            if d.get('code-fold') == 'true': code = f'<details><summary>{summary}</summary>\n\n{code}\n\n</details>'
             self.blocks.append(code)
         if d.get('output') != 'false':
             for out in cell['outputs']: self.blocks += self.output(out, d)
@@ -115,13 +116,18 @@ def test_command(text):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--check', action='store_true'); p.add_argument('--test-command', action='store_true')
-    p.add_argument('--root', type=Path, default=Path(__file__).resolve().parents[1])
+    p.add_argument('--check', action='store_true', help='write nothing, say what is out of date')
+    p.add_argument('--test-command', action='store_true', help="print README's test command")
+    p.add_argument('--root', type=Path, default=Path(__file__).resolve().parents[1], help='the repository')
     a = p.parse_args()
     try:
-        if a.check: faults = check(a.root); print(*faults, sep='\n', end='\n' if faults else ''); return bool(faults)
-        if a.test_command: return print(test_command((a.root/'README.md').read_text(encoding='utf-8')))
-        print(*write(a.root), sep='\n')
-    except (ValueError, OSError) as e: print(e, file=sys.stderr); return 1
+        if a.test_command: lines, faults = [test_command((a.root/'README.md').read_text(encoding='utf-8'))], []
+        elif a.check: lines = faults = check(a.root)
+        else: lines, faults = write(a.root), []
+    except (ValueError, OSError) as e:
+        print(e, file=sys.stderr)
+        return 1
+    for line in lines: print(line)
+    return bool(faults)
 
 if __name__ == '__main__': sys.exit(main())

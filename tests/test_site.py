@@ -186,7 +186,7 @@ def test_alternative_text_and_sidebar():
     assert nb['cells'][2]['source'] == '#| fig-alt: "Three panels: D\'s mean"\nshow(y)'
     g, bands, last = docs.groups(['00_core', '20_masks', 'api', 'contributing', 'how_to/new', 'how_to/resume', 'index', 'tutorials/first_run', 'tutorials/zzz'])
     assert g['Start'] == ['index', 'tutorials/first_run'] and g['Tutorials'] == ['tutorials/zzz'] and g['How-to'] == ['how_to/resume', 'how_to/new']
-    assert bands == {'Shared by all': ['00_core'], 'Masks, networks, losses': ['20_masks']} and last == ['contributing'] and g['The library'] == ['api']
+    assert bands == {'Shared by all': ['00_core'], 'Masks, networks, losses, targets': ['20_masks']} and last == ['contributing'] and g['The library'] == ['api']
 
 
 def test_colab_leaves_out_marked_cells(monkeypatch):
