@@ -102,7 +102,8 @@ class FakeAccelerator(Accelerator):
 
 
 def move(net, device=None, memory_format=None):
-    "nn.Module.to for fake tensors, whose weights can't be exchanged in place."
+    "nn.Module.to for fake tensors, whose weights can't be exchanged in place. The memory's layout stays."
+    if device is None: return net
     for m in net.modules():
         for k,p in m._parameters.items():
             if p is not None and p.device.type != torch.device(device).type:
