@@ -1,11 +1,11 @@
 """A dry run of the device paths without a GPU: the library's own functions on PyTorch's fake CUDA tensors.
 Those have a device, a type and a shape, and no numbers.
 
-It finds a tensor that was left on the CPU and meets one on the device, a type that does not fit, an operation that the device does not have.
-It can't run PyTorch's autograd engine, which asks for a real device. `Answers` stands in for it: `backward` walks the graph of a loss, checks
-that every weight in it lies on the device, and gives each an empty gradient, so that the optimisers run, too; `autograd.grad` gives zeros.
-So the backward operations themselves are not tried. Numbers that the host reads from the device are made up. What is decided by such numbers
-is not covered: heads fitted by L-BFGS, the teacher's codebook."""
+It finds a tensor that was left on the CPU and meets one on the device, a type that does not fit, an operation that the device lacks.
+It can't run PyTorch's autograd engine, which asks for a real device. `Answers` stands in for it: `backward` walks the graph of a loss,
+checks that every weight in it lies on the device, and gives each an empty gradient, so that the optimisers run, too; `autograd.grad`
+gives zeros. So the backward operations themselves are not tried. Numbers that the host reads from the device are made up. What is decided
+by such numbers is not covered: heads fitted by L-BFGS, the teacher's codebook."""
 from contextlib import contextmanager
 from functools import wraps
 from types import SimpleNamespace
@@ -83,7 +83,8 @@ def autocast(kind, dtype):
 class FakeAccelerator(Accelerator):
     "One process on a CUDA device that is not there. Networks are wrapped as Accelerate does it."
     def __init__(self, precision='no'):
-        self.state = SimpleNamespace(device=torch.device('cuda'), mixed_precision=precision, num_processes=1, process_index=0, is_main_process=True)
+        self.state = SimpleNamespace(device=torch.device('cuda'), mixed_precision=precision, num_processes=1,
+                                     process_index=0, is_main_process=True)
         self.scaler = None
 
     def prepare(self, *objects):

@@ -4,7 +4,6 @@ from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -126,22 +125,40 @@ def test_a_stage_that_needs_no_photos_asks_for_none():
 
 
 def test_a_failure_is_recorded_and_the_others_go_on(data, tmp_path, capsys, monkeypatch):
-    def check_that_breaks(device, folder): raise RuntimeError('a broken\nkernel')
-    monkeypatch.setattr(gpu, 'CHECKS', {**gpu.CHECKS, 'resume': check_that_breaks})
-    assert gpu.main(words(data, tmp_path, '--stages', '1')) == 1
+    def check_that_breaks(where, folder): raise RuntimeError('a broken\nkernel')
+    def check_that_cannot_be_made(where, folder): raise gpu.NotHere('one GPU')
+    def check_that_holds(where, folder): return f'fine on {where}'
+    checks = dict(run=check_that_holds, resume=check_that_breaks, fp16=check_that_cannot_be_made, bf16=check_that_holds)
+    monkeypatch.setattr(gpu, 'CHECKS', checks)
+    how = words(data, tmp_path, '--stages', '1')
+    assert gpu.main(how) == 1
     found = {r['name']: r for r in rows(tmp_path)}
-    assert {n: r['status'] for n,r in found.items()} == {'run': 'ok', 'agreement': 'not here', 'resume': 'failed', 'bf16': 'ok', 'fp16': 'not here'}
-    assert 'in check_that_breaks' in found['resume']['traceback'] and found['resume']['says'] == 'RuntimeError: a broken kernel'
+    assert {n: (r['status'], r['says']) for n,r in found.items()} == dict(
+        run=('ok', 'fine on cpu'), resume=('failed', 'RuntimeError: a broken kernel'), bf16=('ok', 'fine on cpu'),
+        fp16=('not here', 'one GPU'))
+    assert 'in check_that_breaks' in found['resume']['traceback'] and 'traceback' not in found['run']
     assert 'resume: RuntimeError: a broken kernel' in capsys.readouterr().out
-    assert gpu.main(words(data, tmp_path, '--stages', '1')) == 1 and len(rows(tmp_path)) == 5         # not tried again by itself
-    monkeypatch.undo()
-    assert gpu.main(words(data, tmp_path, '--stages', '1', '--again')) == 0
-    assert names(tmp_path)[5:] == [('works', 'resume')] and rows(tmp_path)[-1]['status'] == 'ok'
+    assert gpu.main(how) == 1 and len(rows(tmp_path)) == 4                  # not tried again by itself
+    checks['resume'] = check_that_holds
+    assert gpu.main([*how, '--again']) == 0 and names(tmp_path)[4:] == [('works', 'resume')]
+    assert gpu.main([*how, '--again']) == 0 and len(rows(tmp_path)) == 5
+
+
+def test_ctrl_c_ends_the_call_and_the_next_one_goes_on(data, tmp_path, monkeypatch):
+    def interrupt(seconds): return lambda st: os.kill(os.getpid(), signal.SIGINT) if (st.event, st.step) == ('step', 2) else None
+    how = words(data, tmp_path, '--stages', 'paper')
+    with monkeypatch.context() as m:
+        m.setattr(gpu, 'save_each', interrupt)
+        assert gpu.main(how) == 130
+    assert [(r['status'], r['n'], r['epochs_reached']) for r in rows(tmp_path)] == [('part', 2, 2/3)]
+    assert gpu.main(how) == 0
+    assert [(r['status'], r['n']) for r in rows(tmp_path)[1:4]] == [('ok', 6)]*3 and len(rows(tmp_path)) == 5
 
 
 def test_a_stage_whose_items_cannot_be_listed(data, tmp_path, monkeypatch):
     def list_nothing(s): raise OSError('the disk is gone'); yield
-    monkeypatch.setattr(gpu, 'STAGES', {'works': list_nothing, 'speed': lambda s: iter([gpu.Item('quick', 0, {}, lambda: dict(says='done'))])})
+    def list_one(s): yield gpu.Item('quick', 0, {}, lambda: dict(says='done'))
+    monkeypatch.setattr(gpu, 'STAGES', dict(works=list_nothing, speed=list_one))
     for n in (1, 2):
         assert gpu.main(words(data, tmp_path, '--stages', '1', '2')) == 1
         assert names(tmp_path).count(('works', gpu.LISTING)) == n and names(tmp_path).count(('speed', 'quick')) == 1
@@ -170,7 +187,8 @@ def test_the_runs_share_the_time(tmp_path, monkeypatch, seconds, shares):
     "Into no more parts than are worth beginning; the run that is least far comes first."
     def record(preset, reached, status): return dict(stage='paper', name=f'{preset}, 1000 epochs', status=status, epochs_reached=reached)
     monkeypatch.setattr(gpu, 'train_paper', lambda s, share, preset, epochs: (preset, share))
-    s = gpu.Session(tmp_path, None, 'cuda', False, time.monotonic()+seconds, None, None, False, [record('paper-sb', 90, 'part'), record('paper-l1', 20, 'part')])
+    records = [record('paper-sb', 90, 'part'), record('paper-l1', 20, 'part')]
+    s = gpu.Session(tmp_path, None, 'cuda', False, time.monotonic()+seconds, None, None, False, records)
     assert [item.work() for item in gpu.list_paper(s)] == [*zip(('paper-baseline', 'paper-l1', 'paper-sb'), shares)]
     s.records.append(record('paper-baseline', 1000, 'ok'))
     assert [item.work()[0] for item in gpu.list_paper(s)] == ['paper-l1', 'paper-sb']
@@ -179,7 +197,8 @@ def test_the_runs_share_the_time(tmp_path, monkeypatch, seconds, shares):
 def test_an_item_that_does_not_fit_is_not_begun(tmp_path):
     done = []
     s = gpu.Session(tmp_path, None, 'cpu', True, time.monotonic()+60, None, None, False, [])
-    def items(s): yield from (gpu.Item(f'{need}', need, {}, lambda need=need: done.append(need) or dict(says='')) for need in (50, 70, 10))
+    def items(s):
+        for need in (50, 70, 10): yield gpu.Item(f'{need}', need, {}, lambda: done.append(need) or dict(says=''))
     with pytest.MonkeyPatch.context() as m:
         m.setitem(gpu.STAGES, 'works', items); m.setitem(gpu.LIMITS, 'works', 40)
         gpu.run_stage(s, 'works')
@@ -195,8 +214,8 @@ def test_precision_follows_the_records():
                     for kind,rate,l in zip(('float32 with TF32', 'bf16'), (full, half), losses) if rate]
         return gpu.Session(Path(), None, 'cuda', False, 0., None, None, False, records)
     assert gpu.choose_precision(session('ok', 100, 150)) == 'bf16'
-    for s in (session('failed', 100, 150), session('ok', 150, 100), session('ok', 100, 150, gap=.2), session('ok', 100, 0), session('ok', 0, 150)):
-        assert gpu.choose_precision(s) == 'no'
+    others = dict(works='failed'), dict(full=200), dict(gap=.2), dict(half=0), dict(full=0)
+    for changes in others: assert gpu.choose_precision(s := session(**{**dict(works='ok', full=100, half=150), **changes})) == 'no'
     s.precision = 'fp16'
     assert gpu.choose_precision(s) == 'fp16'
 
@@ -204,13 +223,15 @@ def test_precision_follows_the_records():
 def test_busy_time_of_a_device():
     "What overlaps counts once; what the host does, and labels over kernels, not at all."
     kinds = torch.autograd.DeviceType
-    def event(start, end, kind=kinds.CUDA, **more): return SimpleNamespace(device_type=kind, time_range=SimpleNamespace(start=start, end=end), **more)
-    events = [event(0, 1e6), event(5e5, 2e6, is_user_annotation=False), event(3e6, 4e6), event(3.2e6, 3.5e6), event(0, 9e6, kinds.CPU),
-              event(0, 9e6, is_user_annotation=True)]
+    def event(start, end, kind=kinds.CUDA, **more):
+        return SimpleNamespace(device_type=kind, time_range=SimpleNamespace(start=start, end=end), **more)
+    events = [event(0, 1e6), event(5e5, 2e6, is_user_annotation=False), event(3e6, 4e6), event(3.2e6, 3.5e6),
+              event(0, 9e6, kinds.CPU), event(0, 9e6, is_user_annotation=True)]
     assert gpu.sum_busy(events) == pytest.approx(3.) and gpu.sum_busy([]) == 0
 
 
-@pytest.mark.parametrize('changes', [{}, dict(precision='bf16', benchmark=True), dict(channels_last=False), dict(preset='improved', size=48)])
+@pytest.mark.parametrize('changes', [
+    {}, dict(precision='bf16', benchmark=True), dict(channels_last=False), dict(preset='improved', size=48)])
 def test_the_device_paths_of_the_measurements(device, monkeypatch, changes, tmp_path):  # noqa: F811
     "On fake CUDA tensors: what is timed reaches the device."
     s = gpu.Session(tmp_path, None, 'cuda', True, 0., None, None, False, [])
@@ -221,7 +242,8 @@ def test_the_device_paths_of_the_measurements(device, monkeypatch, changes, tmp_
     for name,value in dict(synchronize=None, reset_peak_memory_stats=None, max_memory_allocated=2**31).items():
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
     was = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32
-    config = dict(preset='paper-sb', size=32, width=8, bs=16, precision='no', tf32=False, channels_last=True, compile=False, benchmark=False)
+    config = dict(preset='paper-sb', size=32, width=8, bs=16, precision='no')
+    config |= dict(tf32=False, channels_last=True, compile=False, benchmark=False)
     found = gpu.time_training(s, **{**config, **changes})
     assert found['peak_gib'] == 2. and (found['waits_for_host'] is None) == ('channels_last' in changes)
     assert (torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32) == was
@@ -238,7 +260,8 @@ def test_copies_are_measured_on_the_device(device, tmp_path):  # noqa: F811
 
 def start(data, out, cache):
     env = {**os.environ, 'OMP_NUM_THREADS': '1', 'RECON_NB_CACHE': str(cache)}
-    return subprocess.Popen([sys.executable, str(SCRIPT), *words(data, out)], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    command = [sys.executable, str(SCRIPT), *words(data, out)]
+    return subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 @pytest.mark.slow
