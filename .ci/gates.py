@@ -71,7 +71,7 @@ def readme_in_sync():
 @gate
 def lint():
     "ruff finds nothing (syntax newer than Python 3.10 included), and no module imports a star."
-    rc, out = sh(sys.executable, '-m', 'ruff', 'check', '--no-cache', '--output-format=concise', 'recon_nb', 'nbs', 'tests', '.ci')
+    rc, out = sh(sys.executable, '-m', 'ruff', 'check', '--no-cache', '--output-format=concise', 'recon_nb', 'nbs', 'tests', '.ci', 'benchmarks')
     stars = [f'{p.name}:{n.lineno} imports a star' for p in lib() for n in ast.walk(ast.parse(p.read_text(encoding='utf-8')))
              if isinstance(n, ast.ImportFrom) and n.names[0].name == '*']
     return stars + ([tail(out, 40)] if rc else [])
