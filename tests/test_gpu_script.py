@@ -42,7 +42,10 @@ def data(tmp_path_factory):
 def sets(monkeypatch): monkeypatch.setitem(SETS, gpu.VOC, gpu.load_squares)        # the script registers it; not for the other tests
 
 
-def words(data, out, *more): return ['--toy', '--device', 'cpu', '--data', str(data), '--out', str(out), *more]
+def words(data, out, *more):
+    return ['--toy', '--device', 'cpu', '--minutes', '60', '--data', str(data), '--out', str(out), *more]      # however busy the machine is
+
+
 def rows(out): return read_jsonl(out/'records.jsonl')
 def names(out): return [(r['stage'], r['name']) for r in rows(out)]
 
@@ -278,7 +281,7 @@ def test_killed_in_each_stage(data, tmp_path):
         assert stage is None or stage in {s for s,_ in names(out)}
         assert len(names(out)) == len(set(names(out)))
     p = start(data, out, tmp_path/'cache')
-    said = p.communicate(timeout=300)[0]
+    said = p.communicate(timeout=600)[0]
     assert p.returncode == 0 and said.endswith('nothing is left to do\n'), said
     assert_whole(out)
 
