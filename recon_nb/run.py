@@ -25,7 +25,8 @@ from .checkpoint import has_checkpoint,load_tensors,save_tensors
 from .config import GANConfig,config_from_dict,deviations,get_preset,with_overrides
 from .core import InputError,check_name,describe_machine,read_jsonl,write_atomic
 from .data import SETS,load_photos,split_photos
-from .devices import check_device,explain_memory,fork_random,make_accelerator,on_main
+from .devices import (
+    check_device,end_together,explain_memory,fork_random,main_first,make_accelerator,on_main)
 from .discriminator import D_NORMS,Discriminator
 from .generator import Generator
 from .losses import ADV
@@ -422,6 +423,7 @@ def own_folder(
 
 # %% ../nbs/56_run.ipynb #a479511d
 # long: the one call, its checks in the order they are made
+@end_together()
 def train_gan(
     # folder of photos, name of a set, or uint8 array `n h w 3`; the preset's own if not given
     data=None,
@@ -471,9 +473,9 @@ def train_gan(
         raise InputError(f"max_minutes={max_minutes!r}; it must be above 0.")
     acc = accelerator or make_accelerator(cfg.precision)
     on_main(acc, lambda: _check_place(run_dir, cfg, resume))
-    with acc.main_process_first():
-        photos = load_photos(cfg.data if data is None else data, root=root, size=cfg.size,
-                             cuts=make_task(cfg).cuts, progress=progress)
+    photos = main_first(acc, lambda: load_photos(
+        cfg.data if data is None else data, root=root, size=cfg.size,
+        cuts=make_task(cfg).cuts, progress=progress))
     train,valid = split_photos(photos, valid=cfg.valid, seed=cfg.seed)
     with own_folder(acc, run_dir, cfg, resume=resume) as run_dir:
         st = make_state(cfg, photos, train, valid, acc=acc, run_dir=run_dir)
@@ -571,7 +573,7 @@ def _summary(run, st):
     took = duration(st.seconds)
     done = (f'done in {took}' if st.step >= st.total_steps
             else f'stopped at step {st.step} of {st.total_steps} after {took} '
-                 '(resume=True goes on)')
+                 '(to go on, resume it)')
     bar = best_psnr(t) if (t := run.info.get('trivial')) else None
     last = run.metrics[-1] if run.metrics else None
     score = (_say_score(last, 2)
