@@ -18,8 +18,6 @@ from .core import InputError,nearest,write_atomic
 _phrases = { # said otherwise in a shell
     r'`run\.transform\(images\)`': 'recon-embed',
     r'\bpass resume=True': 'add --resume',
-    r'\bclear_cache\(\) frees them': lambda m:
-        f"in {str(sys.modules['recon_nb.photos'].cache_dir()).replace(str(Path.home()), '~', 1)}",
     r' as `data`': ' as DATA'}
 
 # in quotes, a call, a path
