@@ -211,7 +211,7 @@ def _reconstruct(args):
         try: good += as_images(p)
         except InputError as e: bad.append(str(e))
     if not good: raise InputError(' '.join(bad))
-    for b in bad: warnings.warn(f'left out: {b}')
+    for b in bad: warnings.warn(f'left out: {b}', stacklevel=2)
     r = run.reconstruct(good)
     print(save_png(image_grid([*r]), args.out))
 
