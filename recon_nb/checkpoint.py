@@ -9,13 +9,13 @@ __all__ = ['save_tensors', 'load_tensors', 'pack_optimizer', 'unpack_optimizer',
            'load_checkpoint']
 
 # %% ../nbs/50_checkpoint.ipynb #9aef8b22
-import json,os,warnings,zlib
+import json,warnings,zlib
 from pathlib import Path
 import torch
 from safetensors import SafetensorError,safe_open
 from safetensors.torch import save
 from torch import Tensor
-from .core import InputError,write_atomic
+from .core import InputError,replace_file,write_atomic
 
 # %% ../nbs/50_checkpoint.ipynb #407111e0
 def _crc(t): return zlib.crc32(t.flatten().view(torch.uint8).numpy()) if t.numel() else 0
@@ -105,8 +105,8 @@ def save_checkpoint(
     the one that was there becomes `checkpoint-previous.safetensors`."""
     path = Path(run_dir)/'checkpoint.safetensors'
     new = save_tensors(path.with_name('checkpoint-new.safetensors'), tensors, state)
-    if path.exists(): os.replace(path, path.with_name('checkpoint-previous.safetensors'))
-    os.replace(new, path)
+    if path.exists(): replace_file(path, path.with_name('checkpoint-previous.safetensors'))
+    replace_file(new, path)
     return path
 
 # %% ../nbs/50_checkpoint.ipynb #274df70d

@@ -8,83 +8,134 @@ Docs: https://recon-nb.github.io/recon_nb/cli.html.md"""
 __all__ = ['train', 'reconstruct', 'embed', 'export', 'release', 'probe', 'table']
 
 # %% ../nbs/90_cli.ipynb #6b99a1d1
-import argparse,os,re,sys,warnings
-from contextlib import redirect_stdout
-from difflib import get_close_matches
+import argparse,os,re,shlex,sys,time,warnings
 from pathlib import Path
 from . import __version__
 from .config import PRESETS,field_docs
-from .core import InputError,write_atomic
+from .core import InputError,nearest,write_atomic
 
 # %% ../nbs/90_cli.ipynb #2ba3648f
-_words = {
-    r'\bpass resume=True\b': 'add --resume',
-    r'\bresume=True\b': '--resume',
-    r'\brun_dir\b=?(?=\W|$)': '--run-dir',
-    r'\brun_dir=': '--run-dir ',
-    r'\broot=(?=\W|$)': '--root',
-    r'\broot=': '--root ',
-    r"\bteacher=''": 'no --teacher',
+_phrases = { # said otherwise in a shell
     r'`run\.transform\(images\)`': 'recon-embed',
-    r'\bmax_minutes=': '--max-minutes ',
-    r'\bGive width=': 'Add --width ',
-    r'\bclear_cache\(\) frees them': lambda m:
-        f"in {str(sys.modules['recon_nb.photos'].cache_dir()).replace(str(Path.home()), '~', 1)}",
-    ' as `data`': ' as DATA'}
+    r'\bpass resume=True': 'add --resume',
+    r' as `data`': ' as DATA'}
 
-def _in_shell_words(text): # the library speaks Python
-    for python,shell in _words.items(): text = re.sub(python, shell, text)
-    return text
+# in quotes, a call, a path
+_others = r"""`[^`]*`|(?<!\w)'[^']*'|"[^"]*"|\b\w+\([^()]*\)|\S*[/\\]\S*"""
 
-class _InShellWords:
-    "Standard output, translated on its way."
-    def __init__(self, out): self.out = out
-    def write(self, text): return self.out.write(_in_shell_words(text))
-    def __getattr__(self, name): return getattr(self.out, name)
+def _in_shell_words(text, parser, argv):
+    "An error or a warning of the library, with a command's options for the names of arguments."
+    for python,shell in _phrases.items(): text = re.sub(python, shell, text)
+    actions = {a.dest: a for a in parser._actions}
+    names = '|'.join(sorted(actions, key=len, reverse=True))
+    pattern = (rf'(?<![\w./\\-])({names})=(\'[^\']*\'|"[^"]*"|[\w.+-]*\w|)'
+        rf'|{_others}|(?<![\w./\\=-])({names})(?![\w/\\=(-]|\.\w)')
+    parts = re.split(_typed(argv, actions), text)
+    # every second part was typed by the user
+    parts[::2] = (re.sub(pattern, lambda m: _as_option(m, actions), p) for p in parts[::2])
+    return ''.join(parts)
+
+# %% ../nbs/90_cli.ipynb #ae2ac72e
+def _typed(argv, names): # words of the call that look like names of arguments
+    words = {w for a in argv for w in (a, Path(a).name) if any(n in w for n in names)}
+    return f"({'|'.join(re.escape(w) for w in sorted(words, key=len, reverse=True)) or '(?!)'})"
+
+def _as_option(m, actions): # a match of an argument's name, with or without a value
+    with_value, value, alone = m.groups()
+    # size, width and the like are words, too
+    if not with_value and (not alone or '_' not in alone): return m[0]
+    a = actions[with_value or alone]
+    option = a.option_strings[0] if a.option_strings else a.dest.upper()
+    if not value: return option
+    if value in ('True', 'False') and a.nargs == 0: return _as_switch(a, value == 'True')
+    value = value.strip('\'"')
+    return f'{option} {shlex.quote(value)}' if value else f'no {option}'
+
+def _as_switch(a, on):
+    if isinstance(a, argparse.BooleanOptionalAction): return a.option_strings[not on]
+    return a.option_strings[0] if on == a.const else f'no {a.option_strings[0]}'
 
 # %% ../nbs/90_cli.ipynb #aa8b63cd
 class _Parser(argparse.ArgumentParser):
     "A mistake is answered in one line: who wants the options asks for them."
     def error(self, message):
-        self.exit(2, f'{self.prog}: {message}. {self.prog} --help lists what there is.\n')
+        words = f'{self.prog}: {message}. {self.prog} --help lists what there is.\n'
+        if os.environ.get('RANK', '0') == '0': self.exit(2, words)
+        time.sleep(3) # all processes were called alike: the first one says it, before one has gone
+        self.exit(2)
 
 def _parse(parser, argv):
     parser.add_argument('--version', action='version', version=f'recon_nb {__version__}')
+    parser.add_argument('--plugin', action='append', default=argparse.SUPPRESS, metavar='FILE',
+        help='a Python file of your own that registers masks, targets, losses or encoders; '
+            'repeat for more')
     args, unknown = parser.parse_known_args(argv)
     if not unknown: return args
     option = next((w.split('=')[0] for w in unknown if w.startswith('-')), '')
-    near = get_close_matches(option, [o for a in parser._actions for o in a.option_strings], n=1)
+    near = nearest(option, [o for a in parser._actions for o in a.option_strings])
     parser.error(f"unrecognized arguments: {' '.join(unknown)}"
-        f"{f' (did you mean {near[0]}?)' if near else ''}")
+        f"{f' (did you mean {near}?)' if near else ''}")
 
 # %% ../nbs/90_cli.ipynb #38e8c4f8
-# long: each way to end, with its words and its exit status
-def _run(prog, call, argv, parser):
+def _run(parser, call, argv): # one command from its words to its exit status
+    argv = [str(a) for a in (sys.argv[1:] if argv is None else argv)]
     args = _parse(parser, argv)
+    def say(words):
+        words = _in_shell_words(' '.join(words.split()), parser, argv)
+        print(f'{parser.prog}: {words}', file=sys.stderr, flush=True)
     try:
-        with warnings.catch_warnings(), redirect_stdout(_InShellWords(sys.stdout)):
-            warnings.showwarning = lambda message, *args, **kwargs: print(
-                f'{prog}: warning: {message}', file=sys.stderr)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *args, **kwargs: say(f'warning: {message}')
+            _load_plugins(args)
             status = call(args) or 0
         sys.stdout.flush()
         return status
     except BrokenPipeError: # whoever read on has gone, as `head` does: no reason to complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
-    except InputError as e:
-        print(f"{prog}: {_in_shell_words(' '.join(str(e).split()))}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
-        print(f'{prog}: interrupted', file=sys.stderr)
+        say('interrupted')
         return 130
-    except OSError as e:
-        print(f"{prog}: {e.filename or 'a file'} can't be read or written: {e.strerror or e}",
-            file=sys.stderr)
-        return 1
-    except RuntimeError as e:
-        if type(e).__name__ != 'TrainingDiverged': raise
-        print(f'{prog}: {e}', file=sys.stderr)
-        return 1
+    except Exception as e:
+        status, words = _explain(e)
+        if not status: raise
+        if _reports(e): say(words)
+        return status
+
+# %% ../nbs/90_cli.ipynb #c94de3fb
+def _load_plugins(args): # before anything is looked up
+    paths = vars(args).pop('plugin', None)
+    if not paths: return
+    from recon_nb.plugins import load_plugins
+    load_plugins(paths)
+
+def _explain(e): # exit status and words; 0 for a fault of the program
+    if isinstance(e, InputError): return 2, str(e)
+    if isinstance(e, OSError):
+        return 1, f"{e.filename or 'a file'} can't be read or written: {e.strerror or e}"
+    if type(e).__name__ == 'TrainingDiverged': return 1, str(e)
+    return 0, ''
+
+def _reports(e): # of several processes one speaks
+    if int(os.environ.get('WORLD_SIZE', 1)) == 1: return True
+    from recon_nb.devices import fail_together
+    return fail_together(e)
+
+# %% ../nbs/90_cli.ipynb #6ce0903f
+def _count(text):
+    if text != 'all' and not text.isdecimal():
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is no number of labels; give a whole number, or all')
+    return None if text == 'all' else int(text)
+
+def _device(name):
+    import torch
+    from recon_nb.devices import check_device
+    return str(check_device(name or ('cuda' if torch.cuda.is_available() else 'cpu')))
+
+def _existing(path):
+    if not Path(path).is_file(): raise InputError(f'{path} is no file of records.')
+    return path
 
 # %% ../nbs/90_cli.ipynb #2b4482bd
 def _train_parser():
@@ -117,15 +168,26 @@ def _train_parser():
 def _train(args):
     from accelerate import PartialState
     from recon_nb.training import train_gan
-    run = train_gan(**vars(args))
+    try: run = train_gan(**vars(args))
+    except InputError as e:
+        e.args = (str(e)+_preset_meant(args, str(e)),)
+        raise
     if 'progress' in args and PartialState().is_main_process: print(run.dir)
     return 130 if run.stopped == 'signal' else 0
+
+def _preset_meant(args, error): # a preset's name was given for something else, and refused
+    names = 'preset', 'run_dir', 'root', 'teacher'
+    for field,value in vars(args).items():
+        if field in names or not isinstance(value, str): continue
+        if value in PRESETS and value in error and 'preset' not in error:
+            return f' {value!r} is a preset: --preset {value}.'
+    return ''
 
 def train(
     argv=None, # the words after the command; the shell's if not given
 )->int: # exit status
     "`recon-train [DATA] [options]`: the shell's `train_gan`."
-    return _run('recon-train', _train, argv, _train_parser())
+    return _run(_train_parser(), _train, argv)
 
 # %% ../nbs/90_cli.ipynb #716c0de8
 def _reconstruct_parser():
@@ -150,7 +212,7 @@ def _reconstruct(args):
         try: good += as_images(p)
         except InputError as e: bad.append(str(e))
     if not good: raise InputError(' '.join(bad))
-    for b in bad: warnings.warn(f'left out: {b}')
+    for b in bad: warnings.warn(f'left out: {b}', stacklevel=2)
     r = run.reconstruct(good)
     print(save_png(image_grid(r.rows), args.out))
 
@@ -158,7 +220,7 @@ def reconstruct(
     argv=None, # the words after the command; the shell's if not given
 )->int: # exit status
     "`recon-reconstruct RUN PHOTO... -o OUT.png`: the shell's `GANRun.reconstruct`."
-    return _run('recon-reconstruct', _reconstruct, argv, _reconstruct_parser())
+    return _run(_reconstruct_parser(), _reconstruct, argv)
 
 # %% ../nbs/90_cli.ipynb #bb7d9772
 def _embed_parser():
@@ -169,8 +231,9 @@ def _embed_parser():
     p.add_argument('-o', '--out', default='features.npy',
         help='the array to write, (photos, channels) float32; '
             'their names go to OUT.txt (default: %(default)s)')
-    p.add_argument('--stage', type=int, default=-1, choices=range(-4, 4),
-        help="the encoder's stage, 0 to 3 or from the end (default: the last)")
+    p.add_argument('--stage', type=int, default=-1, metavar='N',
+        help="the encoder's stage, counted from 1, or from the end: -1 is the last, "
+            'and what is taken if not given')
     return p
 
 # %% ../nbs/90_cli.ipynb #91acc0a9
@@ -180,31 +243,42 @@ def _embed(args):
     from recon_nb.data import load_photos
     from recon_nb.export import load_pretrained
     from recon_nb.features import encode
-    out = Path(args.out)
-    if out.suffix != '.npy':
-        raise InputError(f'the features are a NumPy file; --out {args.out!r} should end in .npy.')
-    if out.is_dir() or not out.parent.is_dir():
-        raise InputError(f"{out} can't be written: "
-            f"{f'there is no folder {out.parent}' if not out.is_dir() else 'it is a folder'}.")
-    names = out.with_name(out.name+'.txt')
+    out = _check_out(args.out, '.npy', 'the features are a NumPy file')
     p = load_pretrained(args.run)
+    stage = _from_end(args.stage, len(p.encoder.channels))
     photos = load_photos(args.folder, size=p.preprocess.size, cuts={'i_r': 1.})
-    f, buf = (
-        encode(p.encoder, photos.cuts['i_r'], stages=(args.stage,),
-            device=_device(''), remember=False).numpy(),
-        io.BytesIO())
+    f = encode(p.encoder, photos.cuts['i_r'], stages=(stage,),
+        device=_device(''), remember=False).numpy()
+    buf = io.BytesIO()
     np.save(buf, f, allow_pickle=False)
     write_atomic(out, buf.getvalue())
     # a line a photo, whatever its name
+    names = out.with_name(out.name+'.txt')
     write_atomic(names, ''.join(' '.join(n.splitlines())+'\n' for n in photos.names))
     print(f"{out}: {len(f)} photos, {f.shape[1]} features; names in {names}")
+
+# %% ../nbs/90_cli.ipynb #61a0c178
+def _check_out(path, suffix, what): # before the work, not after it
+    path = Path(path)
+    if path.suffix.lower() != suffix:
+        raise InputError(f'{what}; --out {str(path)!r} should end in {suffix}.')
+    if path.is_dir(): raise InputError(f"{path} can't be written: it is a folder.")
+    if not path.parent.is_dir():
+        raise InputError(f"{path} can't be written: there is no folder {path.parent}.")
+    return path
+
+def _from_end(stage, n): # whoever counts from 0 or from 1, the last is -1
+    if not 1 <= abs(stage) <= n:
+        raise InputError(f'--stage {stage}: the encoder has {n} stages, 1 to {n}, '
+            f'or -{n} to -1 from the end (before 0.2 they were counted from 0).')
+    return stage-n-1 if stage > 0 else stage
 
 # %% ../nbs/90_cli.ipynb #7028373d
 def embed(
     argv=None, # the words after the command; the shell's if not given
 )->int: # exit status
     "`recon-embed RUN FOLDER -o OUT.npy`: features of whole photos, averaged over places."
-    return _run('recon-embed', _embed, argv, _embed_parser())
+    return _run(_embed_parser(), _embed, argv)
 
 # %% ../nbs/90_cli.ipynb #edc5834a
 def _export_parser():
@@ -229,7 +303,7 @@ def export(
     argv=None, # the words after the command; the shell's if not given
 )->int: # exit status
     "`recon-export RUN -o ENCODER.safetensors`: the shell's `export_encoder`."
-    return _run('recon-export', _export, argv, _export_parser())
+    return _run(_export_parser(), _export, argv)
 
 # %% ../nbs/90_cli.ipynb #319b1610
 def _release_parser():
@@ -259,7 +333,7 @@ def release(
     argv=None, # the words after the command; the shell's if not given
 )->int: # exit status
     "`recon-release RUN -o FOLDER --records FILE...`: the shell's `write_release`."
-    return _run('recon-release', _release, argv, _release_parser())
+    return _run(_release_parser(), _release, argv)
 
 # %% ../nbs/90_cli.ipynb #764db9cf
 def _probe_parser():
@@ -288,19 +362,7 @@ def _probe_parser():
     p.add_argument('--out', metavar='FILE', help='append the records to this file (JSON Lines)')
     return p
 
-# %% ../nbs/90_cli.ipynb #6724fdd2
-def _count(text):
-    if text != 'all' and not text.isdecimal():
-        raise argparse.ArgumentTypeError(
-            f'{text!r} is no number of labels; give a whole number, or all')
-    return None if text == 'all' else int(text)
-
 # %% ../nbs/90_cli.ipynb #19d2cdef
-def _device(name):
-    import torch
-    from recon_nb.devices import check_device
-    return str(check_device(name or ('cuda' if torch.cuda.is_available() else 'cpu')))
-
 def _probe(args):
     from recon_nb.probe import FROZEN,probe
     if args.encoder != 'scratch' and (args.like or args.width):
@@ -319,7 +381,7 @@ def probe(
     argv=None, # the words after the command; the shell's if not given
 )->int: # exit status
     "`recon-probe ENCODER DATA [options]`: the shell's `probe`."
-    return _run('recon-probe', _probe, argv, _probe_parser())
+    return _run(_probe_parser(), _probe, argv)
 
 # %% ../nbs/90_cli.ipynb #370520dc
 def _table_parser():
@@ -365,10 +427,6 @@ def _table(args):
     _show_tables(run_protocol(p, sets, runs, out=args.out or f'{args.scale}.jsonl', device=device))
 
 # %% ../nbs/90_cli.ipynb #f55b984e
-def _existing(path):
-    if not Path(path).is_file(): raise InputError(f'{path} is no file of records.')
-    return path
-
 def _show_tables(records):
     from recon_nb.probe import MODES
     from recon_nb.tables import table,tidy,to_markdown
@@ -385,4 +443,4 @@ def table(
     argv=None, # the words after the command; the shell's if not given
 )->int: # exit status
     "`recon-table [--scale NAME] [--yes] [options]`: the shell's `run_protocol` and `table`."
-    return _run('recon-table', _table, argv, _table_parser())
+    return _run(_table_parser(), _table, argv)

@@ -22,7 +22,7 @@ from .core import (
     InputError,check_name,describe_machine,duration,megabytes,write_atomic)
 from .cost import estimate_cost
 from .data import SETS,load_photos,split_photos
-from .devices import fork_random,make_accelerator,on_main
+from .devices import end_together,fork_random,main_first,make_accelerator,on_main
 from .encoder import encoder_choices
 from .evaluation import score_predictors
 from .folder import check_place,fingerprint_photos,own_folder
@@ -104,6 +104,7 @@ def _check_minutes(max_minutes):
 
 # %% ../nbs/59_training.ipynb #a479511d
 # long: the one call, its checks in the order they are made
+@end_together()
 def train_gan(
     # folder of photos, name of a set, or uint8 array `n h w 3`; the preset's own if not given
     data=None,
@@ -137,9 +138,8 @@ def train_gan(
     acc = accelerator or make_accelerator(cfg.precision)
     on_main(acc, lambda: check_place(run_dir, cfg, resume=resume))
     with fork_random(acc.device):
-        with acc.main_process_first():
-            photos = load_photos(data, root=root, size=cfg.size, cuts=make_task(cfg).cuts,
-                                 progress=progress)
+        photos = main_first(acc, lambda: load_photos(
+            data, root=root, size=cfg.size, cuts=make_task(cfg).cuts, progress=progress))
         _check_held_out(photos, overrides)
         train,valid = split_photos(photos, valid=cfg.valid, seed=cfg.seed)
         with own_folder(acc, run_dir, cfg, resume=resume) as run_dir:
@@ -243,7 +243,7 @@ def _summary(run, st):
     took = duration(st.seconds)
     done = (f'done in {took}' if st.step >= st.total_steps
             else f'stopped at step {st.step} of {st.total_steps} after {took} '
-                 '(resume=True goes on)')
+                 '(to go on, resume it)')
     return f"{done}: {_say_result(run)}\n{_say_pictures(run)}\nrun folder: {run.dir}"
 
 def _say_result(run):

@@ -128,3 +128,78 @@ def test_ctrl_c_stops_all_processes_at_the_same_step(tmp_path):
     assert len(stops) == 2 and len({*stops}) == 1, said
     step = int(stops[0])
     assert [r['step'] for r in read_jsonl(history)] == list(range(1, step+1))
+
+
+# What goes wrong in one of two processes, and the moment it does. Names are replaced in every page that imports them.
+FAULTY = '''
+import os, sys, time
+import torch
+torch.set_num_threads(1)
+from recon_nb import train_gan
+from recon_nb.cli import train
+folder, fault = sys.argv[1:3]
+rank = int(os.environ['RANK'])
+def fail(e):
+    open(os.path.join(os.path.dirname(folder), 'failed'), 'w').write(str(time.time()))
+    raise e
+def replace(name, new):
+    for m in [m for n,m in sys.modules.items() if n.startswith('recon_nb.')]:
+        if hasattr(m, name): setattr(m, name, new)
+def full(*args, **kwargs): fail(OSError(28, 'No space left on device', 'the-file'))
+def hook(st):
+    if st.event == 'step' and st.step == 2 and fault == 'hook': fail(ValueError('a fault'))
+if fault == 'read in the first' and rank == 0: replace('load_photos', full)
+if fault == 'read in the second' and rank == 1: replace('load_photos', full)
+if fault == 'save': replace('save_checkpoint', full)
+if fault == 'step in the second' and rank == 1: replace('train_step', lambda st, batch: fail(ValueError('a fault')))
+if fault == 'memory in the second' and rank == 1: replace('train_step', lambda st, batch: fail(MemoryError()))
+options = dict(width=4, width_d=4, bs=8, epochs=4, valid=.2)
+if fault == 'memory in the second': sys.exit(train(['shapes', '--quiet', '--run-dir', folder, '--size', '32', '--bs', '8', '--width', '4']))
+train_gan('shapes', run_dir=folder, hooks=hook, progress=False, **options)
+'''
+
+
+def launch_script(tmp_path, text, *argv):
+    "Two processes: exit status, everything they and the launcher said, when they had ended."
+    script = tmp_path/'faulty.py'
+    script.write_text(text)
+    words = [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--standalone', script, *argv]
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'TQDM_DISABLE': '1', 'GLOO_SOCKET_IFNAME': 'lo', 'RECON_NB_CACHE': str(tmp_path/'cache')}
+    done = subprocess.run([*map(str, words)], capture_output=True, text=True, env=env, timeout=120)
+    return done.returncode, done.stdout+done.stderr, time.time()
+
+
+def assert_one_ends_both(tmp_path, fault, message):
+    rc, said, end = launch_script(tmp_path, FAULTY, tmp_path/'run', fault)
+    assert rc != 0 and said.count(message) == 1, said
+    # no second report: the launcher's own traceback comes after ours
+    ours = said[:said.index('torch/distributed/elastic')]
+    assert message in ours and ours.count('Traceback') == (0 if fault.startswith('memory') else 1), said
+    assert end-float((tmp_path/'failed').read_text()) < 30
+    return said
+
+
+@pytest.mark.parametrize('fault, message', [('read in the first', "OSError: [Errno 28] No space left on device: 'the-file'"),
+                                            ('hook', 'ValueError: a fault')])
+def test_a_fault_in_one_process_ends_both(fault, message, tmp_path): assert_one_ends_both(tmp_path, fault, message)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('fault, message', [('step in the second', 'ValueError: a fault'),
+                                            ('read in the second', "OSError: [Errno 28] No space left on device: 'the-file'"),
+                                            ('save', "OSError: [Errno 28] No space left on device: 'the-file'")])
+def test_a_fault_anywhere_else_ends_both(fault, message, tmp_path): assert_one_ends_both(tmp_path, fault, message)
+
+
+def test_a_refusal_in_the_second_process_is_one_line_in_the_shell(tmp_path):
+    said = assert_one_ends_both(tmp_path, 'memory in the second', 'recon-train: out of memory: a batch of 8')
+    assert re.search(r'rank +: 1 .*\n +exitcode +: 2', said), said              # the launcher names the one that failed, and its status
+
+
+@pytest.mark.parametrize('argv, message', [(['--preset', 'papersb'], 'recon-train: unknown preset'),
+                                           pytest.param(['--bs', 'many'], "invalid int value: 'many'", marks=pytest.mark.slow),
+                                           pytest.param(['shapes', '--size', '32', '--bs', '7'], "a batch of 7 photos can't be shared", marks=pytest.mark.slow)])
+def test_a_wrong_call_is_answered_once(argv, message, tmp_path):
+    rc, said, _ = launch_script(tmp_path, 'import sys; from recon_nb.cli import train; sys.exit(train())', *argv, '--run-dir', tmp_path/'run')
+    assert rc != 0 and said.count(message) == 1 and not (tmp_path/'run').exists(), said
+    assert 'Traceback' not in said[:said.index('torch/distributed/elastic')], said

@@ -209,3 +209,100 @@ def test_messages_speak_the_shells_language(tmp_path):
     assert rc == 2 and "'few' is no number of labels" in err
     rc, out, err = run('probe', 'pixels', 'x', '--width', '8')
     assert rc == 2 and '--width are for scratch' in err
+
+
+@pytest.mark.parametrize('quiet', [True, False])
+def test_folders_named_like_options_are_printed_as_they_are(quiet, mixed, tmp_path):
+    at = tmp_path/'run_dir'/'root=lr_g'/'resume=True'
+    rc, out, err = run('train', mixed, '--run-dir', at, *TINY, *['--quiet']*quiet)
+    assert rc == 0, err
+    assert (out.strip() == str(at)) if quiet else (f'run folder: {at}' in out.splitlines())
+    rc, out, err = run('train', mixed, '--run-dir', at, *TINY)
+    assert rc == 2 and err == f'recon-train: {at} already holds a run. Choose another --run-dir, or add --resume to go on with it.\n'
+    rc, out, err = run('embed', at, mixed, '-o', tmp_path/'run_dir'/'F.NPY')
+    assert rc == 0 and f"{tmp_path/'run_dir'/'F.NPY'}: 17 photos" in out and (tmp_path/'run_dir'/'F.NPY').exists(), err
+
+
+def test_warnings_speak_the_shells_language(monkeypatch, capsys, tmp_path):
+    import warnings
+    from recon_nb import cli
+    monkeypatch.setattr(cli, '_train', lambda args: warnings.warn(f"{tmp_path/'lr_g.png'} is left out; lower lr_g, or give bs=4, beta1=0.5"))
+    assert cli.train([]) == 0
+    assert capsys.readouterr().err == f"recon-train: warning: {tmp_path/'lr_g.png'} is left out; lower --lr-g, or give --bs 4, --beta1 0.5\n"
+
+
+@pytest.mark.parametrize('argv', [['--adv', 'wgan-gp'], ['--mask', 'improved'], ['paper-sb'], ['--preset', 'paper-sb', '--adv', 'wgan-gp', '--run-dir', 'wgan-gp']])
+def test_a_presets_name_given_for_something_else_is_told(argv, capsys, tmp_path, monkeypatch):
+    from recon_nb.cli import train
+    monkeypatch.chdir(tmp_path)
+    assert train(argv) == 2
+    name = next(a for a in ('wgan-gp', 'improved', 'paper-sb') if a in argv)
+    assert capsys.readouterr().err.endswith(f'{name!r} is a preset: --preset {name}.\n') and not [*tmp_path.iterdir()]
+
+
+def test_no_preset_is_suggested_where_none_was_meant(capsys):
+    from recon_nb.cli import train
+    for argv in (['--preset', 'wgann'], ['--adv', 'wgann'], ['--preset', 'wgan', '--size', '7']):
+        assert train(argv) == 2
+        assert 'is a preset' not in capsys.readouterr().err
+
+
+COMMANDS = dict(train=['--resume', '--run-dir', 'none'], reconstruct=['none', 'x.png'], embed=['none', '.'], export=['none'], release=['none'],
+                probe=['none', 'shapes'], table=['--records', 'none'])
+
+
+@pytest.mark.parametrize('name', COMMANDS)
+def test_files_of_ones_own_are_read_first(name, monkeypatch, capsys, tmp_path):
+    from types import SimpleNamespace
+    from recon_nb import cli
+    monkeypatch.chdir(tmp_path)
+    read = []
+    monkeypatch.setitem(sys.modules, 'recon_nb.plugins', SimpleNamespace(load_plugins=lambda paths: read.append(paths)))
+    assert getattr(cli, name)(COMMANDS[name]) == 2 and not read
+    assert getattr(cli, name)([*COMMANDS[name], '--plugin', 'a.py', '--plugin', 'b.py']) == 2 and read == [['a.py', 'b.py']]
+    assert capsys.readouterr().err.count('\n') == 2
+    def refuse(paths): raise cli.InputError(f'{paths[0]} does not exist.')
+    monkeypatch.setitem(sys.modules, 'recon_nb.plugins', SimpleNamespace(load_plugins=refuse))
+    assert getattr(cli, name)([*COMMANDS[name], '--plugin', 'a.py']) == 2
+    assert capsys.readouterr().err == f'recon-{name}: a.py does not exist.\n'
+
+
+@pytest.mark.parametrize('name', COMMANDS)
+def test_every_command_fails_in_its_own_way(name, monkeypatch, capsys):
+    "A fault of the call, of the disk, of the training, of the program: status, one line, or a traceback."
+    from recon_nb import cli
+    from recon_nb.trainer import TrainingDiverged
+    def fails(e):
+        def call(args): raise e
+        monkeypatch.setattr(cli, f'_{name}', call)
+        return getattr(cli, name)(COMMANDS[name]), capsys.readouterr().err
+    assert fails(cli.InputError('not so')) == (2, f'recon-{name}: not so\n')
+    assert fails(OSError(28, 'No space left on device', 'run_dir/x')) == (1, f"recon-{name}: run_dir/x can't be read or written: No space left on device\n")
+    assert fails(TrainingDiverged('no number')) == (1, f'recon-{name}: no number\n')
+    assert fails(KeyboardInterrupt()) == (130, f'recon-{name}: interrupted\n')
+    with pytest.raises(ZeroDivisionError): fails(ZeroDivisionError())
+
+
+def test_stages_are_counted_from_1_and_from_the_end(tmp_path):
+    photos = tmp_path/'photos'
+    photos.mkdir()
+    for i in range(3): Image.fromarray(photo(i)).save(photos/f'{i}.png')
+    from recon_nb.cli import embed, train
+    assert train([photos, '--run-dir', tmp_path/'run', *TINY, '--quiet']) == 0
+    from recon_nb.run import GANRun
+    enc = GANRun.load(tmp_path/'run').encoder
+    found = {}
+    for stage in (1, 2, 3, 4, -4, -1):
+        assert embed([tmp_path/'run', photos, '-o', tmp_path/'f.npy', '--stage', stage]) == 0
+        found[stage] = np.load(tmp_path/'f.npy')
+    assert [found[k].shape[1] for k in (1, 2, 3, 4)] == list(enc.channels)
+    assert np.array_equal(found[1], found[-4]) and np.array_equal(found[4], found[-1])
+    for stage in (0, 5, -5):
+        assert embed([tmp_path/'run', photos, '-o', tmp_path/'f.npy', '--stage', stage]) == 2
+
+
+@pytest.mark.parametrize('argv', [['--device', 'tpu'], ['runn'], ['run', 'runn']])
+def test_selftest_refuses_in_one_line(argv, capsys):
+    from recon_nb.selftest import main
+    assert main(argv) == 2
+    assert capsys.readouterr().err.count('\n') == 1
