@@ -142,9 +142,12 @@ def _keys(rows): # of those that have a curve each
 # %% ../nbs/61_compare.ipynb #8e52e7c4
 def caption_of(
     key:str, # a column of a run's history or metrics
-)->str: # such as "D's loss"
+    *,
+    short:bool=False, # a sign, for small print
+)->str: # such as "D's loss", or L_D
     "What stands over the curve of a column, on every page."
-    return _quantities[key][0] if key in _quantities else _score_of(key).caption
+    if key in _quantities: return _quantities[key][short]
+    return key if short else _score_of(key).caption
 
 def headline_in(
     row:dict, # of metrics.jsonl

@@ -71,7 +71,7 @@ STYLE = ("""
 .rnb label{display:flex;flex-direction:column;gap:.15em;flex:1 1 10em;max-width:20em}
 .rnb label span{display:flex;justify-content:space-between;gap:1em}
 .rnb output{font-variant-numeric:tabular-nums;opacity:.8}
-.rnb input[type=range]{width:100%;accent-color:#2f86cf;margin:.2em 0}
+.rnb input[type=range]{width:100%;accent-color:#FOCUS;margin:.2em 0}
 .rnb-panels{display:grid;"""
 """grid-template-columns:repeat(auto-fill,minmax(max(4.1em,100%/var(--cols,6) - .75em),1fr));"""
 """gap:.7em;align-items:start}
@@ -89,11 +89,11 @@ STYLE = ("""
 .rnb-choice legend{padding:0;margin:0 0 .2em;font-size:1em;float:none;width:auto}
 .rnb-choice button{width:44px;height:44px;padding:0;"""
 """border:2px solid #8886;border-radius:4px;cursor:pointer;background-color:transparent}
-.rnb-choice button[aria-pressed=true]{border-color:#d55e00;box-shadow:0 0 0 2px #d55e00}
-.rnb :focus-visible{outline:3px solid #2f86cf;outline-offset:2px}
+.rnb-choice button[aria-pressed=true]{border-color:#CHOSEN;box-shadow:0 0 0 2px #CHOSEN}
+.rnb :focus-visible{outline:3px solid #FOCUS;outline-offset:2px}
 .rnb-charts{display:flex;flex-wrap:wrap;gap:1em;margin-bottom:.7em}
 .rnb-charts svg{flex:none;width:min(100%,23em);height:auto;overflow:visible}
-""").strip()
+""").strip().replace('#FOCUS', COLORS[0]).replace('#CHOSEN', COLORS[1])
 
 # %% ../nbs/04_flipbook.ipynb #899ce350
 # long: a script, one statement a line
