@@ -90,14 +90,14 @@ class _Viewer:
 
     def update(self)->None:
         "Draw now, with what the controls say. A fault becomes a sentence."
-        try:
-            self._show(self._draw())
-            said = self._note()
-        except InputError as e: said = str(e)
-        except Exception as e: said = f'{type(e).__name__}: {e}'
-        self.says.value = _sentence(said)
+        fault = ''
+        try: self._show(self._draw())
+        except InputError as e: fault = str(e)
+        except Exception as e: fault = f'{type(e).__name__}: {e}'
+        said = dict.fromkeys([fault, self._note()]) # often the same
+        self.says.value = _sentence(' '.join(t for t in said if t))
 
-    def _note(self): return '' # more to say, after drawing
+    def _note(self): return '' # more to say
     def _show(self, body): self.view.value = f'<div class="rnb"><style>{STYLE}</style>{body}</div>'
     def settle(self)->None:
         "Wait until all changes are drawn."
