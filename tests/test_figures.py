@@ -113,7 +113,7 @@ def test_a_grey_target_is_shown_like_any_other(runs, monkeypatch):
     monkeypatch.setattr(run, 'task', type('Task', (), dict(mask=run.task.mask, seed=run.task.seed))())             # no `paints`, no target to ask
     out = read_outputs(run, photos).outputs[0]
     assert (out == made).all()
-    assert (images(draw_reconstructions(run, photos, what='output'))[1] == out[0]).all() and (images(draw_scale_bias(run, photos))[1] == out[0]).all()
+    assert (images(draw_reconstructions(run, photos, what='output'))[1] == out[0]).all() and (images(draw_scale_bias(run, photos))[3] == out[0]).all()
     w = ReconBrowser(run, photos=photos)
     assert w.faults == [] and any((w.pictures['one']['output'] == o).all() for o in out)
 
