@@ -349,8 +349,8 @@ def _ends(net, size, photo):
         seen = read_outputs(run, most=1)
         return net, size, (seen.i_in[0], seen.outputs[-1,0])
     if photo is None: return net, size, (None, None)
-    zoom = run is not None and run.cfg.view == 'zoom'
-    i_in = np.asarray(cut_square(_one(photo), share=run.cfg.visible if zoom else 1., size=size))
+    share = run.task.cuts.get('i_in', 1.) if run else 1.
+    i_in = np.asarray(cut_square(_one(photo), share=share, size=size))
     device = next((p.device for p in net.parameters()), 'cpu')
     with frozen(net): out = net(to_model(i_in[None], device))
     return net, size, (i_in, _as_picture(out))
