@@ -112,7 +112,8 @@ def _last_scores(runs):
         rows = run.metrics
         value = rows[-1].get(score.key) if rows else None
         text = '-' if value is None else score.text(value)
-        told.append(text if alike or value is None else f'{text} {score.key}')
+        plain = alike or value is None or score.unit not in ('', '%') # dB says it all
+        told.append(text if plain else f'{text} {score.key}')
     return scores[0].name if alike else 'held-out score', told
 
 # %% ../nbs/61_compare.ipynb #dce55f9a
