@@ -23,10 +23,7 @@ try:
     from recon_nb.task import make_task
 except ImportError:                                # before training was split into pages
     from recon_nb import trainer
-    from recon_nb.batches import batch_index, fetch, teach
-    from recon_nb.steps import lr_factor, train_step
-    from recon_nb.state import make_state
-    from recon_nb.task import make_task
+    from recon_nb.trainer import batch_index, fetch, lr_factor, make_state, make_task, teach, train_step
     def set_lr(st):
         f = lr_factor(st.cfg.schedule, (st.step+.5)/st.total_steps, warmup=st.cfg.warmup)
         for opt,lr in ((st.opt_g, st.cfg.lr_g), (st.opt_d, st.cfg.lr_d)):

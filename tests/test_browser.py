@@ -131,7 +131,7 @@ def differs(a, b): return a.shape != b.shape or np.abs(a-b).mean() > .5
 
 def test_mask_explorer_in_jupyterlab(notebook):
     page, cell = notebook(0)
-    alpha, judged = cell.locator('img[alt="scale image, alpha"]'), cell.locator('img[alt="what D judges, I_f"]')
+    alpha, judged = cell.locator('img[alt="scale image, alpha"]'), cell.locator('img[alt="what D sees, I_f"]')
     alpha.wait_for(timeout=WAIT)
     before = picture(alpha)
     cell.locator('.noUi-handle').first.focus()

@@ -14,7 +14,7 @@ from recon_nb.training import train_gan
 from recon_nb.shapes import draw_shapes
 from recon_nb.state import TrainState
 from recon_nb.evaluation import _write_snapshot
-from recon_nb.widgets import SORTS, Latest, MaskExplorer, NeighbourExplorer, ReconBrowser, TrainingMonitor, find_neighbours
+from recon_nb.widgets import MaskExplorer, NeighbourExplorer, ReconBrowser, TrainingMonitor, _find_neighbours, _Latest, _sorts
 
 TINY = dict(width=4, width_d=4, bs=16, size=32)
 
@@ -40,7 +40,7 @@ def drawn(w): return [np.asarray(Image.open(io.BytesIO(base64.b64decode(b)))) fo
 def test_wishes_do_not_queue():
     times, value, seen = [], 0, []
     def slow(): times.append(time.monotonic()); seen.append(value); time.sleep(.05)
-    latest = Latest(slow, wait=.01)
+    latest = _Latest(slow, wait=.01)
     for value in range(100): latest(); time.sleep(.001)
     begun = time.monotonic()
     latest.settle()
@@ -57,7 +57,7 @@ def test_a_failing_call_does_not_block_the_next():
         if len(done) == 1: raise KeyError('first')
     hook, threading.excepthook = threading.excepthook, lambda args: None
     try:
-        latest = Latest(f, wait=.001); latest(); latest.settle()
+        latest = _Latest(f, wait=.001); latest(); latest.settle()
         latest(); latest.settle()
     finally: threading.excepthook = hook
     assert len(done) == 2
@@ -70,7 +70,7 @@ def test_a_failing_call_does_not_swallow_a_waiting_wish():
         if len(done) == 1: begun.set(); waiting.wait(5); raise KeyError('first')
     hook, threading.excepthook = threading.excepthook, lambda args: None
     try:
-        latest = Latest(f, wait=.001); latest()
+        latest = _Latest(f, wait=.001); latest()
         assert begun.wait(5)
         latest(); waiting.set()
         settled = threading.Thread(target=latest.settle, daemon=True); settled.start(); settled.join(5)
@@ -104,7 +104,7 @@ def test_mask_explorer_draws_what_the_sliders_say():
         assert (w.pictures['i_f'][seen] == w.pictures['photo'][seen]).all() and (w.pictures['beta'][~seen] == 128).all()
         assert (drawn(w)[2] == w.pictures['alpha']).all()
     zoomed = w.pictures['i_in']
-    w.looks.value = 'canvas'; w.settle()
+    w.sees.value = 'canvas'; w.settle()
     assert (w.pictures['i_in'][seen] == w.pictures['photo'][seen]).all() and (w.pictures['i_in'] != zoomed).any()
 
 
@@ -124,6 +124,15 @@ def test_photos_are_uploaded_and_other_files_refused():
     assert said(w) == 'notes.txt is not a photo that can be read.' and (w.pictures['photo'] == mine).all()
 
 
+def test_photos_are_counted_from_one_everywhere(runs):
+    photos = draw_shapes(3, size=60, seed=50)[0]
+    for w in (MaskExplorer(photos), ReconBrowser(runs, photos=photos)): assert (w.photo.min, w.photo.value, w.photo.max) == (1, 1, 3)
+    w = MaskExplorer(photos, size=32)
+    for k in (1, 3):
+        w.photo.value = k; w.settle()
+        assert (w.pictures['photo'] == MaskExplorer(photos[k-1], size=32).pictures['photo']).all()
+
+
 def test_wrong_photos_are_a_sentence(tmp_path):
     assert 'there is no such file' in said(MaskExplorer('no/such/photo.png'))
     assert 'is a folder' in said(MaskExplorer(tmp_path))
@@ -137,15 +146,15 @@ def test_recon_browser_shows_what_the_trainer_kept(runs):
     epochs, painted = runs['one'].snapshots()
     held = runs['one'].held_out()
     assert w.epoch.options == tuple(epochs) and w.photo.max == len(held.i_r)
-    for sort in SORTS:
+    for sort in _sorts:
         for k in (1, 3):
             w.sort.value, w.photo.value, w.epoch.value = sort, k, epochs[0]
             w.settle()
             p, i = w.pictures['one'], w.order()[k-1]
-            assert (p['i_r'] == held.i_r[i]).all() and (p['painted'] == painted[0,i]).all() and (drawn(w)[3] == held.i_r[i]).all()
+            assert (p['i_r'] == held.i_r[i]).all() and (p['output'] == painted[0,i]).all() and (drawn(w)[3] == held.i_r[i]).all()
             assert (p['composed'][~held.hidden[i]] == held.i_r[i][~held.hidden[i]]).all() and (p['composed'][held.hidden[i]] == painted[0,i][held.hidden[i]]).all()
-    w.sort.value, w.epoch.value = SORTS[0], epochs[-1]; w.settle()
-    assert (np.diff(np.mean([s[-1] for s in w.scores], 0)[w.order()]) >= 0).all()         # the lowest PSNR first
+    w.sort.value, w.epoch.value = 'largest error first', epochs[-1]; w.settle()
+    assert (np.diff(np.mean([r.psnr[-1] for r in w.runs], 0)[w.order()]) >= 0).all()         # the lowest PSNR first
     assert 'two</b>, epoch 3' in w.view.value                                             # no later look: the last one
 
 
@@ -157,7 +166,7 @@ def test_runs_that_are_missing_or_broken(runs, copy, tmp_path):
     cut.write_bytes(cut.read_bytes()[:60])
     w = ReconBrowser([runs['two'], tmp_path/'nowhere', tmp_path/'empty', old, copy])
     assert [r.name for r in w.runs] == ['two'] and len(drawn(w)) == 5
-    for part in ('nowhere', 'no weights.safetensors', 'no snapshots', 'epoch-0002.webp is damaged'): assert part in said(w), part
+    for part in ('nowhere', 'no weights.safetensors', 'no snapshots', 'epoch-0002.webp is damaged'): assert part in said(w) and part in w.static(), part
     nothing = ReconBrowser(tmp_path/'nowhere')
     assert 'there is no folder' in said(nothing)
     with pytest.raises(InputError, match='no folder'): nothing.static()
@@ -170,7 +179,8 @@ def test_photos_of_my_own(runs):
     r = runs['one'].reconstruct(mine)
     assert w.photo.max == 3 and len(w.epoch.options) == 2                                 # each run as it is now
     i = w.order()[0]
-    assert (w.pictures['one']['painted'] == r.painted[i]).all() and (w.pictures['one']['composed'] == r.composed[i]).all()
+    assert 'your photos' in w.view.value and 'held-out' not in w.view.value and 'held-out' not in w.static() and 'one of your photos' in w.static()
+    assert (w.pictures['one']['output'] == r.painted[i]).all() and (w.pictures['one']['composed'] == r.composed[i]).all()
 
 
 # --- snapshots
@@ -252,6 +262,32 @@ def test_a_run_that_appears_grows_and_is_damaged(runs, tmp_path):
     finally: m.close()
 
 
+def threads(): return [t for t in threading.enumerate() if t.is_alive()]
+
+
+def test_a_cell_that_is_run_again_leaves_no_thread(runs, tmp_path):
+    before, missing = len(threads()), tmp_path/'later'
+    monitors = [TrainingMonitor(missing, every=.02) for _ in range(3)]                   # nothing there yet: they would wait
+    wait_for(lambda: len(threads()) == before+1)                                         # of three, the last looks on
+    assert [m.poller.is_alive() for m in monitors] == [False, False, True]
+    assert all('a newer monitor shows this run' in said(m) for m in monitors[:2]) and 'there is no folder' in said(monitors[2])
+    shutil.copytree(runs['one'].dir, missing)
+    wait_for(lambda: 'finished' in monitors[2].view.value)
+    wait_for(lambda: len(threads()) == before)                                           # a finished run needs no thread
+
+
+def test_a_run_that_was_stopped_is_not_polled_for_ever(copy):
+    rows = (copy/'history.jsonl').read_text().splitlines(keepends=True)
+    (copy/'history.jsonl').write_text(''.join(rows[:5]))
+    before, m = len(threads()), TrainingMonitor(copy, every=.02, patience=.5)
+    time.sleep(.3)
+    with open(copy/'history.jsonl', 'a') as f: f.write(rows[5])                          # it goes on: patience begins anew
+    wait_for(lambda: 'step 6 of' in m.view.value)
+    assert m.poller.is_alive()
+    wait_for(lambda: not m.poller.is_alive())
+    assert 'nothing new for' in said(m) and len(threads()) == before and 'step 6 of' in m.view.value
+
+
 def test_no_folder_nothing_to_show():
     m, st = TrainingMonitor(show=False), object.__new__(TrainState)
     st.event, st.run_dir, st.stop = 'begin', None, False
@@ -273,9 +309,25 @@ def test_neighbours(runs):
         assert all((pictures[1+4*row+r] == x[j]).all() for r,j in enumerate(w.near[name][7]))
     assert [near.shape for near in w.near.values()] == [(10,4)]*2                        # only those that can be clicked
     with pytest.raises(InputError, match='0 to 9'): w.choose(10)
-    twin = find_neighbours(runs['one'], np.concatenate([x, x[3:4]]), k=2)
+    twin = _find_neighbours(runs['one'], np.concatenate([x, x[3:4]]), k=2)
     assert twin.shape == (51,2) and twin[3,0] == 50 and twin[50,0] == 3                   # a copy is the nearest
     assert 'no/such' in said(NeighbourExplorer('no/such/run', x))
+
+
+def test_figures_and_widgets_find_the_same_neighbours(runs):
+    from recon_nb.figures import draw_neighbours
+    x, _ = draw_shapes(40, size=32, seed=4)
+    grid = np.concatenate([x, x[:5]//2+64])                                              # what all share must not count
+    for e in ('pixels', runs['one'], runs['two'].encoder):
+        near = _find_neighbours(e, grid, k=5)
+        for q in (0, 7, 44):
+            drawn = [im.get_array() for im in draw_neighbours(e, grid, q, k=5).axes[0].get_images()]
+            assert (np.stack(drawn[1:]) == grid[near[q]]).all(), (e, q)
+    f = grid.reshape(len(grid), -1)/127.5
+    f = f-f.mean(0)
+    f /= np.linalg.norm(f, axis=1, keepdims=True)
+    cosines = f@f.T-3*np.eye(len(f))
+    assert (_find_neighbours('pixels', grid, k=1)[:,0] == cosines.argmax(1)).all()        # by hand, the mean subtracted
 
 
 # --- static forms
@@ -299,7 +351,12 @@ def test_labels_are_text_not_html():
 
 
 def test_charts_of_a_run_that_predicts_no_pictures():
+    from recon_nb.compare import Records
     from recon_nb.widgets import _charts
     info, history, metrics = dict(train=20, bs=10), [dict(step=2, epoch=0, seconds=1., loss_g=.1, idt=.1)], [dict(step=2, epoch=1, n=4, l1=.2, explained=.07)]
-    html = _charts(info, history, metrics, [])
-    assert 'explained' in html and 'PSNR' not in html
+    html = _charts(Records(history, metrics, info), [])
+    assert 'held-out share explained, % (more is better): explained 7"' in html and 'PSNR' not in html and 'L_D' not in html
+    mine = _charts(Records(history, [dict(step=2, epoch=1, n=4, sharpness=.2)], info), [])
+    assert 'held-out sharpness' in mine                                                  # a target of one's own with a score of its own
+    few = _charts(Records(history, metrics, dict(train=3, bs=10)), [])                   # fewer photos than a batch
+    assert 'L_idt 0.1' in few
