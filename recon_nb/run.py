@@ -116,6 +116,14 @@ class GANRun:
         return (f"GANRun({str(self.dir)!r}, {self.cfg.label}, {self.cfg.size} px, "
                 f"width {self.cfg.width}, {self.step} steps{score})")
 
+# %% ../nbs/56_run.ipynb #5b1c7e02
+def _fill_networks(tensors, cfg):
+    with fork_random(): gen,disc = make_networks(cfg) # the weights that are drawn here are replaced
+    gen.load_state_dict({k: v for k,v in tensors.items() if not k.startswith('disc.')})
+    if disc is not None:
+        disc.load_state_dict({k[5:]: v for k,v in tensors.items() if k.startswith('disc.')})
+    return gen, disc
+
 # %% ../nbs/56_run.ipynb #60f8bb02
 @patch_to(GANRun, cls_method=True)
 def load(cls,
@@ -140,13 +148,6 @@ def load(cls,
                          "Resume the run: it writes them anew.") from None
     return cls(run_dir, cfg, gen.to(device), disc if disc is None else disc.to(device),
                step=state['step'])
-
-def _fill_networks(tensors, cfg):
-    with fork_random(): gen,disc = make_networks(cfg) # the weights that are drawn here are replaced
-    gen.load_state_dict({k: v for k,v in tensors.items() if not k.startswith('disc.')})
-    if disc is not None:
-        disc.load_state_dict({k[5:]: v for k,v in tensors.items() if k.startswith('disc.')})
-    return gen, disc
 
 # %% ../nbs/56_run.ipynb #81065f2b
 class Reconstruction(NamedTuple):

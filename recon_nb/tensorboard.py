@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from fastcore.basics import patch
-from .core import InputError,read_jsonl
+from .core import InputError
 from .state import TrainState
 
 # %% ../nbs/62_tensorboard.ipynb #4f43fe31
