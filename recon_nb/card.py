@@ -15,7 +15,9 @@ from .checkpoint import load_tensors,save_tensors
 from .config import deviations
 from .core import InputError,write_atomic
 from .export import export_encoder
-from .features import as_arm,count_macs,fingerprint
+from .contenders import as_contender
+from .features import count_macs
+from .contenders import fingerprint
 from .protocols import describe_pretraining
 from .run import GANRun,duration
 from .tables import summarize
@@ -63,7 +65,7 @@ def _own_rows(run, records):
     "The records of the arms that this encoder belongs to, and of the controls."
     weights, mark, arm = (
         lambda r: r.get('job', r).get('weights'),
-        fingerprint(as_arm(run)),
+        fingerprint(as_contender(run)),
         lambda r: r.get('job', {}).get('arm'))
     probes = [r for r in records if r.get('kind', 'probe') == 'probe']
     # of `compare`: the arm, with all its pretrainings

@@ -297,7 +297,7 @@ def _count(text):
 # %% ../nbs/90_cli.ipynb #19d2cdef
 def _device(name):
     import torch
-    from recon_nb.devices import check_device
+    from recon_nb.machine import check_device
     return str(check_device(name or ('cuda' if torch.cuda.is_available() else 'cpu')))
 
 def _probe(args):

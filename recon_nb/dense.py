@@ -20,14 +20,16 @@ from torch import Tensor,nn
 from torch.nn import functional as F
 from .core import (InputError,append_jsonl,check_name,describe_machine,progress_bar,
                            sample_uniform)
-from .devices import check_device,fork_random
-from .features import as_arm,count_macs,encode,fingerprint,frozen
+from .machine import check_device,fork_random
+from .contenders import as_contender
+from .features import count_macs,encode,frozen
+from .contenders import fingerprint
 from .finetune import Recipe,augment,augmented,choose_lr,train_model
 from .labelled import DEV_SEED,development_images,label_subset
 from .pixels import Photo8,to_model
 from .segmented import VOID,load_segmentation,paint_masks
 from .show import show_images
-from .trainer import TrainingDiverged
+from .core import TrainingDiverged
 
 # %% ../nbs/72_dense.ipynb #db8b0c78
 class PlaceHead(nn.Module):
@@ -308,7 +310,7 @@ def _count(model, data, device, *, part, i): # the confusion matrix of some phot
 # %% ../nbs/72_dense.ipynb #460245ec
 # long: a parameter a line
 def search_rate(
-    arm, # from `as_arm`
+    arm, # from `as_contender`
     data, # a `SegmentationSet`
     *,
     mode:str, # linear or finetune
@@ -372,7 +374,7 @@ def probe_dense(
                          "give dense_recipe(lr=..., steps=...).")
     seeds = [*range(seeds)] if isinstance(seeds, int) else [int(s) for s in seeds]
     if not seeds: raise InputError("seeds is empty; give a number, or a list of numbers.")
-    arm = as_arm(encoder, part=part, like=like, size=size, width=width)
+    arm = as_contender(encoder, part=part, like=like, size=size, width=width)
     if mode == 'finetune' and not any(True for _ in arm.net.parameters()):
         raise InputError(f"{arm.name} has no weights to train: "
                          "mode 'finetune' is for encoders; use linear.")

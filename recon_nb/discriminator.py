@@ -80,3 +80,9 @@ def feature_info(self:Discriminator)->list:
     and the module's name: as timm's `feature_info`."""
     return [dict(num_chs=c, reduction=2**i, module=f'conv{i}')
         for i,c in enumerate(self.channels, 1)]
+
+# %% ../nbs/32_discriminator.ipynb #e5beddf3
+@patch
+def start(self:Discriminator)->None:
+    "Give it its initial weights: DCGAN's. (A spectral norm hides them: `65_contenders` knows.)"
+    init_weights(self)

@@ -18,7 +18,9 @@ import pandas as pd
 import torch
 from filelock import FileLock,Timeout
 from .core import InputError,append_jsonl,check_name,describe_machine,read_jsonl
-from .features import Arm,as_arm,count_macs,fingerprint
+from .contenders import Contender,as_contender
+from .features import count_macs
+from .contenders import fingerprint
 from .finetune import Recipe,paper_recipe,paper_updates
 from .labelled import development_images,label_subset,load_labelled
 from .probe import FROZEN,MODES,probe,search_recipe
@@ -39,7 +41,7 @@ class Job:
     seed:int          # of the probe
     # what the recipe has different, as (field, value), and at how many labels it was searched
     settings:tuple=()
-    net:object=field(default=None, compare=False, repr=False)    # the `Arm`
+    net:object=field(default=None, compare=False, repr=False)    # the `Contender`
     images:object=field(default=None, compare=False, repr=False) # the `LabelledSet`
     search:object=field(default=None, compare=False, repr=False) # the job that finds its recipe
 
@@ -87,9 +89,9 @@ def _as_arms(encoders, **how):
                if e is not None and not (isinstance(e, str) and e == 'pixels')]
     how['like'] = (
         how['like'] if how['like'] is not None or how['width'] or not trained
-        else trained[0].net if isinstance(trained[0], Arm)
+        else trained[0].net if isinstance(trained[0], Contender)
         else trained[0])
-    arms = {name: [as_arm(e, **how) for e in g] for name,g in groups.items()}
+    arms = {name: [as_contender(e, **how) for e in g] for name,g in groups.items()}
     for name,g in arms.items():
         if len({fingerprint(a) for a in g}) < len(g):
             raise InputError(f"the arm {name!r} has the same encoder twice; "
@@ -368,7 +370,7 @@ def compare(
 
 # %% ../nbs/75_experiments.ipynb #cb4a38d5
 def measure_speed(
-    net:Arm, # from `as_arm`, with weights
+    net:Contender, # from `as_contender`, with weights
     *,
     device='cpu', # where to compute
     bs:int=64, # images in a step

@@ -27,7 +27,8 @@ from torch.nn import functional as F
 # %% ../nbs/80_figures.ipynb #d2386c10
 from .compare import QUANTITIES,curve
 from .core import InputError,check_name
-from .features import as_arm,encode,frozen
+from .contenders import as_contender
+from .features import encode,frozen
 from .heads import closest
 from .masks import window_slice
 from .metrics import best_psnr
@@ -523,12 +524,12 @@ def _features(encoder, photos):
             raise InputError(f"features of shape {tuple(encoder.shape)} "
                              f"don't go with {len(photos)} photos; give one row for each.")
         return encoder
-    return encode(as_arm(encoder, size=photos.shape[1]).build(0), photos)
+    return encode(as_contender(encoder, size=photos.shape[1]).build(0), photos)
 
 # %% ../nbs/80_figures.ipynb #66aa403d
 # long: the query, then a row for each encoder
 def draw_neighbours(
-    encoders, # a dict, name -> encoder: what `as_arm` takes, or features (n, d); or one of them
+    encoders, # a dict, name -> encoder: what `as_contender` takes, or features (n, d); or one of them
     photos:np.ndarray, # uint8 (n, size, size, 3)
     query:int, # which photo asks
     *,
@@ -582,7 +583,7 @@ def _first_convs(net):
     return out
 
 def first_filters(
-    encoder, # a module, a `GANRun`, or what `as_arm` opens
+    encoder, # a module, a `GANRun`, or what `as_contender` opens
     *,
     joined:bool=True, # take convolutions without an activation between them as one filter
 )->Tensor: # n c k k: what each channel of the first stage looks for
@@ -598,12 +599,12 @@ def first_filters(
     return k
 
 def _net(encoder):
-    return encoder if isinstance(encoder, nn.Module) else as_arm(encoder, size=None).net
+    return encoder if isinstance(encoder, nn.Module) else as_contender(encoder, size=None).net
 
 # %% ../nbs/80_figures.ipynb #0c7cd294
 # long: the filters, their order, and where each is drawn
 def draw_filters(
-    encoder, # a module, a `GANRun`, or what `as_arm` opens
+    encoder, # a module, a `GANRun`, or what `as_contender` opens
     *,
     joined:bool=True, # as for `first_filters`
     most:int=64, # how many, the strongest first
@@ -633,7 +634,7 @@ def draw_filters(
 # %% ../nbs/80_figures.ipynb #0057263e
 # long: the photo, then a row for each stage
 def draw_feature_maps(
-    encoder, # a module with `features(x)`, a `GANRun`, or what `as_arm` opens
+    encoder, # a module with `features(x)`, a `GANRun`, or what `as_contender` opens
     photo, # a path, a PIL image or uint8 (h, w, 3): cut square and resized
     *,
     k:int=6, # how many channels a stage
@@ -641,7 +642,7 @@ def draw_feature_maps(
 )->Picture:
     "A walk through an encoder's stages: all channels as colours, and those that vary most."
     if k < 1: raise InputError(f"k={k!r}; at least one channel must be drawn.")
-    arm = as_arm(encoder, size=size or (80 if isinstance(encoder, nn.Module) else None))
+    arm = as_contender(encoder, size=size or (80 if isinstance(encoder, nn.Module) else None))
     x = np.asarray(cut_square(_one(photo), share=1., size=arm.size))
     with frozen(arm.net): maps = [m[0].float().cpu() for m in arm.net.features(to_model(x[None]))]
     s, names = (

@@ -63,6 +63,12 @@ def feature_info(self:Encoder)->list:
     return [dict(num_chs=c, reduction=2**i, module=f'conv{i}')
         for i,c in enumerate(self.channels, 1)]
 
+# %% ../nbs/31_generator.ipynb #6a861946
+@patch
+def start(self:Encoder)->None:
+    "Give it its initial weights: DCGAN's."
+    init_weights(self)
+
 # %% ../nbs/31_generator.ipynb #b5186374
 # long: a network, and a line for each parameter
 class Decoder(nn.Module):

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from .core import InputError,append_jsonl,check_name,read_jsonl,write_atomic
-from .features import as_arm,encode
+from .contenders import as_contender
+from .features import encode
 from .heads import fit_linear,knn_predict
 from .labelled import DEV_SEED,development_images,label_subset,load_labelled
 from .trainer import TrainState
@@ -56,7 +57,7 @@ def _begin(self:OnlineProbe, st):
         raise InputError("part='disc', and the discriminator of this run is never trained "
                          "(lambda_adv=0): choose part='encoder'.")
     data = load_labelled(self.data, size=st.cfg.size, root=self.root)
-    as_arm(self._net(st), size=st.cfg.size)
+    as_contender(self._net(st), size=st.cfg.size)
     y, dev = data.train_y, development_images(data.train_y)
     fewest = lambda a: int(np.bincount(a).min())
     j = dev[label_subset(

@@ -15,14 +15,16 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from .core import InputError,append_jsonl,check_name,describe_machine,progress_bar
-from .devices import check_device,fork_random
-from .features import as_arm,count_macs,encode,fingerprint
+from .machine import check_device,fork_random
+from .contenders import as_contender
+from .features import count_macs,encode
+from .contenders import fingerprint
 from .finetune import (Recipe,choose_lr,classify,finetune,fit_paper_head,
                                paper_recipe,paper_updates)
 from .finetune import search_recipe as search_from
 from .heads import FOLDED,choose_l2,fit_linear,knn_predict
 from .labelled import DEV_SEED,development_images,label_subset,load_labelled,split_labels
-from .trainer import TrainingDiverged
+from .core import TrainingDiverged
 
 # %% ../nbs/71_probe.ipynb #8fa64927
 MODES = 'knn', 'linear', 'paper-frozen', 'paper-finetune', 'finetune'
@@ -187,7 +189,7 @@ def search_recipe(
 )->Recipe:
     "The recipe that suits an arm best, judged on development images. Costs six trainings or more."
     check_name(mode, MODES[3:], 'mode')
-    arm = as_arm(encoder, part=part, like=like, size=size, width=width)
+    arm = as_contender(encoder, part=part, like=like, size=size, width=width)
     data = load_labelled(data, size=arm.size, root=root)
     dev = development_images(data.train_y)
     rest = np.setdiff1d(np.arange(len(data.train_y)), dev)
@@ -232,7 +234,7 @@ def probe(
     device = check_device(device)
     seeds = [*range(seeds)] if isinstance(seeds, int) else [int(s) for s in seeds]
     if not seeds: raise InputError("seeds is empty; give a number, or a list of numbers.")
-    arm = as_arm(encoder, part=part, like=like, size=size, width=width)
+    arm = as_contender(encoder, part=part, like=like, size=size, width=width)
     if arm.name == 'pixels' and mode not in ('knn', 'linear'):
         raise InputError(
             f"raw pixels have nothing to train or to flatten: mode {mode!r} is for encoders; "

@@ -21,7 +21,7 @@ from .core import InputError,append_jsonl,check_name,read_jsonl
 from .data import SETS,load_photos,split_photos
 from .experiments import (Job,count_work,in_order,list_jobs,locked_records,measure_speed,
                                   run_jobs)
-from .features import as_arm
+from .contenders import as_contender
 from .finetune import Recipe
 from .labelled import load_labelled
 from .masks import make_task
@@ -497,7 +497,7 @@ def estimate_hours(
             out[f'pretraining {where}'] = sum(
                 _hours_of_arm(p, row, name, counts) for row in p.arms)
     for size in dict.fromkeys(p.sizes.values()):
-        net = as_arm(None, size=size, like=get_preset(p.like, width=p.width))
+        net = as_contender(None, size=size, like=get_preset(p.like, width=p.width))
         speed = measure_speed(net, device=device)
         for name in [n for n,s in p.sizes.items() if s == size]:
             out[f'probes on {name}'] = sum(

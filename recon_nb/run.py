@@ -25,7 +25,8 @@ from .checkpoint import has_checkpoint,load_tensors,save_tensors
 from .config import GANConfig,config_from_dict,deviations,get_preset,with_overrides
 from .core import InputError,check_name,describe_machine,read_jsonl,write_atomic
 from .data import SETS,load_photos,split_photos
-from .devices import check_device,explain_memory,fork_random,make_accelerator,on_main
+from .machine import check_device,fork_random
+from .devices import explain_memory,make_accelerator,on_main
 from .discriminator import D_NORMS,Discriminator
 from .generator import Generator
 from .losses import ADV

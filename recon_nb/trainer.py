@@ -6,8 +6,8 @@ Docs: https://recon-nb.github.io/recon_nb/trainer.html.md"""
 
 # %% auto #0
 __all__ = ['TrainState', 'make_networks', 'make_state', 'augment_cuts', 'fetch', 'batch_index', 'make_teacher', 'teach',
-           'disc_step', 'gen_step', 'seed_step', 'train_step', 'lr_factor', 'set_lr', 'TrainingDiverged', 'read_losses',
-           'paint', 'held_out', 'evaluation_epochs', 'evaluate', 'score_predictors', 'save_weights', 'save', 'restore',
+           'disc_step', 'gen_step', 'seed_step', 'train_step', 'lr_factor', 'set_lr', 'read_losses', 'paint',
+           'held_out', 'evaluation_epochs', 'evaluate', 'score_predictors', 'save_weights', 'save', 'restore',
            'stop_on_signal', 'call_hooks', 'fit']
 
 # %% ../nbs/54_trainer.ipynb #e01620d9
@@ -26,8 +26,8 @@ from .augmentation import mirror,random_crop,random_light,random_negative
 from .checkpoint import (
     load_checkpoint,pack_optimizer,save_checkpoint,save_tensors,unpack_optimizer)
 from .config import GANConfig
-from .core import (InputError,append_jsonl,check_name,epoch_order,progress_bar,
-                           read_jsonl,sample_uniform,write_atomic)
+from .core import (InputError,TrainingDiverged,append_jsonl,check_name,epoch_order,
+                           progress_bar,read_jsonl,sample_uniform,write_atomic)
 from .photos import Photos
 from .devices import (
     agree,check_accelerator,check_share,explain_memory,make_accelerator,mean_over,prepare)
@@ -292,9 +292,6 @@ def set_lr(
         for group in opt.param_groups: group['lr'] = lr*f
 
 # %% ../nbs/54_trainer.ipynb #589b9cb4
-class TrainingDiverged(RuntimeError):
-    "A loss is not a number any more. The last checkpoint is from before."
-
 def read_losses(
     st:TrainState, # its pending losses are read
 )->None:

@@ -22,7 +22,8 @@ from fastcore.basics import patch
 
 # %% ../nbs/81_widgets.ipynb #26491fee
 from .core import InputError,check_name
-from .features import as_arm,encode
+from .contenders import as_contender
+from .features import encode
 from .flipbook import STYLE,Control,Fragment,Layer,Panel,draw_chart,make_flipbook
 from .heads import closest
 from .labelled import LabelledSet
@@ -680,7 +681,7 @@ def find_neighbours(
 )->np.ndarray: # (n or `first`, k) indices, the nearest first, never the image itself
     """The nearest images by the cosine of the last stage's averaged features, less their mean.
     Raises `InputError` if the encoder can't be used."""
-    arm = as_arm(encoder, size=images.shape[1]
+    arm = as_contender(encoder, size=images.shape[1]
                  if isinstance(encoder, torch.nn.Module) or encoder == 'pixels' else None)
     if arm.size != images.shape[1]:
         images = np.stack([

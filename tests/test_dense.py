@@ -9,13 +9,13 @@ from torch import nn
 
 from recon_nb.core import InputError, read_jsonl
 from recon_nb.dense import count_places, dense_recipe, encode_places, mean_iou, place_loss, probe_dense, search_rate, segment
-from recon_nb.features import as_arm
+from recon_nb.contenders import as_contender
 from recon_nb.finetune import augment
 from recon_nb.generator import Encoder
 from recon_nb.run import train_gan
 from recon_nb.segmented import VOC_CLASSES, VOID, SegmentationSet, draw_collages, load_segmentation, paint_masks
 from recon_nb.shapes import SHAPES, draw_shapes
-from recon_nb.trainer import TrainingDiverged
+from recon_nb.core import TrainingDiverged
 
 QUICK = dense_recipe(steps=4, epochs=1, bs=8)
 CAT, DOG = VOC_CLASSES.index('cat'), VOC_CLASSES.index('dog')
@@ -225,7 +225,7 @@ def test_every_arm_of_a_seed_gets_the_same_photos_and_none_to_develop_on(run, da
 
 def test_a_search_never_sees_a_test_photo(data):
     blind = SegmentationSet('toy', data.train_x, data.train_y, data.test_x*0, data.test_y, SHAPES)
-    arm = as_arm(None, width=4, size=32)
+    arm = as_contender(None, width=4, size=32)
     a, b = (search_rate(arm, d, mode='finetune', photos=8, recipe=QUICK, progress=False) for d in (data, blind))
     assert a == b and a.selected['n'] == 8 and 3 <= len(a.selected['scores']) <= 5 and a.selected['photos'] == 8
 
@@ -237,7 +237,7 @@ def test_rates_that_diverge_are_not_chosen(data, monkeypatch):
         if r.lr > 2e-3: raise TrainingDiverged('too high')
         return fit(arm, data, i, r, *rest)
     monkeypatch.setattr(d, '_fit', fragile)
-    assert search_rate(as_arm('pixels', size=32), data, mode='linear', recipe=QUICK, progress=False).lr < 2e-3
+    assert search_rate(as_contender('pixels', size=32), data, mode='linear', recipe=QUICK, progress=False).lr < 2e-3
 
 
 @pytest.mark.parametrize('mode', ['linear', 'finetune'])
@@ -309,5 +309,5 @@ def test_void_counts_for_nothing():
 
 def test_what_is_segmented_does_not_depend_on_the_batch(data):
     from recon_nb.dense import fit_segmenter
-    model = fit_segmenter(as_arm(None, width=4, size=32).build(0), data.train_x, data.train_y, QUICK, mode='linear', classes=10, seed=0)
+    model = fit_segmenter(as_contender(None, width=4, size=32).build(0), data.train_x, data.train_y, QUICK, mode='linear', classes=10, seed=0)
     assert np.array_equal(segment(model, data.test_x, bs=7), segment(model, data.test_x, bs=20)) and segment(model, data.test_x).dtype == np.uint8

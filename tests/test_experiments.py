@@ -12,8 +12,9 @@ from torch import nn
 
 from recon_nb import cli, experiments, protocols
 from recon_nb.core import InputError, read_jsonl
-from recon_nb.experiments import compare, estimate, fingerprint, in_order, list_jobs, plan, run_jobs
-from recon_nb.features import as_arm
+from recon_nb.experiments import compare, estimate, in_order, list_jobs, plan, run_jobs
+from recon_nb.contenders import fingerprint
+from recon_nb.contenders import as_contender
 from recon_nb.finetune import Recipe, paper_recipe
 from recon_nb.generator import Encoder
 from recon_nb.labelled import LabelledSet, development_images
@@ -159,7 +160,7 @@ def test_recipes_reach_the_runs_that_need_them(monkeypatch, tmp_path, toy, arms)
     records = compare(arms, toy, **HOW, recipes={'toy': dict(flip=False)}, search=5, out=tmp_path/'a.jsonl', progress=False)
     recipes = {(r['job']['mode'], r['job']['arm']): r for r in records if r['kind'] == 'recipe'}
     assert len(recipes) == 4 and {r['job']['labels'] for r in recipes.values()} == {5}
-    assert recipes['finetune', 'ours']['job']['weights'] == fingerprint(as_arm(Few(1), size=32))    # of the first encoder
+    assert recipes['finetune', 'ours']['job']['weights'] == fingerprint(as_contender(Few(1), size=32))    # of the first encoder
     for r in records:
         if r['kind'] == 'probe' and r['mode'] != 'linear':
             assert r['config']['lr'] == recipes[r['mode'], r['job']['arm']]['recipe']['lr'] and r['config']['flip'] is False

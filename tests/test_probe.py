@@ -10,7 +10,9 @@ from torch import nn
 from recon_nb.checkpoint import load_tensors
 from recon_nb.config import get_preset
 from recon_nb.core import InputError, read_jsonl
-from recon_nb.features import Pixels, as_arm, encode, frozen
+from recon_nb.contenders import Pixels
+from recon_nb.contenders import as_contender
+from recon_nb.features import encode, frozen
 from recon_nb.finetune import Recipe, paper_recipe
 from recon_nb.generator import Encoder
 from recon_nb.labelled import DEV_SEED, LabelledSet, development_images, label_subset, load_labelled
@@ -71,9 +73,9 @@ def test_both_players_can_be_probed_and_stay_as_they_are(run, data, part):
         assert r['arm'] == part and r['source'] == dict(run='a', preset='quick', data='array', width=4, seed=0, step=run.step, **({'part': 'disc'} if part == 'disc' else {}))
     after = {k: v for net in (run.generator, run.disc) for k,v in net.state_dict().items()}
     assert all(torch.equal(before[k], after[k]) for k in before) and all(p.requires_grad for p in run.encoder.parameters())
-    scratch = as_arm(None, like=run, part=part).build(0)
-    assert [p.shape for p in scratch.parameters()] == [p.shape for p in as_arm(run, part=part).net.parameters()]
-    assert not torch.equal(next(scratch.parameters()), next(as_arm(run, part=part).net.parameters()))
+    scratch = as_contender(None, like=run, part=part).build(0)
+    assert [p.shape for p in scratch.parameters()] == [p.shape for p in as_contender(run, part=part).net.parameters()]
+    assert not torch.equal(next(scratch.parameters()), next(as_contender(run, part=part).net.parameters()))
 
 
 def test_a_folder_of_a_run_is_the_run(run, data):
@@ -158,8 +160,8 @@ def test_folders_may_say_val(tmp_path):
 
 
 def test_arms_that_have_no_run():
-    assert as_arm(None, like=get_preset('quick')).size == 32 and as_arm(None, like=get_preset('quick'), part='disc').net.channels[0] == 8
-    assert as_arm('pixels', size=64).net.features(torch.zeros(1, 3, 64, 64))[0].shape[-1] == 32 and not [*Pixels().parameters()]
+    assert as_contender(None, like=get_preset('quick')).size == 32 and as_contender(None, like=get_preset('quick'), part='disc').net.channels[0] == 8
+    assert as_contender('pixels', size=64).net.features(torch.zeros(1, 3, 64, 64))[0].shape[-1] == 32 and not [*Pixels().parameters()]
 
 
 def test_the_online_probe_changes_nothing_and_resumes(tmp_path, data):
@@ -197,7 +199,7 @@ def test_probe_can_be_called_by_its_short_name(data):
 
 
 def test_a_training_that_diverges_is_no_result(data):
-    from recon_nb.trainer import TrainingDiverged
+    from recon_nb.core import TrainingDiverged
     with pytest.raises(TrainingDiverged, match='lower lr'): ask(None, data, 'paper-finetune', width=4, size=32, recipe=paper_recipe(steps=30, epochs=1, lr=1e30))
 
 
