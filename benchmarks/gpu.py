@@ -28,7 +28,8 @@ from recon_nb.devices import make_accelerator
 from recon_nb.experiments import (
     estimate, in_order, list_jobs, locked_records, measure_speed, run_jobs)
 from recon_nb.export import load_pretrained
-from recon_nb.features import as_arm, encode
+from recon_nb.contenders import as_contender
+from recon_nb.features import encode
 from recon_nb.figures import draw_reconstructions
 from recon_nb.finetune import Recipe, finetune
 from recon_nb.task import Sample, make_task
@@ -298,7 +299,7 @@ def time_training(s, *, tf32, benchmark, channels_last, **config):
 def open_probe(size, width, n):
     "A fresh encoder, and drawn photos."
     photos = draw_shapes(64, size=size)[0][np.arange(n) % 64]
-    return as_arm(None, size=size, width=width).build(0), photos
+    return as_contender(None, size=size, width=width).build(0), photos
 
 
 def time_encoding(s, *, size, width, n):
@@ -497,7 +498,7 @@ def list_probes(s, title, p, arms):
                           recipes=recipes, search=b.search)
     jobs, out = in_order(jobs), s.out/'probes.jsonl'
     if all(s.is_done('later', f'{title}: {j}') for j in jobs): return
-    speed = measure_speed(as_arm(None, like=like, size=size), device=s.device)
+    speed = measure_speed(as_contender(None, like=like, size=size), device=s.device)
     for j in jobs:
         done = {json.dumps(r['job'], sort_keys=True): r for r in read_jsonl(out)}
         if j.search and j.search.key not in done:

@@ -14,12 +14,12 @@ import numpy as np
 from . import __version__
 from .checkpoint import load_tensors,save_tensors
 from .config import deviations
-from .core import InputError,write_atomic
+from .core import InputError,write_atomic,duration
 from .export import export_encoder
-from .features import as_arm,count_macs,fingerprint
+from .contenders import as_contender,fingerprint
+from .features import count_macs
 from .protocols import describe_pretraining
 from .run import GANRun
-from .core import duration
 from .tables import summarize
 
 # %% ../nbs/78_card.ipynb #1f8cd33a
@@ -63,7 +63,7 @@ def _own_rows(run, records):
     "The records of the arms that this encoder belongs to, and of the controls."
     weights = lambda r: r.get('job', r).get('weights')
     arm = lambda r: r.get('job', {}).get('arm')
-    mark = fingerprint(as_arm(run))
+    mark = fingerprint(as_contender(run))
     probes = [r for r in records if r.get('kind', 'probe') == 'probe']
     # of `compare`: the arm, with all its pretrainings
     mine = {arm(r) for r in probes if weights(r) == mark}

@@ -15,7 +15,8 @@ import torch
 
 # %% ../nbs/58_cost.ipynb #f2e5fd4f
 from .batches import fetch,teach
-from .devices import explain_memory,fork_random
+from .devices import explain_memory
+from .machine import fork_random
 from .state import TrainState,make_state
 from .steps import train_step
 

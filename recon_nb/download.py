@@ -16,8 +16,7 @@ from pathlib import Path,PurePosixPath
 from urllib.error import HTTPError,URLError
 from urllib.request import Request,build_opener
 from filelock import FileLock,Timeout
-from .core import InputError,progress_bar,write_atomic
-from .core import megabytes
+from .core import InputError,progress_bar,write_atomic,megabytes
 
 # %% ../nbs/12_download.ipynb #c41c5f74
 def file_checksum(

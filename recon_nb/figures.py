@@ -26,13 +26,13 @@ from torch.nn import functional as F
 # %% ../nbs/80_figures.ipynb #d2386c10
 from .compare import caption_of,plot_quantity,read_records
 from .core import InputError,check_name
-from .features import Pixels,as_arm,encode,frozen
+from .contenders import as_contender,Pixels
+from .features import encode,frozen
 from .heads import closest
 from .masks import window_slice
-from .photos import cut_square
+from .photos import cut_square,as_images
 from .pixels import to_model,to_pixels
 from .run import GANRun
-from .photos import as_images
 from .show import COLORS
 
 # %% ../nbs/80_figures.ipynb #efc07a7f
@@ -567,7 +567,7 @@ def _nearest(features, queries, *, k=6):
 
 # %% ../nbs/80_figures.ipynb #dfa929c1
 def features_of(
-    encoder, # what `as_arm` takes, or features (n, d)
+    encoder, # what `as_contender` takes, or features (n, d)
     photos:np.ndarray, # uint8 (n, h, w, 3); resized, if the encoder was made for another size
 ): # (n, d)
     "What neighbours are looked for in: the last stage's averaged features, or all raw pixels."
@@ -578,7 +578,7 @@ def features_of(
         return encoder
     size = photos.shape[1]
     free = isinstance(encoder, nn.Module) or isinstance(encoder, str) and encoder == 'pixels'
-    arm = as_arm(encoder, size=size if free else None)
+    arm = as_contender(encoder, size=size if free else None)
     if arm.size != size:
         photos = np.stack([
             np.asarray(cut_square(Image.fromarray(p), share=1., size=arm.size)) for p in photos])
@@ -588,7 +588,7 @@ def features_of(
 # %% ../nbs/80_figures.ipynb #66aa403d
 # long: the query, then a row for each encoder
 def draw_neighbours(
-    encoders, # a dict, name -> encoder: what `as_arm` takes, or features (n, d); or one of them
+    encoders, # a dict, name -> encoder: what `as_contender` takes, or features (n, d); or one of them
     photos:np.ndarray, # uint8 (n, size, size, 3)
     query:int, # which photo asks
     *,
@@ -640,7 +640,7 @@ def _first_convs(net):
 
 def _first_filters(encoder, *, joined=True): # n c k k: what each channel looks for
     "The filters of the first stage; convolutions without an activation between them are one."
-    net = encoder if isinstance(encoder, nn.Module) else as_arm(encoder, size=None).net
+    net = encoder if isinstance(encoder, nn.Module) else as_contender(encoder, size=None).net
     convs = _first_convs(net)
     if not convs:
         raise InputError("this encoder does not begin with a convolution: "
@@ -660,7 +660,7 @@ def _filter_pictures(k):
 # %% ../nbs/80_figures.ipynb #71fa95a8
 # long: the filters, their order, and where each is drawn
 def draw_filters(
-    encoder, # a module, a `GANRun`, or what `as_arm` opens
+    encoder, # a module, a `GANRun`, or what `as_contender` opens
     *,
     joined:bool=True, # take convolutions without an activation between them as one filter
     most:int=64, # how many, the strongest first
@@ -689,7 +689,7 @@ def draw_filters(
 # %% ../nbs/80_figures.ipynb #0057263e
 # long: the photo, then a row for each stage
 def draw_feature_maps(
-    encoder, # a module with `features(x)`, a `GANRun`, or what `as_arm` opens
+    encoder, # a module with `features(x)`, a `GANRun`, or what `as_contender` opens
     photo, # a path, a PIL image or uint8 (h, w, 3): cut square and resized
     *,
     k:int=6, # how many channels a stage
@@ -697,7 +697,7 @@ def draw_feature_maps(
 )->Picture:
     "A walk through an encoder's stages: all channels as colours, and those that vary most."
     if k < 1: raise InputError(f"k={k!r}; at least one channel must be drawn.")
-    arm = as_arm(encoder, size=size or (80 if isinstance(encoder, nn.Module) else None))
+    arm = as_contender(encoder, size=size or (80 if isinstance(encoder, nn.Module) else None))
     x = np.asarray(cut_square(_one(photo), share=1., size=arm.size))
     with frozen(arm.net): maps = [m[0].float().cpu() for m in arm.net.features(to_model(x[None]))]
     s, left = min(.72, (_WIDTH-2.7)/(k+1)-.08), 2.4

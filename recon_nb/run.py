@@ -21,7 +21,7 @@ from torch import nn
 from .checkpoint import load_tensors
 from .config import GANConfig,config_from_dict
 from .core import InputError,read_jsonl
-from .devices import check_device,fork_random
+from .machine import check_device,fork_random
 from .evaluation import generate
 from .encoder import stage_index
 from .masks import compose

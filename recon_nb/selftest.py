@@ -17,11 +17,10 @@ import numpy as np,torch
 from accelerate.state import AcceleratorState
 from .checkpoint import load_tensors
 from .config import get_preset
-from .core import InputError,check_name,describe_machine
+from .core import InputError,check_name,describe_machine,duration
 from .data import load_photos
 from .devices import make_accelerator
 from .task import make_task
-from .core import duration
 from .cost import estimate_cost
 from .training import train_gan
 from .shapes import draw_shapes

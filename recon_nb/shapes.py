@@ -12,7 +12,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 import numpy as np
-from .core import InputError, sample_uniform
+from .core import InputError,sample_uniform
 
 # %% ../nbs/10_shapes.ipynb #66b91813
 class _View(NamedTuple):

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 from .core import InputError,check_name
-from .probe import FROZEN
+from .classification import FROZEN
 
 # %% ../nbs/76_tables.ipynb #2e167074
 def interval(
@@ -72,6 +72,16 @@ def _settings(r): # what was searched is a finding
     return {k: v for k,v in (r.get('config') or {}).items()
             if not r.get('selected') or k not in ('lr','layer_decay','head_first')}
 
+def _rows(records):
+    if other := {r.get('task', 'classification') for r in records} - {'classification'}:
+        raise InputError(f"these are records of {', '.join(sorted(other))}, "
+                         "and a table of accuracies has no place for them; leave them out.")
+    try: return pd.DataFrame([_row(r) for r in records])
+    except KeyError as e:
+        raise InputError(
+            f"a record has no {e}: this is no record of a probe. "
+            "Give files that `compare` or `recon-probe --out` wrote.") from None
+
 # %% ../nbs/76_tables.ipynb #4587ee81
 def _agree(rows, by, what, say):
     for key,g in rows.groupby(by, sort=False):
@@ -97,11 +107,7 @@ def tidy(
     records,
 )->pd.DataFrame: # a row a run; `acc` and `chance` in per cent
     "Records as rows. Raises `InputError` if they don't belong into one table."
-    try: rows = pd.DataFrame([_row(r) for r in records if r.get('kind', 'probe') == 'probe'])
-    except KeyError as e:
-        raise InputError(
-            f"a record has no {e}: this is no record of a probe. "
-            "Give files that `compare` or `recon-probe --out` wrote.") from None
+    rows = _rows([r for r in records if r.get('kind', 'probe') == 'probe'])
     if not len(rows):
         raise InputError("there is no record of a probe. "
                          "Run `compare`, or give the file that it wrote.")
@@ -182,7 +188,7 @@ def summarize(
     """Mean, standard deviation, and the paired difference from a reference,
     for every cell of a table."""
     rows, out = tidy(records), []
-    check_name(against, ['scratch', *rows.arm.unique()], 'arm to compare with')
+    check_name(against, ['scratch', *rows.arm.unique()], 'row to compare with')
     for (mode,data,labels,arm),g in rows.groupby(['mode','data','labels','arm'], sort=False):
         ref = 'random' if against == 'scratch' and mode in FROZEN else against
         cell = rows[(rows['mode'] == mode) & (rows.data == data) & (rows.labels == labels)]

@@ -19,7 +19,8 @@ from .batches import batch_index,fetch
 from .checkpoint import (
     load_checkpoint,pack_optimizer,save_checkpoint,save_tensors,unpack_optimizer)
 from .core import append_jsonl,progress_bar,read_jsonl,write_atomic
-from .devices import agree,explain_memory,fork_random,mean_over
+from .devices import agree,explain_memory,mean_over
+from .machine import fork_random
 from .evaluation import evaluate,evaluating,evaluation_epochs
 from .state import TrainState
 from .steps import set_lr,train_step

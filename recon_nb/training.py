@@ -21,7 +21,8 @@ from .core import (
     InputError,check_name,describe_machine,duration,megabytes,write_atomic)
 from .cost import estimate_cost
 from .data import SETS,load_photos,split_photos
-from .devices import end_together,fork_random,main_first,make_accelerator,on_main
+from .devices import end_together,main_first,make_accelerator,on_main
+from .machine import fork_random
 from .encoder import encoder_choices
 from .evaluation import score_predictors
 from .folder import check_place,fingerprint_photos,own_folder

@@ -22,17 +22,17 @@ from fastcore.basics import patch
 
 # %% ../nbs/81_widgets.ipynb #26491fee
 from .compare import Records,caption_of,curve,headline_in,trivial_level
-from .core import InputError,check_name
+from .core import InputError,check_name,duration
+from .contenders import as_contender
+from .features import encode
 from .figures import Outputs,_nearest,features_of,read_outputs
 from .flipbook import STYLE,Control,Fragment,Layer,Panel,draw_chart,make_flipbook
 from .labelled import LabelledSet
 from .masks import compose,scale_bias,window_size
 from .metrics import hidden_psnr
-from .photos import cut_square
+from .photos import cut_square,as_images
 from .pixels import to_model,to_pixels
 from .run import GANRun
-from .photos import as_images
-from .core import duration
 from .training import train_gan
 from .shapes import draw_shapes
 from .show import COLORS,png_bytes

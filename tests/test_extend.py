@@ -19,7 +19,7 @@ TINY = dict(size=32, width=4, bs=16, epochs=2)
 
 GREY = """
 from recon_nb.generator import Output
-from recon_nb.targets import TARGETS,Target
+from recon_nb.targets import TARGETS, Target
 
 class GreyTarget(Target):
     "The photo without its colours."
@@ -31,7 +31,7 @@ TARGETS['grey'] = GreyTarget
 
 LEFT = """
 import torch
-from recon_nb.masks import MASKS,Mask
+from recon_nb.masks import MASKS, Mask
 
 class LeftMask(Mask):
     "The left three quarters are hidden."
@@ -45,7 +45,7 @@ MASKS['left'] = LeftMask
 
 COMPARE = """
 from torch.nn.functional import softplus
-from recon_nb.losses import ADV,AdvLoss
+from recon_nb.losses import ADV, AdvLoss
 
 def disc(real, fake): return softplus(fake-real).mean()
 def gen(real, fake): return softplus(real-fake).mean()

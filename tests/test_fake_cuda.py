@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import convert_outputs_to_fp32
 from recon_nb.config import PRESETS, get_preset
 from recon_nb.data import load_photos
-from recon_nb.dense import dense_recipe, fit_segmenter, segment
+from recon_nb.segmentation import dense_recipe, fit_segmenter, segment
 from recon_nb.features import encode
 from recon_nb.finetune import Recipe, classify, finetune, fit_paper_head, paper_recipe
 from recon_nb.heads import Linear, knn_predict

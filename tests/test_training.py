@@ -12,14 +12,14 @@ from recon_nb.checkpoint import load_checkpoint, load_tensors, save_checkpoint, 
 from recon_nb.config import PRESETS, get_preset
 from recon_nb.core import InputError, read_jsonl, write_atomic
 from recon_nb.data import load_photos
-from recon_nb.features import as_arm
+from recon_nb.contenders import as_contender
 from recon_nb.labelled import LabelledSet
 from recon_nb.task import make_task
 from recon_nb.masks import window_slice
 from recon_nb.metrics import TrivialPredictors
 from recon_nb.targets import score_trivial
 from recon_nb.online import OnlineProbe
-from recon_nb.probe import probe
+from recon_nb.classification import probe
 from recon_nb.protocols import _noisy_state, _seconds_per_photo, count_flops
 from recon_nb.run import GANRun
 from recon_nb.cost import estimate_cost
@@ -112,8 +112,8 @@ def test_a_discriminator_that_never_played_is_no_encoder(tmp_path):
     tensors, about = load_tensors(run.dir/'weights.safetensors')
     assert run.disc is None and not [k for k in tensors if k.startswith('disc.')]
     for given in (run, run.dir):
-        with pytest.raises(InputError, match='was never trained'): as_arm(given, part='disc')
-    assert as_arm(run).pretrained
+        with pytest.raises(InputError, match='was never trained'): as_contender(given, part='disc')
+    assert as_contender(run).pretrained
     train_gan(x, run_dir=run.dir, resume=True, progress=False, epochs=2)
     hook = OnlineProbe(LabelledSet('toy', x[:50], y[:50], x[50:], y[50:], SHAPES), part='disc')
     with pytest.raises(InputError, match='never trained'): train_gan(x, 'improved', run_dir=tmp_path/'b', progress=False, epochs=1, hooks=hook, **TINY)
@@ -133,7 +133,7 @@ def test_whoever_seeds_puts_the_gpu_back(monkeypatch):
     monkeypatch.setattr(torch.random, 'fork_rng', lambda devices=None: forked.append(devices) or fork(devices=[]))
     x,y = draw_shapes(60, size=32)
     def used(f, *args, **kwargs): forked.clear(); f(*args, **kwargs); return forked
-    assert used(as_arm, None, width=4, size=32) == [[0], [0]]                       # made, and made anew
+    assert used(as_contender, None, width=4, size=32) == [[0], [0]]                       # made, and made anew
     assert [0] in used(probe, None, LabelledSet('toy', x[:50], y[:50], x[50:], y[50:], SHAPES), mode='knn', width=4, size=32, seeds=1, progress=False)
     assert [d for d in forked if d != [0]] == []
     assert used(state) == [[0]] and used(fit, state(), progress=False) == [[0]]
