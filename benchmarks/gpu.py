@@ -21,12 +21,10 @@ from accelerate.state import AcceleratorState
 from recon_nb.checkpoint import save_tensors
 from recon_nb.compare import curve
 from recon_nb.config import get_preset
-from recon_nb.core import (
-    InputError, append_jsonl, check_name, describe_machine, read_jsonl, write_atomic)
+from recon_nb.core import InputError, append_jsonl, check_name, describe_machine, read_jsonl, write_atomic, duration
 from recon_nb.data import SETS, load_photos, split_photos
 from recon_nb.devices import make_accelerator
-from recon_nb.experiments import (
-    estimate, in_order, list_jobs, locked_records, measure_speed, run_jobs)
+from recon_nb.experiments import estimate, in_order, list_jobs, locked_records, measure_speed, run_jobs
 from recon_nb.export import load_pretrained
 from recon_nb.contenders import as_contender
 from recon_nb.features import encode
@@ -37,12 +35,13 @@ from recon_nb.photos import PHOTO_SUFFIXES
 from recon_nb.pixels import to_model
 from recon_nb.protocols import ARMS, PROTOCOLS, count_flops, find_labelled, narrow, photos_of
 from recon_nb.run import GANRun
-from recon_nb.core import duration
 from recon_nb.training import train_gan
 from recon_nb.selftest import CHECKS, NotHere, describe_device, find_device
 from recon_nb.shapes import draw_shapes
-from recon_nb.trainer import (
-    batch_index, fetch, make_state, paint, read_losses, save, set_lr, train_step)
+from recon_nb.batches import batch_index, fetch
+from recon_nb.state import make_state
+from recon_nb.trainer import paint, read_losses, save
+from recon_nb.steps import set_lr, train_step
 
 VOC, CIFAR = 'voc2012_square240', 'cifar10'    # folders in --data
 PAPER = 'paper-sb', 'paper-baseline', 'paper-l1'

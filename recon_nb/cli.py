@@ -414,8 +414,8 @@ def _table(args):
     from recon_nb.core import check_name,read_jsonl
     if args.records:
         return _show_tables([r for f in args.records for r in read_jsonl(_existing(f))])
-    from recon_nb.protocols import (
-        PROTOCOLS,estimate_hours,find_labelled,narrow,pretrain,run_protocol)
+    from recon_nb.protocols import (PROTOCOLS,estimate_hours,find_labelled,narrow,pretrain,
+                                    run_protocol)
     p = narrow(PROTOCOLS[check_name(args.scale, PROTOCOLS, 'scale')],
         sets=args.sets, modes=args.modes, precision=args.precision)
     device = _device(args.device)

@@ -24,7 +24,6 @@ from .features import count_macs
 from .finetune import Recipe
 from .labelled import development_images,label_subset,load_labelled
 from .probing import parse_count,parse_seeds,search_recipe
-from .probe import probe
 
 # %% ../nbs/75_experiments.ipynb #95803073
 # long: a field a line

@@ -16,8 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from .core import InputError,megabytes
 from .download import download,file_checksum,hold,unpack
-from .photos import (PHOTO_SUFFIXES,Photos,
-                             cache_dir,cache_rows,cut_files,cut_images)
+from .photos import PHOTO_SUFFIXES,Photos,cache_dir,cache_rows,cut_files,cut_images
 
 # %% ../nbs/13_sets.ipynb #018305ed
 def find_set(

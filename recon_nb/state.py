@@ -18,8 +18,8 @@ from torch import nn
 # %% ../nbs/51_state.ipynb #cc082541
 from .choices import check_choices
 from .config import GANConfig,get_preset
-from .devices import (
-    check_accelerator,check_share,fork_random,make_accelerator,prepare)
+from .devices import check_accelerator,check_share,make_accelerator,prepare
+from .machine import fork_random
 from .discriminator import Discriminator
 from .encoder import check_encoder,make_encoder
 from .generator import Generator

@@ -16,8 +16,8 @@ from accelerate.utils import gather_object
 
 # %% ../nbs/55_trainer.ipynb #dc5ab30b
 from .batches import batch_index,fetch
-from .checkpoint import (
-    load_checkpoint,pack_optimizer,save_checkpoint,save_tensors,unpack_optimizer)
+from .checkpoint import (load_checkpoint,pack_optimizer,save_checkpoint,save_tensors,
+                                 unpack_optimizer)
 from .core import append_jsonl,progress_bar,read_jsonl,write_atomic
 from .devices import agree,explain_memory,mean_over
 from .machine import fork_random

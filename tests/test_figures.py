@@ -4,8 +4,7 @@ import pytest
 from matplotlib import pyplot as plt
 from recon_nb.compare import Records, RunComparison, caption_of, compare_runs, plot_quantity
 from recon_nb.core import InputError
-from recon_nb.figures import (Picture, draw_architecture, draw_crop, draw_curves, draw_feature_maps, draw_filters, draw_neighbours, draw_reconstructions,
-                              draw_scale_bias, read_outputs)
+from recon_nb.figures import Picture, draw_architecture, draw_crop, draw_curves, draw_feature_maps, draw_filters, draw_neighbours, draw_reconstructions, draw_scale_bias, read_outputs
 from recon_nb.flipbook import draw_chart
 from recon_nb.run import GANRun, Reconstruction
 from recon_nb.training import train_gan
