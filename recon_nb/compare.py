@@ -32,7 +32,7 @@ def _open_run(run):
     for name in ('run.json', 'history.jsonl'):
         if not (run.dir/name).exists():
             raise InputError(f"{run.dir} holds no {name}: "
-                             "the run was stopped before its first look at the losses, "
+                             "the run was stopped before its losses were first read, "
                              "or not all of its folder was copied. Train on, or copy it all.")
     try:
         for name in Records._fields: getattr(run, name)
@@ -219,7 +219,7 @@ def _common_epoch(runs):
             for r in runs]
     return max(set.intersection(*kept), default=None)
 
-_rows = 'sees', 'paints', 'with the\nreal centre', 'photo'
+_rows = 'sees', 'output', 'with the\nreal centre', 'photo'
 
 def _draw_samples(ax, run, *, epoch, photos, titles=None, pad=2):
     path, size = run.dir/'samples'/f'epoch-{epoch:04d}.png', run.cfg.size
@@ -251,7 +251,7 @@ def _draw_grids(fig, runs, names, epoch):
         ax.set_title(_shorten(name, 96//n), fontsize=9, color=line_style(i)['color'])
 
 # %% ../nbs/61_compare.ipynb #3c81175e
-_look = {'axes.titlesize': 9, 'axes.labelsize': 8, 'xtick.labelsize': 8, 'ytick.labelsize': 8,
+_style = {'axes.titlesize': 9, 'axes.labelsize': 8, 'xtick.labelsize': 8, 'ytick.labelsize': 8,
          'axes.spines.top': False, 'axes.spines.right': False, 'lines.linewidth': 1.4}
 
 def _draw_panels(part, records, keys):
@@ -274,7 +274,7 @@ def figure(self:RunComparison,
     low = .4 if epoch is None else .32*width    # of the part with the samples
     losses = _keys([row for r in records.values() for row in r.history[:1]])
     scores = _keys([row for r in records.values() for row in r.metrics[:1]])
-    with plt.rc_context(_look):
+    with plt.rc_context(_style):
         # one that pyplot does not keep
         fig = plt.Figure(figsize=(width, 4.2+low), layout='constrained')
         parts = fig.subfigures(3, 1, height_ratios=[2, 2, low])

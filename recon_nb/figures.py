@@ -83,17 +83,17 @@ def _canvas(height, alt, width=_WIDTH):
     fig.alt = alt
     return fig, ax
 
-def _tile(ax, photo, x, y, w, h=None, **look):
+def _tile(ax, photo, x, y, w, h=None, **style):
     "A photo or a map, its upper left corner at (x, y)."
-    look = {'interpolation': 'nearest' if max(np.shape(photo)[:2]) < 144*w else 'antialiased',
-            'cmap': 'gray', **look}
-    return ax.imshow(photo, extent=(x, x+w, y+(h or w), y), aspect='auto', **look)
+    style = {'interpolation': 'nearest' if max(np.shape(photo)[:2]) < 144*w else 'antialiased',
+            'cmap': 'gray', **style}
+    return ax.imshow(photo, extent=(x, x+w, y+(h or w), y), aspect='auto', **style)
 
-def _say(ax, x, y, text, **look):
-    with rc_context(_STYLE): return ax.text(x, y, text, **{'ha': 'center', 'va': 'center', **look})
+def _say(ax, x, y, text, **style):
+    with rc_context(_STYLE): return ax.text(x, y, text, **{'ha': 'center', 'va': 'center', **style})
 
-def _box(ax, x, y, w, h, color, **look):
-    return ax.add_patch(Rectangle((x,y), w, h, fill=False, ec=color, **{'lw': 1.8, **look}))
+def _box(ax, x, y, w, h, color, **style):
+    return ax.add_patch(Rectangle((x,y), w, h, fill=False, ec=color, **{'lw': 1.8, **style}))
 
 def _one(photo): return as_images(photo)[0]
 

@@ -124,12 +124,12 @@ def plot_curves(
     "Curves in one panel."
     ends, colors = [], {}
     for i,(name,(x,y)) in enumerate(series.items()):
-        look = line_style(i)
-        colors[name] = look['color']
+        style = line_style(i)
+        colors[name] = style['color']
         x, y = thin_out(x, y, most=most)
         if not len(x): continue
-        ax.plot(x, y, marker='o' if len(x) < 20 else '', ms=3, label=name, **look)
-        ends.append((name, x[-1], y[-1], look['color']))
+        ax.plot(x, y, marker='o' if len(x) < 20 else '', ms=3, label=name, **style)
+        ends.append((name, x[-1], y[-1], style['color']))
     for name,y in (levels or {}).items():
         if not np.isfinite(y): continue
         color = colors.get(name, '#777777')

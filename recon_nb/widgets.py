@@ -434,7 +434,7 @@ class _Tail:
     a file that was cut is read anew."""
     def __init__(self, path): self.path,self.rows,self.at,self.inode = Path(path),[],0,0
 
-    def look(self):
+    def read(self):
         "All records so far."
         try: f, inode = open(self.path, 'rb'), self.path.stat().st_ino
         except FileNotFoundError:
@@ -580,7 +580,7 @@ def _read(self:TrainingMonitor):
         raise InputError(f'{self.dir} holds no run.json: '
                          'no run, or one that has not begun yet.') from None
     except ValueError: raise InputError(f"{self.dir/'run.json'} is damaged.") from None
-    history, metrics, probe = (t.look() for t in self.tails.values())
+    history, metrics, probe = (t.read() for t in self.tails.values())
     return Records(history, metrics, info), probe
 
 # %% ../nbs/81_widgets.ipynb #fc9bfcf6
@@ -609,7 +609,7 @@ def _poll(self:TrainingMonitor):
         if now != files: files, since = now, time.monotonic()
         if time.monotonic()-since > self.patience:
             self.fault = (f'nothing new for {duration(self.patience)}: the run was stopped, '
-                          'or it waits. Make this monitor anew to look on.')
+                          'or it waits. Make this monitor anew to watch on.')
             break
     self.update() # once more: it may have ended since the last drawing
 
@@ -700,7 +700,7 @@ def static(self:TrainingMonitor, # noqa: F811
     records, probe = self._read()
     grids = self._grids()
     if not grids:
-        raise InputError(f'{self.dir} has no samples yet: the run has not been looked at.')
+        raise InputError(f'{self.dir} has no samples yet: no epoch has been evaluated.')
     some = np.linspace(0, len(grids)-1, min(epochs, len(grids))).round().astype(int)
     grids = [grids[i] for i in np.unique(some)]
     frames = np.stack([np.asarray(Image.open(g).convert('RGB')) for g in grids])

@@ -262,30 +262,32 @@ def test_a_run_that_appears_grows_and_is_damaged(runs, tmp_path):
     finally: m.close()
 
 
-def threads(): return [t for t in threading.enumerate() if t.is_alive()]
+def new_threads(before): return {t for t in threading.enumerate() if t.is_alive()} - before
 
 
 def test_a_cell_that_is_run_again_leaves_no_thread(runs, tmp_path):
-    before, missing = len(threads()), tmp_path/'later'
+    before, missing = {*threading.enumerate()}, tmp_path/'later'
     monitors = [TrainingMonitor(missing, every=.02) for _ in range(3)]                   # nothing there yet: they would wait
-    wait_for(lambda: len(threads()) == before+1)                                         # of three, the last looks on
+    wait_for(lambda: len(new_threads(before)) == 1)                                        # of three, the last looks on
     assert [m.poller.is_alive() for m in monitors] == [False, False, True]
     assert all('a newer monitor shows this run' in said(m) for m in monitors[:2]) and 'there is no folder' in said(monitors[2])
     shutil.copytree(runs['one'].dir, missing)
     wait_for(lambda: 'finished' in monitors[2].view.value)
-    wait_for(lambda: len(threads()) == before)                                           # a finished run needs no thread
+    wait_for(lambda: not new_threads(before))                                       # a finished run needs no thread
 
 
 def test_a_run_that_was_stopped_is_not_polled_for_ever(copy):
     rows = (copy/'history.jsonl').read_text().splitlines(keepends=True)
     (copy/'history.jsonl').write_text(''.join(rows[:5]))
-    before, m = len(threads()), TrainingMonitor(copy, every=.02, patience=.5)
+    before = {*threading.enumerate()}
+    m = TrainingMonitor(copy, every=.02, patience=.5)
     time.sleep(.3)
     with open(copy/'history.jsonl', 'a') as f: f.write(rows[5])                          # it goes on: patience begins anew
     wait_for(lambda: 'step 6 of' in m.view.value)
     assert m.poller.is_alive()
     wait_for(lambda: not m.poller.is_alive())
-    assert 'nothing new for' in said(m) and len(threads()) == before and 'step 6 of' in m.view.value
+    wait_for(lambda: not new_threads(before))
+    assert 'nothing new for' in said(m) and 'step 6 of' in m.view.value
 
 
 def test_no_folder_nothing_to_show():
