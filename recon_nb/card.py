@@ -124,9 +124,8 @@ def _front(run, source, licence): # YAML, which JSON is a part of
 def _hides(run): # how the question was put, measured on some masks
     mask = run.task.mask
     share = mask(np.arange(256), epoch=0, seed=0).float().mean().item()
-    centre = ', all but its centre,' if getattr(mask, 'window', None) is not None else ''
-    enlarged = getattr(run.task.view, 'needs_window', False)
-    shown = ', and the rest was shown enlarged' if enlarged else ''
+    centre = '' if mask.window is None else ', all but its centre,'
+    shown = ', and the rest was shown enlarged' if run.task.view.needs_window else ''
     return f'Of each picture {share:.0%}{centre} was hidden{shown}'
 
 def _what(run): # in a sentence
@@ -140,9 +139,6 @@ def _what(run): # in a sentence
 def _listed(numbers):
     *first, last = map(str, numbers)
     return f'{", ".join(first)} and {last}' if first else last
-
-def _reductions(enc): # pixels of a place along a side, a number a stage
-    return getattr(enc, 'reductions', None) or [f['reduction'] for f in enc.feature_info]
 
 # %% ../nbs/78_card.ipynb #dad48168
 def _training(run, source):
@@ -177,7 +173,7 @@ def model_card(
     run = run if isinstance(run, GANRun) else GANRun.load(run)
     source, enc = _source_of(run), run.encoder
     terms, link = TERMS.get(source, ('you know their terms', ''))
-    n, sides = sum(w.numel() for w in enc.parameters()), _reductions(enc)
+    n, sides = sum(w.numel() for w in enc.parameters()), enc.reductions
     use = _use.format(file='generator.safetensors', size=run.cfg.size,
                       stages=len(enc.channels), channels=list(enc.channels))
     return (f"""---

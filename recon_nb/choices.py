@@ -131,8 +131,8 @@ def _without_effect(p, changed): # yields what is said of each field that change
     known = encoder_choices(c.encoder)
     for f in ('width','between','dropout'):
         if f in changed and f not in known:
-            yield (f"{f}={getattr(c, f)!r} has no effect: encoder {c.encoder!r} has no such choice. "
-                f"It takes {', '.join(known) or 'none'}.")
+            yield (f"{f}={getattr(c, f)!r} has no effect: encoder {c.encoder!r} has no such "
+                f"choice. It takes {', '.join(known) or 'none'}.")
 
 # %% ../nbs/46_choices.ipynb #dfe1858e
 def check_choices(

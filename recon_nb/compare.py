@@ -18,6 +18,7 @@ from .config import field_docs
 from .core import InputError
 from .run import GANRun
 from .show import line_style,plot_curves,show_grid,thin_out
+from .targets import SCORES,Score
 
 # %% ../nbs/61_compare.ipynb #aa905dbd
 class Records(NamedTuple):
@@ -45,33 +46,8 @@ def _unique(names): # the second run of a name gets its number
     return [n if names.index(n) == i else f'{n} ({i+1})' for i,n in enumerate(names)]
 
 # %% ../nbs/61_compare.ipynb #1496e82f
-class _Score(NamedTuple):
-    "A measure on held-out photos, and how it is said."
-    key:str # its name in `metrics.jsonl`
-    name:str # in a table: held-out PSNR
-    unit:str = '' # behind the number: ' dB', or '%' for a share
-    better:str = 'more' # more or less
-
-    def text(self, value, digits=2):
-        return f'{value:.{digits}%}' if self.unit == '%' else f'{value:.{digits}f}{self.unit}'
-    @property
-    def caption(self):
-        unit = f', {self.unit.strip()}' if self.unit else ''
-        return f'{self.name}{unit} ({self.better} is better)'
-
-_scores = {s.key: s for s in (
-    _Score('psnr', 'held-out PSNR', ' dB'),
-    _Score('explained', 'held-out share explained', '%'),
-    _Score('named', 'held-out codes named', '%'),
-    _Score('l1', 'held-out L1', better='less'),
-    _Score('ssim', 'held-out SSIM'))}
-
-def _score_of(run_or_key):
-    "The score of that key, or the one that a run is told by."
-    if isinstance(run_or_key, str):
-        return _scores.get(run_or_key) or _Score(run_or_key, f'held-out {run_or_key}')
-    if run_or_key.task.paints: return _scores['psnr']
-    return _scores['named' if run_or_key.cfg.idt_norm == 'ce' else 'explained']
+def _score_of(key): # of metrics.jsonl
+    return SCORES.get(key) or Score(key, f'held-out {key}')
 
 # %% ../nbs/61_compare.ipynb #dd363404
 # long: the runs, how they differ, and the table of both
@@ -105,7 +81,7 @@ class RunComparison:
 
 def _last_scores(runs):
     "The score's name, and each run's last one; with its own name where they differ."
-    scores = [_score_of(r) for r in runs]
+    scores = [r.task.target.headline for r in runs]
     alike = len(set(scores)) == 1
     told = []
     for run,score in zip(runs, scores):
@@ -157,7 +133,7 @@ def headline_in(
 )->str|None: # its key; None if the row has no score
     "The score that a run is told by, where only its records are at hand."
     keys = [k for k in row if k not in _apart]
-    return next((k for k in _scores if k in keys), keys[0] if keys else None)
+    return next((k for k in SCORES if k in keys), keys[0] if keys else None)
 
 def read_records(
     runs:dict, # name -> `GANRun`

@@ -86,7 +86,7 @@ def check_encoder(
     enc:nn.Module, # any module; the same afterwards
     size:int, # side of the pictures in pixels
 )->nn.Module: # `enc`
-    "Try an encoder on two grey pictures. Raises `InputError` that says where it breaks the contract."
+    "Try an encoder on two grey pictures. Raises `InputError` where it breaks the contract."
     given = f"{type(check_attributes(enc)).__name__} at {size} px"
     maps = _try_features(enc, size, given)
     expected = [(2, c, -(-size//r), -(-size//r)) for c,r in zip(enc.channels, enc.reductions)]
@@ -135,7 +135,7 @@ def stage_index(
     enc:nn.Module, # an encoder
     stage:int, # counted from 1; or negative, from the end
 )->int: # the stage's place in `enc.features(x)`
-    "Where a stage stands in the list of feature maps. Raises `InputError` if there is no such stage."
+    "Where a stage stands in the list of feature maps. Raises `InputError` if there is none."
     n = len(enc.channels)
     if 1 <= stage <= n: return stage-1
     if -n <= stage <= -1: return n+stage

@@ -79,16 +79,6 @@ def evaluate(
         if st.task.has_picture: _write_samples(st, held_out(st, 16), shown)
     return row
 
-# %% ../nbs/54_evaluation.ipynb #9d684ced
-def _scores(st, out, s):
-    if st.cfg.idt_norm == 'ce':
-        return dict(named=(out.argmax(1) == s.target.argmax(1)).float().mean().item())
-    p = st.task.target.picture
-    scores = (score(*map(st.task.picture, (out, s.target)), s.hidden) if p
-              else dict(l1=hidden_l1(out, s.target, s.where).mean().item()))
-    if p == out.shape[1]: return scores
-    return dict(scores, explained=explained(out[:,p:], s.target[:,p:], s.where))
-
 # %% ../nbs/54_evaluation.ipynb #061de8fb
 def _write_samples(st, s, shown):
     out, goal = generate(st.gen_net, s.i_in)[0], s.goals[0]

@@ -19,28 +19,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from .core import InputError
 from .pixels import Photo8,to_model
 
-# %% ../nbs/64_features.ipynb #822284d8
-import hashlib,os
-from collections import OrderedDict
-from contextlib import contextmanager
-from copy import deepcopy
-from dataclasses import dataclass,field,replace
-from pathlib import Path
-import numpy as np,torch,torch.nn.functional as F
-from jaxtyping import Float
-from torch import Tensor,nn
-from torch.nn.utils.parametrize import is_parametrized
-from torch.utils.flop_counter import FlopCounterMode
-from .config import GANConfig
-from .core import InputError,check_name
-from .machine import fork_random
-from .discriminator import Discriminator
-from .export import Pretrained,load_pretrained
-from .encoder import Encoder
-from .layers import init_weights
-from .pixels import Images,Photo8,to_model
-from .run import GANRun
-
 # %% ../nbs/64_features.ipynb #5dc0cd7f
 @contextmanager
 def frozen(

@@ -28,7 +28,7 @@ from .compare import caption_of,plot_quantity,read_records
 from .core import InputError,check_name
 from .contenders import as_contender,Pixels
 from .features import encode,frozen
-from .heads import closest
+from .heads import nearest_neighbours
 from .masks import window_slice
 from .photos import cut_square,as_images
 from .pixels import to_model,to_pixels
@@ -172,10 +172,11 @@ def read_outputs(
         i_in, i_r, hidden = run.held_out()
         k = np.linspace(0, len(i_r)-1, min(most or len(i_r), len(i_r))).round().astype(int)
         return Outputs(epochs, i_in[k], i_r[k], hidden[k], outputs[:,k])
-    i_in, output, _, i_r = run.reconstruct(photos)
-    hidden = run.task.mask(np.arange(len(i_r)), epoch=0, seed=run.task.seed)[:,0].cpu().numpy()
-    rows = run.metrics
-    return Outputs([rows[-1]['epoch'] if rows else 0], i_in, i_r, hidden, output[None])
+    r, rows = run.reconstruct(photos), run.metrics
+    index = np.arange(len(r.goal))
+    hidden = run.task.mask(index, epoch=0, seed=run.task.seed)[:,0].cpu().numpy()
+    epoch = rows[-1]['epoch'] if rows else 0
+    return Outputs([epoch], r.i_in, r.goal, hidden, r.painted[None])
 
 def _open(run): return run if isinstance(run, GANRun) else GANRun.load(run)
 
@@ -548,23 +549,6 @@ def _name_ends(ax, ends):
                     color=_deep(color), va='center', size=8, linespacing=1.0,
                     arrowprops=dict(arrowstyle='-', color=color, lw=.7, shrinkA=1, shrinkB=2))
 
-# %% ../nbs/80_figures.ipynb #880e1a98
-# features (n, d), which m rows ask -> indices and cosines, (m, k) each, the nearest first
-def _nearest(features, queries, *, k=6):
-    """The rows nearest to some rows, by the cosine of what is left without the mean of all rows.
-    Nobody answers himself."""
-    f = torch.as_tensor(features).double().flatten(1)
-    queries = torch.as_tensor(queries)
-    n = len(f)
-    if not all(-n <= q < n for q in queries.tolist()):
-        raise InputError(f"query={queries.tolist()}; there are {n} images, 0 to {n-1}.")
-    if not 1 <= k < n:
-        raise InputError(f"k={k}; of {n} images one asks, so 1 to {n-1} can answer.")
-    f = f-f.mean(0)
-    found = [*closest(f, f[queries], k=k, own=queries)]
-    return (torch.cat([near for _,near in found]).numpy(),
-            torch.cat([cosines for cosines,_ in found]).numpy())
-
 # %% ../nbs/80_figures.ipynb #dfa929c1
 def features_of(
     encoder, # what `as_contender` takes, or features (n, d)
@@ -601,7 +585,7 @@ def draw_neighbours(
         raise InputError(f"photos are {photos.dtype}{photos.shape}; "
                          "give uint8 (n, size, size, 3).")
     if not isinstance(encoders, dict): encoders = {'': encoders}
-    found = {n: _nearest(features_of(e, photos), [query], k=k) for n,e in encoders.items()}
+    found = {n: nearest_neighbours(features_of(e, photos), [query], k=k) for n,e in encoders.items()}
     s = min(.95, (_WIDTH-1.9)/k-.08)
     pitch = s+.5
     fig,ax = _canvas(

@@ -8,7 +8,6 @@ Docs: https://recon-nb.github.io/recon_nb/layers.html.md"""
 __all__ = ['down_block', 'up_block', 'init_weights']
 
 # %% ../nbs/30_layers.ipynb #cf590c17
-import torch
 from torch import nn
 
 # %% ../nbs/30_layers.ipynb #7a78793d

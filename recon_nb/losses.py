@@ -1,4 +1,4 @@
-"""What the two nets are trained on: adversarial pairs, a penalty, the reconstruction loss (§2.3, §4).
+"""What the nets are trained on: adversarial pairs, a penalty, the reconstruction loss (§2.3, §4).
 
 Docs: https://recon-nb.github.io/recon_nb/losses.html.md"""
 
@@ -86,7 +86,7 @@ ADV |= {
 def check_adv(
     adv:AdvLoss, # a pair of losses
 )->AdvLoss: # `adv`
-    "Try an adversarial pair on made-up values. Raises `InputError` if a loss gives no finite number."
+    "Try an adversarial pair on made-up values. Raises `InputError` if a loss is no finite number."
     real, fake = torch.linspace(-2, 2, 4), torch.linspace(1, -1, 4)
     given = dict(disc=(real, fake), gen=(real, fake) if adv.relativistic else (fake,))
     for name,values in given.items():

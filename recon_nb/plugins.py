@@ -18,7 +18,7 @@ from .encoder import ENCODERS
 from .losses import ADV
 from .masks import MASKS,VIEWS
 from .targets import TARGETS
-from .teacher import CodeTarget
+from .teacher import CodeTarget # noqa: F401 (registered there)
 
 # %% ../nbs/45_plugins.ipynb #5fff55ed
 REGISTRIES = dict(view=VIEWS, mask=MASKS, target=TARGETS, encoder=ENCODERS, adv=ADV, norm_d=D_NORMS)
@@ -62,14 +62,15 @@ def _take_back(before):
         REGISTRIES[field].update(names)
 
 def _what_is_new(path, before):
-    changed = {field: [n for n,part in REGISTRIES[field].items() if before[field].get(n) is not part]
-        for field in REGISTRIES}
+    changed = {field: [n for n,part in names.items() if before[field].get(n) is not part]
+        for field,names in REGISTRIES.items()}
     taken = [(field, n) for field,names in changed.items() for n in names if n in before[field]]
     mine = {n for gives in _loaded.values() for n in gives['names']}
     if clash := [t for t in taken if t not in mine]:
         field, n = clash[0]
         _take_back(before)
-        raise InputError(f"{path} registers {field} {n!r}, which exists already: choose another name.")
+        raise InputError(f"{path} registers {field} {n!r}, which exists already: "
+            "choose another name.")
     gives = {field: names for field,names in changed.items() if names}
     if not gives:
         raise InputError(f"{path} registers nothing: it must give its part a name, such as "

@@ -66,7 +66,7 @@ def read_encoder(
 def load_encoder(
     run_dir, # a run folder
 )->tuple: # the run's config, and its encoder in evaluation mode, on the CPU
-    "Open the encoder of a run. Raises `InputError` if the encoder is from a file that is not given."
+    "Open the encoder of a run. Raises `InputError` if it is from a file that is not given."
     tensors,state = load_tensors(weights_of(run_dir))
     cfg = config_from_dict(state['config'])
     check_parts(cfg, noted=run_info(run_dir).get('plugins', ()), fields=('encoder',))

@@ -17,7 +17,7 @@ from .batches import check_state,choose_evenly,make_teacher,teach
 from .choices import check_choices
 from .checkpoint import has_checkpoint,load_tensors,save_tensors
 from .config import config_from_dict,deviations,get_preset,with_overrides
-from .core import InputError,check_name,describe_machine,duration,megabytes,write_atomic
+from .core import InputError,describe_machine,duration,megabytes,write_atomic
 from .cost import estimate_cost
 from .data import SETS,load_photos,split_photos
 from .devices import end_together,main_first,make_accelerator,on_main

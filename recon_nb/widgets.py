@@ -23,9 +23,8 @@ from fastcore.basics import patch
 # %% ../nbs/81_widgets.ipynb #26491fee
 from .compare import Records,caption_of,curve,headline_in,trivial_level
 from .core import InputError,check_name,duration
-from .contenders import as_contender
-from .features import encode
-from .figures import Outputs,_nearest,features_of,read_outputs
+from .figures import Outputs,features_of,read_outputs
+from .heads import nearest_neighbours
 from .flipbook import STYLE,Control,Fragment,Layer,Panel,draw_chart,make_flipbook
 from .labelled import LabelledSet
 from .masks import compose,scale_bias,window_size
@@ -715,7 +714,7 @@ def static(self:TrainingMonitor, # noqa: F811
 def _find_neighbours(encoder, images, *, k=6, first=None):
     "Indices (n or `first`, k) of the nearest images, the nearest first, never the image itself."
     f = features_of(encoder, images)
-    return _nearest(f, range(min(first or len(f), len(f))), k=min(k, len(f)-1))[0]
+    return nearest_neighbours(f, range(min(first or len(f), len(f))), k=min(k, len(f)-1))[0]
 
 def _name(e):
     if isinstance(e, GANRun): return e.dir.name
