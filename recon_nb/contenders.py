@@ -73,7 +73,7 @@ def _fresh(net, seed):
 def _fresh_spectral(m): # a spectral norm hides the weights from every init
     m.weight = nn.init.normal_(torch.empty_like(m.weight), 0., 0.02)
     for b in m.parametrizations.weight.buffers(): nn.init.normal_(b)
-    for _ in range(15): m.weight # each look is a step towards the largest singular value
+    for _ in range(15): getattr(m, 'weight') # noqa: B009 (each look is a step of the power iteration)
 
 # %% ../nbs/65_contenders.ipynb #23c6b25f
 class Pixels(nn.Module):

@@ -572,7 +572,8 @@ def features_of(
 # %% ../nbs/80_figures.ipynb #66aa403d
 # long: the query, then a row for each encoder
 def draw_neighbours(
-    encoders, # a dict, name -> encoder: what `as_contender` takes, or features (n, d); or one of them
+    # a dict, name -> encoder: what `as_contender` takes, or features (n, d); or one of them
+    encoders,
     photos:np.ndarray, # uint8 (n, size, size, 3)
     query:int, # which photo asks
     *,
@@ -585,7 +586,8 @@ def draw_neighbours(
         raise InputError(f"photos are {photos.dtype}{photos.shape}; "
                          "give uint8 (n, size, size, 3).")
     if not isinstance(encoders, dict): encoders = {'': encoders}
-    found = {n: nearest_neighbours(features_of(e, photos), [query], k=k) for n,e in encoders.items()}
+    found = {n: nearest_neighbours(features_of(e, photos), [query], k=k)
+             for n,e in encoders.items()}
     s = min(.95, (_WIDTH-1.9)/k-.08)
     pitch = s+.5
     fig,ax = _canvas(
