@@ -301,7 +301,7 @@ def _device(name):
     return str(check_device(name or ('cuda' if torch.cuda.is_available() else 'cpu')))
 
 def _probe(args):
-    from recon_nb.probe import FROZEN,probe
+    from recon_nb.classification import FROZEN,probe
     if args.encoder != 'scratch' and (args.like or args.width):
         raise InputError('--like and --width are for scratch: '
             f'{args.encoder} has an architecture of its own.')
@@ -312,7 +312,7 @@ def _probe(args):
     if args.search and args.mode in FROZEN:
         raise InputError(f'--search is for trained modes; {args.mode} chooses by itself.')
     print(probe(encoder, args.data, seeds=args.seeds,
-        recipe='search' if args.search else None, out=args.out, **how))
+        search=args.search, out=args.out, **how))
 
 def probe(
     argv=None, # the words after the command; the shell's if not given
@@ -369,7 +369,7 @@ def _existing(path):
     return path
 
 def _show_tables(records):
-    from recon_nb.probe import MODES
+    from recon_nb.classification import MODES
     from recon_nb.tables import table,tidy,to_markdown
     for mode in [m for m in MODES if m in set(tidy(records)['mode'])]:
         print(f'## {mode}\n\n{to_markdown(table(records, mode))}\n')

@@ -33,7 +33,13 @@ class Contender:
     source:dict = field(default_factory=dict) # where the weights come from, for the record
 
     @property
-    def pretrained(self)->bool: return self.name not in ('scratch', 'pixels')
+    def fresh(self)->bool: return self.name == 'scratch' # weights by the seed
+    @property
+    def raw(self)->bool: return self.name == 'pixels' # no encoder at all
+    @property
+    def foreign(self)->bool: return self.name == 'module' # somebody's own code
+    @property
+    def pretrained(self)->bool: return not (self.fresh or self.raw)
     @property
     def trainable(self)->bool: return any(True for _ in self.net.parameters())
 
@@ -42,7 +48,7 @@ class Contender:
     )->nn.Module:
         "A network of its own: a copy of the trained one, or fresh weights."
         net = deepcopy(self.net)
-        return _fresh(net, seed) if self.name == 'scratch' else net
+        return _fresh(net, seed) if self.fresh else net
 
 # %% ../nbs/65_contenders.ipynb #51f3075a
 def _fresh(net, seed):
@@ -102,7 +108,7 @@ def as_contender(
         raise InputError("how large are the images? Give size=, in pixels.")
     _try(net, size)
     contender = Contender(name, net, size, *source)
-    if name == 'scratch': contender.build(0)
+    if contender.fresh: contender.build(0)
     return contender
 
 # %% ../nbs/65_contenders.ipynb #d3d45fd6

@@ -17,13 +17,13 @@ import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock,Timeout
+from .classification import FROZEN,MODES,Classification,probe
+from .contenders import Contender,as_contender,fingerprint
 from .core import InputError,append_jsonl,check_name,describe_machine,read_jsonl
-from .contenders import Contender,as_contender
 from .features import count_macs
-from .contenders import fingerprint
-from .finetune import Recipe,paper_recipe,paper_updates
+from .finetune import Recipe
 from .labelled import development_images,label_subset,load_labelled
-from .probe import FROZEN,MODES,probe,search_recipe
+from .probing import parse_count,parse_seeds,search_recipe
 from .run import duration
 
 # %% ../nbs/75_experiments.ipynb #95803073
@@ -61,42 +61,36 @@ class Job:
                 + ('search' if self.kind == 'recipe' else f'seed {self.seed}'))
 
 # %% ../nbs/75_experiments.ipynb #3fc44426
-def _as_seeds(seeds):
-    seeds = [*range(seeds)] if isinstance(seeds, int) else list(seeds)
-    if (not seeds or any(type(s) is not int or s < 0 for s in seeds)
-            or len(set(seeds)) < len(seeds)):
-        raise InputError(f"seeds={seeds}; "
-                         "give a number of seeds, or different whole numbers from 0.")
-    return seeds
-
 def _as_labels(labels):
     labels = list(labels) if isinstance(labels, (list, tuple)) else [labels]
+    labels = [parse_count(k, 'labels') for k in labels]
     if not labels or len(set(labels)) < len(labels):
         raise InputError(f"labels={labels}; "
-                         "give different numbers of labels a class, None for all.")
+                         "give different numbers of labels a class, None or 'all' for all.")
     return labels
 
 # %% ../nbs/75_experiments.ipynb #2730e021
-def _as_arms(encoders, **how):
-    "Name -> list of arms. `like` for scratch is the first that is trained."
+def _as_contenders(encoders, **how):
+    "Name of a row -> list of contenders. `like` for scratch is the first that is trained."
     if not isinstance(encoders, dict) or not encoders:
-        raise InputError("encoders is a dict: the name of an arm -> None (scratch), 'pixels', "
+        raise InputError("encoders is a dict: the name of a row -> None (scratch), 'pixels', "
                          "an encoder, or a list of encoders.")
     groups = {name: e if isinstance(e, (list, tuple)) else [e] for name,e in encoders.items()}
     if empty := [name for name,g in groups.items() if not g]:
-        raise InputError(f"the arm {empty[0]!r} has no encoder.")
-    trained = [e for g in groups.values() for e in g
-               if e is not None and not (isinstance(e, str) and e == 'pixels')]
-    how['like'] = (
-        how['like'] if how['like'] is not None or how['width'] or not trained
-        else trained[0].net if isinstance(trained[0], Contender)
-        else trained[0])
-    arms = {name: [as_contender(e, **how) for e in g] for name,g in groups.items()}
-    for name,g in arms.items():
-        if len({fingerprint(a) for a in g}) < len(g):
-            raise InputError(f"the arm {name!r} has the same encoder twice; "
+        raise InputError(f"the row {empty[0]!r} has no encoder.")
+    if how['like'] is None and not how['width']: how['like'] = _first_trained(groups)
+    rows = {name: [as_contender(e, **how) for e in g] for name,g in groups.items()}
+    for name,g in rows.items():
+        if len({fingerprint(c) for c in g}) < len(g):
+            raise InputError(f"the row {name!r} has the same encoder twice; "
                              "give different pretrainings, or one.")
-    return arms
+    return rows
+
+def _first_trained(groups):
+    raw = lambda e: isinstance(e, str) and e == 'pixels'
+    trained = [e for g in groups.values() for e in g if e is not None and not raw(e)]
+    if not trained: return None
+    return trained[0].net if isinstance(trained[0], Contender) else trained[0]
 
 # %% ../nbs/75_experiments.ipynb #0624f6ba
 def _as_sets(datasets, size, root):
@@ -116,7 +110,7 @@ def _as_sets(datasets, size, root):
 def _search_labels(search, labels, data):
     """At how many labels the recipe is searched:
     as asked, if the images that judge can be kept out of it."""
-    k = labels if search == 'each' else search
+    k = labels if search is True else search
     free = np.bincount(np.delete(data.train_y, development_images(data.train_y)),
                        minlength=len(data.classes)).min()
     return k if k is None or k <= free else None
@@ -124,7 +118,7 @@ def _search_labels(search, labels, data):
 # %% ../nbs/75_experiments.ipynb #26be175e
 # long: the checks, then the cross product
 def list_jobs(
-    # name of an arm -> None (scratch), 'pixels', an encoder,
+    # name of a row -> None (scratch), 'pixels', an encoder,
     # or a list of encoders that differ in the seed of their pretraining
     encoders:dict,
     # a `LabelledSet`, the name of a set, a folder;
@@ -140,26 +134,24 @@ def list_jobs(
     root=None, # where a named set lies
     # name of a set, or '*' for all -> fields of `Recipe` that are fixed there, such as flip=False
     recipes:dict|None=None,
-    # the recipe is searched at 'each' number of labels, at one number for all,
-    # or (None) not at all
-    search:str|int|None='each',
+    # the recipe is searched at each number of labels (True), at one number for all, or not at all
+    search:bool|int=True,
     matched:bool=False, # the k-th encoder of an arm gets the k-th seed only
 )->list: # of `Job`, in the order to run them
     "Every run of an experiment. Raises `InputError` if one of them could not be made."
-    modes, labels, seeds, recipes = (
-        [modes] if isinstance(modes, str) else list(modes),
-        _as_labels(labels), _as_seeds(seeds), recipes or {})
+    modes = [modes] if isinstance(modes, str) else list(modes)
+    labels, seeds, recipes = _as_labels(labels), parse_seeds(seeds), recipes or {}
     for m in modes: check_name(m, MODES, 'mode')
-    if search not in ('each', None) and (type(search) is not int or search < 1):
-        raise InputError(f"search={search!r}; "
-                         "give 'each', a number of labels a class, or None.")
-    arms = _as_arms(encoders, size=size, like=like, width=width)
-    if matched and (uneven := [name for name,g in arms.items() if len(g) > len(seeds)]):
+    if type(search) is not bool and (type(search) is not int or search < 1):
+        raise InputError(f"search={search!r}; give True (at each number of labels), "
+                         "one number of labels a class for all, or False.")
+    rows = _as_contenders(encoders, size=size, like=like, width=width)
+    if matched and (uneven := [name for name,g in rows.items() if len(g) > len(seeds)]):
         raise InputError(
             "matched pairs the k-th encoder with the k-th seed, "
-            f"and the arm {uneven[0]!r} has {len(arms[uneven[0]])} encoders "
+            f"and the row {uneven[0]!r} has {len(rows[uneven[0]])} encoders "
             f"for {len(seeds)} seeds: give a seed for each.")
-    if len(sizes := {a.size for g in arms.values() for a in g}) > 1:
+    if len(sizes := {c.size for g in rows.values() for c in g}) > 1:
         raise InputError(
             f"the encoders are for pictures of {' and '.join(map(str, sorted(sizes)))} px; "
             "give size=, or compare them apart.")
@@ -171,9 +163,9 @@ def list_jobs(
         for k,_ in fixed: check_name(k, Recipe.__dataclass_fields__, 'field of a recipe')
         Recipe(**dict(fixed))
         for k in labels: label_subset(d.train_y, k, seed=0, classes=d.classes)
-        for name,group in arms.items():
+        for name,group in rows.items():
             prints = [fingerprint(a) for a in group]
-            for m in [m for m in modes if group[0].name != 'pixels' or m in ('knn','linear')]:
+            for m in [m for m in modes if MODES[m].raw or not group[0].raw]:
                 for k in labels:
                     jobs += _cell(name, group, prints, d, m, k, seeds,
                                   () if m in FROZEN else fixed, search, matched)
@@ -201,12 +193,13 @@ def in_order(
     """Frozen modes first, an encoder at a time; then the trained ones,
     few labels before many, a seed of every arm before the next seed."""
     rank = lambda name: {v: i for i,v in enumerate(dict.fromkeys(getattr(j, name) for j in jobs))}
+    order = list(MODES)
     data, arm, weights = rank('data'), rank('arm'), rank('weights')
     def place(j):
         where, many = ((data[j.data], arm[j.arm], weights[j.weights]),
                        float('inf') if j.labels is None else j.labels)
-        return ((0, MODES.index(j.mode), *where, j.seed, many) if j.mode in FROZEN
-                else (1, many, -MODES.index(j.mode), j.seed, *where))
+        return ((0, order.index(j.mode), *where, j.seed, many) if j.mode in FROZEN
+                else (1, many, -order.index(j.mode), j.seed, *where))
     probes = sorted((j for j in jobs if j.kind == 'probe'), key=place)
     return list(dict.fromkeys(x for j in probes for x in ([j.search] if j.search else []) + [j]))
 
@@ -234,21 +227,23 @@ def locked_records(
     finally: lock.release()
 
 # %% ../nbs/75_experiments.ipynb #1be23117
+def _start(job): # the recipe to start from; None for a mode that has none
+    fixed = {k: v for k,v in job.settings if k != 'search'}
+    start = Classification().recipe(job.mode)
+    return start and replace(start, **fixed)
+
 def _search(job, device):
     start = time.monotonic()
-    r = search_recipe(job.net, job.images, mode=job.mode, labels_per_class=job.labels,
-                      device=device, **dict(job.settings))
+    r = search_recipe(Classification(), job.net, job.images, mode=job.mode, amount=job.labels,
+                      recipe=_start(job), device=device)
     return dict(
         schema=1, kind='recipe', job=job.known, source=job.net.source,
         recipe=asdict(r), score=max(r.selected['scores'].values()),
         seconds=round(time.monotonic()-start, 2), machine=describe_machine())
 
 def _probe(job, recipe, device):
-    fixed = {k: v for k,v in job.settings if k != 'search'}
-    if job.mode not in FROZEN and recipe is None:
-        recipe = paper_recipe(**fixed) if job.mode == 'paper-finetune' else Recipe(**fixed)
     r, = probe(job.net, job.images, mode=job.mode, labels_per_class=job.labels, seeds=[job.seed],
-               recipe=recipe, device=device, progress=False).records()
+               recipe=recipe or _start(job), device=device, progress=False).records()
     # a training step: forward, and twice that backward
     passes = r['n_train'] + r['n_test'] + 3*r['images_seen']*(job.mode not in FROZEN)
     return dict({k: v for k,v in r.items() if k != 'confusion'},
@@ -312,20 +307,13 @@ def count_work(
     job:Job, # from `list_jobs`
 )->float: # multiply-adds, roughly
     "What a job costs: its encoder's passes, and the head where that is dear."
-    d, net = job.images, job.net
-    n, k = len(d.train_y) if job.labels is None else job.labels*len(d.classes), len(d.classes)
-    macs, channels = float(max(count_macs(net.net, d.size), 1)), net.net.channels
-    if job.mode not in FROZEN:
-        r = (paper_recipe if job.mode == 'paper-finetune' else Recipe)(
-            **{f: v for f,v in job.settings if f != 'search'})
-        return (macs*(3*r.updates(n)*min(r.bs, n) + n + len(d.test_y))
-                * (7 if job.kind == 'recipe' else 1))
-    work, last = macs*(n + len(d.test_y)), channels[-1]*max(1, d.size//16)**2
-    if job.mode == 'linear':
-        work += ((3*d.size**2 if net.name == 'pixels' else 4*sum(channels[-3:]))
-                 *k*(400*n + 4000*min(n, 5000)))
-    if job.mode == 'paper-frozen': work += 5*3*32*paper_updates(n)*last*512
-    return work
+    d, c, tests = job.images, job.net, len(job.images.test_y)
+    k = len(d.classes)
+    n = len(d.train_y) if job.labels is None else job.labels*k
+    macs = float(max(count_macs(c.net, d.size), 1))
+    if not (r := _start(job)): return macs*(n + tests) + MODES[job.mode].head_work(c, n, k)
+    trained = macs*(3*r.updates(n)*min(r.bs, n) + n + tests)
+    return trained*(1 + Classification.trials if job.kind == 'recipe' else 1)
 
 # %% ../nbs/75_experiments.ipynb #4e9e6bf1
 def estimate(
@@ -408,7 +396,7 @@ def plan_jobs(
     "Jobs as a table, with the time each may take."
     done = {json.dumps(r['job'], sort_keys=True): r
             for r in read_jsonl(Path(out).expanduser()) if 'job' in r}
-    net = next((j.net for j in jobs if j.net.name != 'pixels'), None)
+    net = next((j.net for j in jobs if not j.net.raw), None)
     hours = np.array(estimate(
         jobs, jobs, done, measure_speed(net, device=device) if net else None))/3600
     rows = [dict(kind=j.kind, data=j.data, mode=j.mode, labels=j.labels or 'all',

@@ -7,7 +7,7 @@ Docs: https://recon-nb.github.io/recon_nb/finetune.html.md"""
 # %% auto #0
 __all__ = ['Recipe', 'paper_recipe', 'augment', 'rate', 'paper_head', 'paper_updates', 'fit_paper_head', 'choose_lr',
            'Classifier', 'stages_of', 'param_groups', 'train_model', 'augmented', 'finetune', 'classify',
-           'search_recipe']
+           'choose_recipe']
 
 # %% ../nbs/67_finetune.ipynb #fe891c74
 from collections.abc import Callable
@@ -20,6 +20,7 @@ from jaxtyping import Float,Int64,UInt8
 from torch import Tensor,nn
 from .core import InputError,check_name,epoch_order,sample_uniform
 from .features import frozen
+from .machine import fork_random
 from .pixels import Images,Photo8,to_model
 
 # %% ../nbs/67_finetune.ipynb #47dd745f
@@ -73,7 +74,7 @@ def augment(
 
 # %% ../nbs/67_finetune.ipynb #a3405403
 def rate(
-    done:float, # share of the updates that is done, 0 to 1
+    done:float, # share of the updates that is done in the middle of this one, 0 to 1
 )->float: # what every learning rate is multiplied by
     "Warm-up over a twentieth, then a cosine to 0."
     return min(done/0.05, 1.) if done < 0.05 else (1+np.cos(np.pi*(done-0.05)/0.95))/2
@@ -97,7 +98,7 @@ def paper_updates(
     return max(3000, 10*n//32)
 
 # %% ../nbs/67_finetune.ipynb #ddd5d324
-# long: the loop, in one piece
+# long: a parameter a line
 def fit_paper_head(
     # flattened maps of the labelled photos, from a frozen encoder;
     # the head is trained where they lie
@@ -110,17 +111,19 @@ def fit_paper_head(
     steps:int=3000, # updates
     bs:int=32, # §3.1
 )->Callable: # features to logits
-    "The paper's head on frozen features."
-    torch.manual_seed(seed)
+    "The paper's head on frozen features. The caller's random numbers stay."
     std,mean = torch.std_mean(x, 0, correction=0)
     std = std.clamp_min(1e-6*mean.abs() + 1e-12)
     scale = lambda f: (f-mean)/std # a batch at a time: the maps of a whole set are large
-    head, bs = paper_head(x.shape[1], classes).to(x.device), min(bs, len(y))
+    with fork_random(x.device):
+        torch.manual_seed(seed)
+        head = paper_head(x.shape[1], classes).to(x.device)
     opt = torch.optim.Adam(head.parameters(), lr, fused=True)
+    bs = min(bs, len(y))
     for step in range(steps):
         epoch, k = divmod(step, len(y)//bs)
         if k == 0: order = epoch_order(len(y), seed=seed, epoch=epoch)
-        for g in opt.param_groups: g['lr'] = lr*rate(step/steps)
+        for g in opt.param_groups: g['lr'] = lr*rate((step+.5)/steps)
         i = order[k*bs:(k+1)*bs]
         loss = F.cross_entropy(head(scale(x[i])), y[i])
         opt.zero_grad()
@@ -202,7 +205,7 @@ def train_model(
     r:Recipe, # how
     *,
     n:int, # photos to train on
-    seed:int, # of the order
+    seed:int, # of the order; dropout draws from the random numbers at hand
     loss_of=F.cross_entropy, # a function of (logits, classes)
     device='cpu', # where to compute
     watch=None, # a function of (update, model), called ten times; for curves
@@ -218,7 +221,7 @@ def train_model(
             model.train()
             model.enc.requires_grad_(step >= first)
             model.enc.train(step >= first)
-        for g in opt.param_groups: g['lr'] = r.lr*g['scale']*rate(step/total)
+        for g in opt.param_groups: g['lr'] = r.lr*g['scale']*rate((step+.5)/total)
         epoch, k = divmod(step, per_epoch)
         if k == 0: order = epoch_order(n, seed=seed, epoch=epoch)
         x, y = batch(step, order[k*bs:(k+1)*bs])
@@ -250,6 +253,7 @@ def augmented(
         memory_format=torch.channels_last)
 
 # %% ../nbs/67_finetune.ipynb #d6050560
+# long: a parameter a line
 def finetune(
     enc:nn.Module, # the encoder; trained in place
     photos:Photo8, # the labelled images
@@ -262,16 +266,18 @@ def finetune(
     watch=None, # a function of (update, model), called ten times; for curves
     tick=None, # a function of 1, called after each update; for a progress bar
 )->Classifier: # in evaluation mode
-    "Train encoder and head on labelled images."
-    torch.manual_seed(seed)
-    model = Classifier(enc, classes, mode=r.mode, size=photos.shape[1]).to(
-        device, memory_format=torch.channels_last)
+    "Train encoder and head on labelled images. The caller's random numbers stay."
     target = torch.as_tensor(y)
     def batch(step, i):
         return (augmented(photos[i], r,
                           u=sample_uniform(seed, step, i, stream='augment', k=3), device=device),
                 target[i].to(device))
-    return train_model(model, batch, r, n=len(y), seed=seed, device=device, watch=watch, tick=tick)
+    with fork_random(device):
+        torch.manual_seed(seed)
+        model = Classifier(enc, classes, mode=r.mode, size=photos.shape[1]).to(
+            device, memory_format=torch.channels_last)
+        return train_model(model, batch, r, n=len(y), seed=seed, device=device,
+                           watch=watch, tick=tick)
 
 # %% ../nbs/67_finetune.ipynb #a02127b4
 @torch.no_grad()
@@ -290,33 +296,21 @@ def classify(
     return np.concatenate([model(x).argmax(1).cpu().numpy() for x in batches])
 
 # %% ../nbs/67_finetune.ipynb #297b27dc
-# long: a parameter a line
-def search_recipe(
-    build, # a function of a seed: a fresh copy of the arm's encoder
-    photos:Photo8, # labelled images to train on
-    y:np.ndarray, # their classes
-    dev:tuple, # (images, classes) to judge by
+def choose_recipe(
+    score, # a function of a recipe: accuracy on images that are not trained on
     r:Recipe, # where to start: everything but rate, decay and order
     *,
-    classes:int, # how many
-    seed:int, # of the training
-    device='cpu', # where to compute
     grid=(3e-4, 1e-3, 3e-3), # rates to begin with
-    tick=None, # as for `finetune`
-)->Recipe: # the best; `selected` holds every score
-    "Each arm's own best rate, layer-wise decay and order, judged on development images."
+)->tuple: # (the best recipe, dict of what was tried -> score)
+    "The best rate, layer-wise decay and order, one after the other."
     scores = {}
-    def score(q):
-        model = finetune(build(seed), photos, y, q, classes=classes,
-                         seed=seed, device=device, tick=tick)
-        scores[f'lr={q.lr:.3g} decay={q.layer_decay} head_first={q.head_first}'] = acc = float(
-            (classify(model, dev[0], device=device) == dev[1]).mean())
+    def tried(q):
+        acc = score(q)
+        scores[f'lr={q.lr:.3g} decay={q.layer_decay} head_first={q.head_first}'] = acc
         return acc
-    found = choose_lr(lambda lr: score(replace(r, lr=lr)), grid=grid)
+    found = choose_lr(lambda lr: tried(replace(r, lr=lr)), grid=grid)
     r = replace(r, lr=max(found, key=found.get))
     others = [replace(r, layer_decay=d, head_first=h)
               for d,h in ((1., True), (0.65, False), (0.65, True))]
-    tried = [(found[r.lr], r), *((score(q), q) for q in others)]
-    best = max(tried, key=lambda t: t[0])
-    return replace(best[1], selected=dict(
-        on='development images', n=len(dev[1]), labels=len(y), seed=seed, scores=scores))
+    every = [(found[r.lr], r), *((tried(q), q) for q in others)]
+    return max(every, key=lambda t: t[0])[1], scores

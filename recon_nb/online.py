@@ -14,7 +14,7 @@ import torch
 from fastcore.basics import patch
 from .core import InputError,append_jsonl,check_name,read_jsonl,write_atomic
 from .contenders import as_contender
-from .features import encode
+from .features import encode,stage_sides
 from .heads import fit_linear,knn_predict
 from .labelled import DEV_SEED,development_images,label_subset,load_labelled
 from .trainer import TrainState
@@ -83,10 +83,12 @@ def _look(self:OnlineProbe, st):
     "Score the encoder as it is now."
     start, net, right = time.monotonic(), self._net(st), {}
     f, g = (
-        encode(net, x, stages=(-3,-2,-1), side=2, device=st.acc.device, remember=False)
+        encode(net, x, stages=tuple(range(-min(3, len(net.channels)), 0)), side=2,
+               device=st.acc.device, remember=False)
         for x in (self.x, self.x_dev))
-    # one pass serves both: the last stage's four places, averaged
-    last = lambda f: f[:, -4*net.channels[-1]:].unflatten(1, (net.channels[-1], -1)).mean(2)
+    # one pass serves both: the last stage's places, four at most, averaged
+    many = net.channels[-1]*min(2, stage_sides(net, self.x.shape[1])[-1])**2
+    last = lambda f: f[:, -many:].unflatten(1, (net.channels[-1], -1)).mean(2)
     right['knn'] = knn_predict(
         last(f), self.y, last(g), k=min(20, int(torch.bincount(self.y).min())))
     right['linear'] = fit_linear(

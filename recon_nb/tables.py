@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 from .core import InputError,check_name
-from .probe import FROZEN
+from .classification import FROZEN
 
 # %% ../nbs/76_tables.ipynb #2e167074
 def interval(
@@ -97,7 +97,11 @@ def tidy(
     records,
 )->pd.DataFrame: # a row a run; `acc` and `chance` in per cent
     "Records as rows. Raises `InputError` if they don't belong into one table."
-    try: rows = pd.DataFrame([_row(r) for r in records if r.get('kind', 'probe') == 'probe'])
+    records = [r for r in records if r.get('kind', 'probe') == 'probe']
+    if other := {r.get('task', 'classification') for r in records} - {'classification'}:
+        raise InputError(f"these are records of {', '.join(sorted(other))}, "
+                         "and a table of accuracies has no place for them; leave them out.")
+    try: rows = pd.DataFrame([_row(r) for r in records])
     except KeyError as e:
         raise InputError(
             f"a record has no {e}: this is no record of a probe. "
@@ -182,7 +186,7 @@ def summarize(
     """Mean, standard deviation, and the paired difference from a reference,
     for every cell of a table."""
     rows, out = tidy(records), []
-    check_name(against, ['scratch', *rows.arm.unique()], 'arm to compare with')
+    check_name(against, ['scratch', *rows.arm.unique()], 'row to compare with')
     for (mode,data,labels,arm),g in rows.groupby(['mode','data','labels','arm'], sort=False):
         ref = 'random' if against == 'scratch' and mode in FROZEN else against
         cell = rows[(rows['mode'] == mode) & (rows.data == data) & (rows.labels == labels)]
