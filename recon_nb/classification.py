@@ -216,7 +216,7 @@ def probe(
     like=None, # for scratch: the run, config or module whose architecture it has
     size:int|None=None, # side of the images in pixels; the run's own if not given
     width:int|None=None, # for scratch without `like`: channels of the first stage
-    recipe:Recipe|None=None, # for the trained modes; `Recipe()` or `paper_recipe()` if not given
+    recipe=None, # for the trained modes: a `Recipe`; `Recipe()` or `paper_recipe()` if not given
     # for the trained modes: this contender searches its own recipe first, from `recipe` on
     search:bool=False,
     root=None, # where a named set lies

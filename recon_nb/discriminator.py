@@ -50,6 +50,10 @@ class Discriminator(nn.Module):
         if norm == 'spectral':
             [spectral_norm(m) for m in list(self.modules()) if isinstance(m, nn.Conv2d)]
 
+    def start(self)->None:
+        "Give it its initial weights: DCGAN's."
+        init_weights(self)
+
     def features(self,
         x:Images, # pictures, in [-1, 1]
     )->list: # four tensors `b c h/2^i w/2^i`, i = 1..4, with `self.channels` channels
@@ -80,9 +84,3 @@ def feature_info(self:Discriminator)->list:
     and the module's name: as timm's `feature_info`."""
     return [dict(num_chs=c, reduction=2**i, module=f'conv{i}')
         for i,c in enumerate(self.channels, 1)]
-
-# %% ../nbs/32_discriminator.ipynb #e5beddf3
-@patch
-def start(self:Discriminator)->None:
-    "Give it its initial weights: DCGAN's. (A spectral norm hides them: `65_contenders` knows.)"
-    init_weights(self)

@@ -1,4 +1,4 @@
-"""Is a classification pipeline broken? Checks that a working one passes with ease (§3.1, §3.5).
+"""Is a classifier's pipeline broken? Checks that a working one passes with ease (§3.1, §3.5).
 
 Docs: https://recon-nb.github.io/recon_nb/guards.html.md"""
 
@@ -178,8 +178,12 @@ def _told_apart(a, b, seed):
             chance_bar(2*n, .55))
 
 # %% ../nbs/68_guards.ipynb #960e1c89
+_SHAPES_FIRST = 'bring all images to one shape first'
+
+def _one_shape(c): return c.x.shape[1:] == c.tx.shape[1:]
+
 def _check_pixels(c):
-    if c.x.shape[1:] != c.tx.shape[1:]:
+    if not _one_shape(c):
         return Check('pixels', 1., f'{c.x.shape[1:]}, {c.tx.shape[1:]}', 'one shape', False,
                      "train and test images differ in shape: prepare both by one function.")
     a,b = (x[epoch_order(len(x), seed=c.seed, epoch=1)].astype(np.float32) for x in (c.x, c.tx))
@@ -295,14 +299,14 @@ def check_data(
             raise InputError(f"{s}_x has shape {np.shape(x)}. "
                              "Accepted: at least 30 images, (n, h, w, 3).")
     checks = [_check_labels(data, len(data.classes))]
+    pairs = ['pairs in train', 'pairs in test', 'train to test']
     if not checks[0].ok:
-        return PipelineReport(checks + [
-            _not_run(n, 'mend the labels first')
-            for n in ('class shares', 'pixels', 'copies',
-                      'pairs in train', 'pairs in test', 'train to test')])
+        return PipelineReport(checks + [_not_run(n, 'mend the labels first')
+                                        for n in ['class shares', 'pixels', 'copies', *pairs]])
     c = _case(data, None, None, seed=seed, most=most, alpha=alpha)
     checks += [_check_shares(data, c.n, alpha), _check_pixels(c), _check_copies(data)]
-    if c.x.shape[1:] != c.tx.shape[1:]: return PipelineReport(checks)
+    if not _one_shape(c):
+        return PipelineReport(checks + [_not_run(n, _SHAPES_FIRST) for n in pairs])
     return PipelineReport(checks + _check_pairs(c))
 
 # %% ../nbs/68_guards.ipynb #da84653c
@@ -551,10 +555,10 @@ def check_pipeline(
     report = check_data(data, seed=seed, most=most, alpha=alpha)
     later = ('over-fit 32', 'steady answers', 'shuffled labels', 'order',
              'train and test', 'predictions', 'picking on test')
-    if not report['labels'].ok:
-        return PipelineReport(report.checks
-                              + [_not_run(n, 'mend the labels first') for n in later])
+    def stop(why): return PipelineReport(report.checks + [_not_run(n, why) for n in later])
+    if not report['labels'].ok: return stop('mend the labels first')
     c = _case(data, fit, predict, seed=seed, most=most, alpha=alpha, losses=losses)
+    if not _one_shape(c): return stop(_SHAPES_FIRST) # nothing is fitted
     checks = [_check_overfit(c)]
     c.model = c.fit(c.x, c.y)
     checks += [_check_steady(c), _check_shuffled(c), _check_order(c)]

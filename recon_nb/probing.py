@@ -10,7 +10,7 @@ __all__ = ['ProbeResult', 'pack_bits', 'unpack_bits', 'pack_shares', 'unpack_sha
 
 # %% ../nbs/70_probing.ipynb #e068092c
 import base64,hashlib,time
-from dataclasses import dataclass,field,replace
+from dataclasses import dataclass,replace
 from functools import cached_property
 from typing import NamedTuple
 import numpy as np
@@ -247,7 +247,7 @@ def search_recipe(
     mode:str, # one of the task's that has a recipe
     # as the probe will have; all that are left beside development photos, if there are fewer
     amount:int|str|None=None,
-    recipe:Recipe|None=None, # where to start; the task's own if not given
+    recipe=None, # the `Recipe` to start from; the task's own if not given
     root=None, # where a named set lies
     device='cpu', # where to compute
     progress:bool=True, # show a bar
@@ -290,7 +290,7 @@ def run_probe(
     mode:str, # one of the task's
     amount:int|str|None=None, # how many labels or photos to learn from; None or 'all' for all
     seeds=5, # how many, or which
-    recipe:Recipe|None=None, # for modes that have one; the task's own if not given
+    recipe=None, # a `Recipe`, for modes that have one; the task's own if not given
     search:bool=False, # search the recipe for this contender first
     root=None, # where a named set lies
     name:str|None=None, # what records shall call the set

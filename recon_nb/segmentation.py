@@ -353,7 +353,7 @@ def probe_dense(
     like=None, # for scratch: the run, config or module whose architecture it has
     size:int|None=None, # side of the photos in pixels; the run's own if not given
     width:int|None=None, # for scratch without `like`: channels of the first stage
-    recipe:Recipe|None=None, # see `dense_recipe`, which is taken if none is given
+    recipe=None, # a `Recipe`; see `dense_recipe`, which is taken if none is given
     # this contender searches its own learning rate first; False: the recipe's
     search:bool=True,
     root=None, # where VOC2012 lies

@@ -71,7 +71,7 @@ def test_licence(run, tmp_path):
 
 
 def test_records_of_a_probe_serve_as_well(run, records, tmp_path):
-    from recon_nb.probe import probe
+    from recon_nb.classification import probe
     (x, y), (tx, ty) = draw_shapes(200, size=32, seed=0), draw_shapes(60, size=32, seed=1)
     toy = LabelledSet('toy', x, y, tx, ty, SHAPES)
     own, scratch = (probe(e, toy, mode='knn', labels_per_class=4, seeds=2, like=None if e else run, progress=False).records() for e in (run, None))

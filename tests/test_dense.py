@@ -7,15 +7,15 @@ import torch
 from PIL import Image
 from torch import nn
 
-from recon_nb.core import InputError, read_jsonl
-from recon_nb.dense import count_places, dense_recipe, encode_places, mean_iou, place_loss, probe_dense, search_rate, segment
+from recon_nb.core import InputError, TrainingDiverged, read_jsonl
+from recon_nb.probing import fingerprint_photos, search_recipe, unpack_shares
+from recon_nb.segmentation import Segmentation, count_places, dense_recipe, encode_places, fit_segmenter, mean_iou, photo_accuracy, place_loss, probe_dense, segment
 from recon_nb.contenders import as_contender
 from recon_nb.finetune import augment
 from recon_nb.generator import Encoder
 from recon_nb.run import train_gan
 from recon_nb.segmented import VOC_CLASSES, VOID, SegmentationSet, draw_collages, load_segmentation, paint_masks
 from recon_nb.shapes import SHAPES, draw_shapes
-from recon_nb.core import TrainingDiverged
 
 QUICK = dense_recipe(steps=4, epochs=1, bs=8)
 CAT, DOG = VOC_CLASSES.index('cat'), VOC_CLASSES.index('dog')
@@ -226,18 +226,17 @@ def test_every_arm_of_a_seed_gets_the_same_photos_and_none_to_develop_on(run, da
 def test_a_search_never_sees_a_test_photo(data):
     blind = SegmentationSet('toy', data.train_x, data.train_y, data.test_x*0, data.test_y, SHAPES)
     arm = as_contender(None, width=4, size=32)
-    a, b = (search_rate(arm, d, mode='finetune', photos=8, recipe=QUICK, progress=False) for d in (data, blind))
+    a, b = (search_recipe(Segmentation(), arm, d, mode='finetune', amount=8, recipe=QUICK, progress=False) for d in (data, blind))
     assert a == b and a.selected['n'] == 8 and 3 <= len(a.selected['scores']) <= 5 and a.selected['photos'] == 8
 
 
 def test_rates_that_diverge_are_not_chosen(data, monkeypatch):
-    import recon_nb.dense as d
-    fit = d._fit
-    def fragile(arm, data, i, r, *rest):
-        if r.lr > 2e-3: raise TrainingDiverged('too high')
-        return fit(arm, data, i, r, *rest)
-    monkeypatch.setattr(d, '_fit', fragile)
-    assert search_rate(as_contender('pixels', size=32), data, mode='linear', recipe=QUICK, progress=False).lr < 2e-3
+    fit = Segmentation.fit
+    def fragile(self, setup, *rest):
+        if setup.recipe.lr > 2e-3: raise TrainingDiverged('too high')
+        return fit(self, setup, *rest)
+    monkeypatch.setattr(Segmentation, 'fit', fragile)
+    assert search_recipe(Segmentation(), 'pixels', data, mode='linear', recipe=QUICK, size=32, progress=False).lr < 2e-3
 
 
 @pytest.mark.parametrize('mode', ['linear', 'finetune'])
@@ -246,25 +245,23 @@ def test_a_training_that_diverges_says_so(data, mode):
 
 
 def test_records_are_written_as_they_are_made(data, tmp_path, monkeypatch):
-    import recon_nb.dense as d
-    fit = d._fit
-    def tired(arm, data, i, r, mode, seed, *rest):
+    fit = Segmentation.fit
+    def tired(self, setup, seed, *rest):
         if seed == 1: raise KeyboardInterrupt
-        return fit(arm, data, i, r, mode, seed, *rest)
-    monkeypatch.setattr(d, '_fit', tired)
+        return fit(self, setup, seed, *rest)
+    monkeypatch.setattr(Segmentation, 'fit', tired)
     with pytest.raises(KeyboardInterrupt): ask(None, data, width=4, size=32, out=tmp_path/'r.jsonl')
     assert [r['seed'] for r in read_jsonl(tmp_path/'r.jsonl')] == [0]
 
 
 def test_a_file_that_cannot_be_written_is_refused_before_the_work(data, tmp_path, monkeypatch):
-    import recon_nb.dense as d
-    for name in ('_fit', 'search_rate'): monkeypatch.setattr(d, name, lambda *a, **k: pytest.fail('it was computed'))
+    for name in ('fit', 'choose'): monkeypatch.setattr(Segmentation, name, lambda *a, **k: pytest.fail('it was computed'))
     with pytest.raises(OSError): ask(None, data, width=4, size=32, out=tmp_path)
 
 
 @pytest.mark.parametrize('says,call', {
     'no such mode': ('Accepted: linear, finetune', lambda d, tmp: ask(None, d, 'knn', width=4, size=32)),
-    'no photos': ('from 1 to 40', lambda d, tmp: ask(None, d, width=4, size=32, photos=0)),
+    'no photos': ('1 or more', lambda d, tmp: ask(None, d, width=4, size=32, photos=0)),
     'too many photos': ('from 1 to 40', lambda d, tmp: ask(None, d, width=4, size=32, photos=41)),
     'no seeds': ('seeds', lambda d, tmp: ask(None, d, width=4, size=32, seeds=[])),
     'scratch of what': ('like=', lambda d, tmp: ask(None, d)),
@@ -274,15 +271,14 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_work(data, tmp_path
     'an empty folder': ('is no folder', lambda d, tmp: ask(None, tmp, width=4, size=32)),
 }.values(), ids=lambda v: v.replace(' ', '-') if isinstance(v, str) else '')
 def test_wrong_calls_end_before_any_training(data, tmp_path, says, call, monkeypatch):
-    import recon_nb.dense as d
-    for name in ('_fit', 'search_rate', 'encode'): monkeypatch.setattr(d, name, lambda *a, **k: pytest.fail('it was computed'))
+    for name in ('fit', 'choose'): monkeypatch.setattr(Segmentation, name, lambda *a, **k: pytest.fail('it was computed'))
     with pytest.raises(InputError) as e: call(data, tmp_path)
     assert says in str(e.value)
 
 
 def test_features_that_are_too_many_are_refused(data, monkeypatch):
-    import recon_nb.dense as d
-    monkeypatch.setattr(d, 'MOST', 1e5)
+    import recon_nb.segmentation as page
+    monkeypatch.setattr(page, '_MOST', 1e5)
     with pytest.raises(InputError, match='photos='): encode_places(Encoder(4), data.train_x)
 
 
@@ -308,6 +304,40 @@ def test_void_counts_for_nothing():
 
 
 def test_what_is_segmented_does_not_depend_on_the_batch(data):
-    from recon_nb.dense import fit_segmenter
     model = fit_segmenter(as_contender(None, width=4, size=32).build(0), data.train_x, data.train_y, QUICK, mode='linear', classes=10, seed=0)
     assert np.array_equal(segment(model, data.test_x, bs=7), segment(model, data.test_x, bs=20)) and segment(model, data.test_x).dtype == np.uint8
+
+
+def test_records_say_what_became_of_each_photo(data):
+    r = ask(None, data, width=4, size=32, seeds=1).rows[0]
+    shares = unpack_shares(r['test_photo_accuracy'])
+    assert r['schema'] == 2 and r['task'] == 'segmentation' and len(shares) == r['n_test'] == 20 and r['test_pixels'] == fingerprint_photos(data.test_x)
+    model = fit_segmenter(as_contender(None, width=4, size=32).build(0), data.train_x, data.train_y, QUICK, mode='linear', classes=10, seed=0)
+    said = segment(model, data.test_x)
+    by_hand = [np.mean([said[n, i, j] == data.test_y[n, i, j] for i in range(32) for j in range(32)]) for n in range(20)]
+    assert np.allclose(shares, np.round(by_hand, 2), atol=1e-9) and np.mean(by_hand) == pytest.approx(r['test_pixel_accuracy'])
+
+
+def test_void_is_no_part_of_a_photos_accuracy():
+    truth = np.full((2, 2, 2), VOID, np.uint8); truth[0, 0] = 1
+    answer = np.zeros((2, 2, 2), np.uint8); answer[0, 0, 0] = 1
+    a = photo_accuracy(truth, answer)
+    assert a[0] == .5 and np.isnan(a[1])
+
+
+@pytest.mark.parametrize('mode', ['linear', 'finetune'])
+def test_training_leaves_the_callers_random_numbers(data, mode):
+    enc, before = as_contender(None, width=4, size=32).build(0), torch.get_rng_state()
+    fit_segmenter(enc, data.train_x, data.train_y, QUICK, mode=mode, classes=10, seed=3)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_stages_of_many_photos_are_held_once(data):
+    "The guard of 8 GB is of what is held: the stages of all photos are views of one array."
+    maps = encode_places(Encoder(4), data.train_x, remember=False)
+    assert len({m.untyped_storage().data_ptr() for m in maps}) == 1 and [m.shape[1:] for m in maps] == [(4, 8, 8), (8, 8, 8), (16, 4, 4), (32, 2, 2)]
+
+
+def test_all_is_none(data):
+    a, b = (ask(None, data, width=4, size=32, photos=k, seeds=1) for k in ('all', None))
+    assert untimed(a) == untimed(b) and a.rows[0]['photos'] is None and a.rows[0]['n_train'] == 40

@@ -15,10 +15,9 @@ from recon_nb.core import InputError, read_jsonl
 from recon_nb.experiments import compare, estimate, in_order, list_jobs, plan, run_jobs
 from recon_nb.contenders import fingerprint
 from recon_nb.contenders import as_contender
-from recon_nb.finetune import Recipe, paper_recipe
 from recon_nb.generator import Encoder
 from recon_nb.labelled import LabelledSet, development_images
-from recon_nb.protocols import Block, Protocol, best_arm
+from recon_nb.protocols import Block, Protocol, best_row
 from recon_nb.shapes import SHAPES, draw_shapes
 from recon_nb.tables import crossed_interval, interval, label_curve, summarize, table, tidy, to_markdown
 
@@ -65,11 +64,10 @@ def fake(trace, pause):
                    config=asdict(recipe) if recipe else {}, selected={}, machine={})
         return SimpleNamespace(records=lambda: [row])
 
-    def slow_search(arm, data, *, mode, labels_per_class, device, **fields):
-        what = json.dumps([data.name, mode, labels_per_class, fingerprint(arm), 'search'])
+    def slow_search(task, arm, data, *, mode, amount, recipe, device):
+        what = json.dumps([data.name, mode, amount, fingerprint(arm), 'search'])
         note('begin', what); time.sleep(pause); note('end', what)
-        r = paper_recipe(**fields) if mode == 'paper-finetune' else Recipe(**fields)
-        return replace(r, lr=random.Random(what).random(), selected=dict(on='development images', scores={'a': .5}))
+        return replace(recipe, lr=random.Random(what).random(), selected=dict(on='development images', scores={'a': .5}))
     return slow_probe, slow_search
 
 
@@ -202,8 +200,8 @@ def test_time_left(monkeypatch, tmp_path, toy, arms):
 
 
 @pytest.mark.parametrize('wrong, says', [
-    (dict(modes='knnn'), "Did you mean 'knn'"), (dict(labels=0), 'labels per class'), (dict(labels=999), 'Ask for at most'), (dict(labels=()), 'labels='), (dict(labels=(3, 3)), 'different numbers'),
-    (dict(seeds=0), 'seeds='), (dict(seeds=(1, 1)), 'seeds='), (dict(seeds=(-1,)), 'seeds='), (dict(search='never'), 'search='), (dict(search=-1), 'search='),
+    (dict(modes='knnn'), "Did you mean 'knn'"), (dict(labels=0), 'labels=0'), (dict(labels=(None, 'all')), 'different numbers'), (dict(labels=999), 'Ask for at most'), (dict(labels=()), 'labels='), (dict(labels=(3, 3)), 'different numbers'),
+    (dict(seeds=0), 'seeds='), (dict(seeds=(1, 1)), 'seeds='), (dict(seeds=(-1,)), 'seeds='), (dict(search='each'), 'search='), (dict(search=-1), 'search='),
     (dict(recipes={'toyy': {}}), "Did you mean 'toy'"), (dict(encoders={}), 'a dict'), (dict(encoders={'ours': []}), 'no encoder'),
     (dict(encoders={'scratch': None}), 'architecture'), (dict(encoders={'ours': [Few(1), Few(1)]}), 'same encoder twice'), (dict(encoders={'ours': Few(1)}, size=None), 'how large'),
     (dict(encoders={'ours': '/nowhere'}), 'nowhere'), (dict(datasets=[]), 'empty'), (dict(datasets='nowhere'), 'nowhere'), (dict(size=48), '48 px')])
@@ -303,10 +301,10 @@ def test_tables_of_nothing():
     with pytest.raises(InputError, match='Accepted: toy'): label_curve([record('ours', 53)], data='tow')
 
 
-def test_the_best_arm_is_chosen_on_development_images():
+def test_the_best_row_is_chosen_on_development_images():
     r = lambda arm, score, labels, mode='finetune', data='toy': dict(kind='recipe', source=dict(seed=0) if arm != 'scratch' else {}, score=score, job=dict(arm=arm, labels=labels, mode=mode, data=data))
     records = [r('a', .9, 25), r('a', .5, 500), r('b', .6, 500), r('scratch', .99, 500), r('c', .9, 500, data='other'), r('d', .9, 500, mode='paper-finetune'), dict(kind='probe')]
-    assert best_arm(records, 'toy') == 'b' and best_arm([*records, r('a', .4, None)], 'toy') == 'a'
+    assert best_row(records, 'toy') == 'b' and best_row([*records, r('a', .4, None)], 'toy') == 'a'
 
 
 # Protocols

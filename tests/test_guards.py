@@ -37,6 +37,13 @@ def test_a_label_fault_stops_before_any_fit(data):
     with pytest.raises(InputError, match='count from 1'): report.raise_if_broken()
 
 
+def test_two_shapes_stop_before_any_fit(data):
+    def fit(x, y): raise AssertionError('fit was called')
+    report = check_pipeline(changed(data, test_x=data.test_x[:, :20, :20]), fit, None, evaluate=fit)
+    assert list(report.faults) == ['pixels'] and len(report.checks) == 14 and [c.verdict for c in report.checks].count('not run') == 10
+    with pytest.raises(InputError, match='differ in shape'): report.raise_if_broken()
+
+
 def test_fit_that_reads_a_global(data):
     p = Pipeline(bad_fit='other labels', noise=torch.as_tensor(data.train_y))
     assert 'does not use the labels' in check_pipeline(data, p.fit, p.predict)['shuffled labels'].fault

@@ -1,6 +1,8 @@
 "The probe under checked types: wrong calls end before any training, equal calls give equal numbers, frozen encoders stay as they are."
 import json
+import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +19,8 @@ from recon_nb.finetune import Recipe, paper_recipe
 from recon_nb.generator import Encoder
 from recon_nb.labelled import DEV_SEED, LabelledSet, development_images, label_subset, load_labelled
 from recon_nb.online import OnlineProbe
-from recon_nb.probe import MODES, probe, search_recipe
+from recon_nb.probing import fingerprint_photos, pack_bits, pack_shares, search_recipe, unpack_bits, unpack_shares
+from recon_nb.classification import MODES, Classification, probe
 from recon_nb.run import GANRun, train_gan
 from recon_nb.shapes import SHAPES, draw_shapes
 
@@ -94,7 +97,7 @@ def test_drift_is_found():
 
 
 def test_every_arm_of_a_seed_gets_the_same_labels(run, data, monkeypatch):
-    import recon_nb.probe as p
+    import recon_nb.probing as p
     seen, original = [], p.label_subset
     monkeypatch.setattr(p, 'label_subset', lambda *a, **k: seen.append(out := original(*a, **k)) or out)
     for arm,how in ((run, {}), (None, dict(like=run)), ('pixels', dict(size=32))): ask(arm, data, 'knn', **how)
@@ -105,10 +108,12 @@ def test_every_arm_of_a_seed_gets_the_same_labels(run, data, monkeypatch):
 
 def test_a_search_never_sees_a_test_image(data):
     blind = LabelledSet('toy', data.train_x, data.train_y, data.test_x*0, data.test_y, SHAPES)
-    how = dict(mode='finetune', labels_per_class=4, width=4, size=32, **QUICK)
-    assert (a := search_recipe(None, data, **how)) == search_recipe(None, blind, **how)
+    how = dict(mode='finetune', amount=4, width=4, size=32, recipe=Recipe(**QUICK), progress=False)
+    a, b = (search_recipe(Classification(), None, d, **how) for d in (data, blind))
+    assert a == b
     assert a.selected['n'] == len(development_images(data.train_y)) and len(a.selected['scores']) >= 6
     assert ask(None, data, 'finetune', width=4, size=32, recipe=a).rows[0]['selected'] == a.selected
+    assert ask(None, data, 'finetune', width=4, size=32, seeds=1, search=True).rows[0]['selected'] == a.selected
 
 
 def test_one_label_a_class(data):
@@ -130,7 +135,9 @@ def test_one_label_a_class(data):
     'no such part': ("'encoder'", lambda d, r, tmp: ask(r, d, 'knn', part='encode')),
     'pixels trained': ('raw pixels', lambda d, r, tmp: ask('pixels', d, 'finetune', size=32)),
     'a recipe for another mode': ('recipe', lambda d, r, tmp: ask(r, d, 'finetune', recipe=paper_recipe())),
-    'a frozen mode with a recipe': ('recipe', lambda d, r, tmp: ask(r, d, 'knn', recipe='search')),
+    'a frozen mode with a recipe': ('recipe', lambda d, r, tmp: ask(r, d, 'knn', recipe=Recipe())),
+    'a search where nothing is searched': ('chooses by itself', lambda d, r, tmp: ask(r, d, 'linear', search=True)),
+    'search as it was spelled': ('search=True', lambda d, r, tmp: ask(r, d, 'finetune', recipe='search')),
     'no such set': ('cifar10', lambda d, r, tmp: ask(r, 'cifar11', 'knn')),
     'no set at all': ('LabelledSet', lambda d, r, tmp: ask(r, d.train_x, 'knn')),
     'an empty folder': ('no folders', lambda d, r, tmp: ask(r, tmp, 'knn')),
@@ -141,8 +148,8 @@ def test_one_label_a_class(data):
     'one class': ('2 or more', lambda d, r, tmp: ask(r, tree(tmp/'x', classes=('a',)), 'knn')),
 }.values(), ids=lambda v: v.replace(' ', '-') if isinstance(v, str) else '')
 def test_wrong_calls_end_before_any_training(data, run, tmp_path, says, call, monkeypatch):
-    import recon_nb.probe as p
-    for name in ('finetune', 'encode', 'search_from'): monkeypatch.setattr(p, name, lambda *a, **k: pytest.fail('it was computed'))
+    import recon_nb.classification as p
+    for name in ('finetune', 'encode', 'choose_recipe'): monkeypatch.setattr(p, name, lambda *a, **k: pytest.fail('it was computed'))
     with pytest.raises(InputError) as e: call(data, run, tmp_path)
     assert says in str(e.value)
 
@@ -194,7 +201,9 @@ def test_an_exported_encoder_is_the_runs(run, data, tmp_path):
 
 
 def test_probe_can_be_called_by_its_short_name(data):
-    from recon_nb import probe as short          # the module of that name is loaded by now
+    import recon_nb
+    from recon_nb import probe as short
+    assert short is probe and recon_nb.probe is probe
     assert short(None, data, mode='knn', labels_per_class=2, seeds=1, width=4, size=32, progress=False).n == 1
 
 
@@ -204,14 +213,13 @@ def test_a_training_that_diverges_is_no_result(data):
 
 
 def test_records_are_written_as_they_are_made_and_a_bad_file_is_refused_first(run, data, tmp_path, monkeypatch):
-    module, made = sys.modules['recon_nb.probe'], []
-    real = module._knn
+    made, knn = [], MODES['knn']
 
     def stop_after_one(*args):
         if made: raise KeyboardInterrupt
         made.append(1)
-        return real(*args)
-    monkeypatch.setattr(module, '_knn', stop_after_one)
+        return knn.ask(*args)
+    monkeypatch.setitem(MODES, 'knn', knn._replace(ask=stop_after_one))
     with pytest.raises(OSError): ask(run, data, 'knn', out=tmp_path)                       # a folder
     assert not made
     with pytest.raises(KeyboardInterrupt): ask(run, data, 'knn', seeds=3, out=tmp_path/'r.jsonl')
@@ -230,3 +238,122 @@ def test_seeds_that_cannot_differ_are_one_run(run, data, capsys):
     assert 'draw the same labels' not in capsys.readouterr().out
     ask(run, few, 'knn', labels_per_class=None, seeds=3, progress=True)
     assert 'draw the same labels' in capsys.readouterr().out
+
+
+def test_records_say_which_test_photos_were_right(data):
+    "The packed bits are the classes' hits, in the order of the test part; the fingerprint is of exactly these photos."
+    r = ask(None, data, 'knn', width=4, size=32).rows[0]
+    right, truth = unpack_bits(r['test_right'], r['n_test']), data.test_y
+    assert r['schema'] == 2 and r['task'] == 'classification' and right.mean() == pytest.approx(r['test_accuracy'])
+    assert [right[truth == c].sum() for c in range(10)] == np.diag(r['confusion']).tolist()
+    assert ask('pixels', data, 'linear', size=32).rows[0]['test_pixels'] == r['test_pixels'] == fingerprint_photos(data.test_x)
+    changed = data.test_x.copy(); changed[7, 0, 0, 0] ^= 1
+    other = LabelledSet('toy', data.train_x, data.train_y, changed, data.test_y, SHAPES)
+    assert ask(None, other, 'knn', width=4, size=32).rows[0]['test_pixels'] != r['test_pixels']
+
+
+@pytest.mark.parametrize('n', [0, 1, 7, 8, 9, 1003])
+def test_bits_and_shares_come_back(n):
+    rng = np.random.default_rng(n)
+    right, shares = rng.random(n) < .5, rng.random(n)
+    shares[::3] = np.nan
+    assert np.array_equal(unpack_bits(pack_bits(right), n), right) and len(pack_bits(right)) == -(-(-(-n//8))//3)*4
+    back = unpack_shares(pack_shares(shares))
+    assert np.array_equal(np.isnan(back), np.isnan(shares)) and (n < 2 or np.nanmax(abs(back-shares)) <= .005+1e-9)
+
+
+def test_all_is_none(data):
+    a, b = (ask(None, data, 'knn', width=4, size=32, labels_per_class=k) for k in ('all', None))
+    assert untimed(a) == untimed(b) and a.rows[0]['labels_per_class'] is None and a.rows[0]['n_train'] == 200
+
+
+@pytest.mark.parametrize('mode', ['finetune', 'paper-finetune'])
+def test_every_update_learns(data, monkeypatch, mode):
+    "The first update's rate and the last one's are not 0; each is the rate of the update's middle."
+    from recon_nb import finetune as page
+    rates = []
+    for name in ('Adam', 'AdamW'):
+        real = getattr(torch.optim, name)
+        class Spy(real):
+            def step(self, *args, **kwargs): rates.append(self.param_groups[-1]['lr']); return super().step(*args, **kwargs)
+        monkeypatch.setattr(page.torch.optim, name, Spy)
+    ask(None, data, mode, width=4, size=32, seeds=1, recipe=replace(recipes[mode], lr=1., layer_decay=1.))
+    assert np.allclose(rates, [page.rate((k+.5)/4) for k in range(4)]) and min(rates) > .03
+    rates.clear()
+    page.fit_paper_head(torch.randn(20, 5), torch.arange(20) % 4, classes=4, lr=1., seed=0, steps=10, bs=5)
+    assert np.allclose(rates, [page.rate((k+.5)/10) for k in range(10)]) and min(rates) > 0
+
+
+def test_training_leaves_the_callers_random_numbers(data):
+    from recon_nb.finetune import finetune, fit_paper_head
+    i = label_subset(data.train_y, 4, seed=0)
+    calls = {'finetune': lambda: finetune(Encoder(4), data.train_x[i], data.train_y[i], Recipe(**QUICK), classes=10, seed=3),
+             'head': lambda: fit_paper_head(torch.ones(20, 5), torch.arange(20) % 4, classes=4, lr=1e-3, seed=3, steps=3)}
+    for call in calls.values():
+        torch.manual_seed(1); Encoder(4); wanted = torch.rand(3)
+        torch.manual_seed(1); call() if call is calls['finetune'] else (Encoder(4), call())
+        assert torch.equal(torch.rand(3), wanted)
+
+
+def test_encoding_in_blocks_is_encoding(data, monkeypatch):
+    from recon_nb import features
+    torch.manual_seed(0); enc = Encoder(4)
+    whole = encode(enc, data.test_x, stages=(1, -1), side=None, remember=False)
+    sizes, batch = [], features._batch
+    monkeypatch.setattr(features, '_BLOCK', 4*(4*256+8*64+16*16+32*4)*7)
+    monkeypatch.setattr(features, '_batch', lambda photos, device: sizes.append(len(photos)) or batch(photos, device))
+    assert torch.allclose(encode(enc, data.test_x, stages=(1, -1), side=None, remember=False), whole, atol=1e-6) and sizes == [7]*7+[1]
+
+
+def test_neighbours_in_blocks_are_the_neighbours(monkeypatch):
+    from recon_nb import heads
+    f, y = torch.randn(500, 16), torch.arange(500) % 5
+    near, said = heads.nearest_neighbours(f, k=9), heads.knn_predict(f, y, f, leave_out=True)
+    monkeypatch.setattr(heads, '_BLOCK', 4*500*13)
+    blocks = [len(c) for c,_ in heads.closest(f, f, k=3)]
+    assert max(blocks) == 13 and sum(blocks) == 500
+    assert np.array_equal(heads.nearest_neighbours(f, k=9)[0], near[0]) and torch.equal(heads.knn_predict(f, y, f, leave_out=True), said)
+
+
+def test_stages_are_counted_from_1(data):
+    torch.manual_seed(0); enc = Encoder(4)
+    for a,b in ((1, -4), (2, -3), (4, -1)): assert torch.equal(encode(enc, data.test_x, stages=(a,)), encode(enc, data.test_x, stages=(b,)))
+    assert encode(enc, data.test_x, stages=(1,)).shape[1] == 4
+    with pytest.raises(InputError, match='before 0.2 it was 0'): encode(enc, data.test_x, stages=(0,))
+    for wrong in (5, -5): pytest.raises(InputError, encode, enc, data.test_x, stages=(wrong,))
+
+
+def test_a_start_of_ones_own():
+    "Scratch asks a network for its start, whatever it is; without one, each layer's own."
+    class Mine(nn.Module):
+        channels = 2,
+        def __init__(self): super().__init__(); self.conv = nn.Conv2d(3, 2, 4, 4); self.bare = nn.Parameter(torch.ones(2))
+        def features(self, x): return [self.conv(x)*self.bare[:, None, None]]
+        def start(self): nn.init.normal_(self.conv.weight, 5., .1); nn.init.constant_(self.bare, 3.)
+    net = as_contender(None, like=Mine(), size=16).build(0)
+    assert 4 < net.conv.weight.mean() < 6 and net.bare.eq(3).all()
+    del Mine.start
+    with pytest.raises(InputError, match='nothing renews bare'): as_contender(None, like=Mine(), size=16)
+
+
+def test_a_probe_of_a_module_loads_no_gan():
+    code = """if True:
+        import sys
+        from torch import nn
+        from recon_nb import probe, probe_dense
+        from recon_nb.labelled import LabelledSet
+        from recon_nb.shapes import SHAPES, draw_shapes
+        class Mine(nn.Module):
+            channels = 8,
+            def __init__(self): super().__init__(); self.conv = nn.Conv2d(3, 8, 4, 4)
+            def features(self, x): return [self.conv(x)]
+        data = LabelledSet('toy', *draw_shapes(100, size=16), *draw_shapes(50, size=16, seed=1), SHAPES)
+        from recon_nb.finetune import Recipe
+        for mode in ('knn', 'linear', 'finetune'):
+            probe(Mine(), data, mode=mode, labels_per_class=3, seeds=1, size=16, progress=False, recipe=Recipe(steps=2, epochs=1) if mode == 'finetune' else None)
+        from recon_nb.segmentation import dense_recipe
+        probe_dense(Mine(), 'collages', size=16, seeds=1, search=False, photos=9, recipe=dense_recipe(steps=2, epochs=1), progress=False)
+        loaded = {m for m in sys.modules if m.split('.')[0] == 'accelerate' or m.startswith('recon_nb.')}
+        print(*sorted(loaded & {'accelerate', 'recon_nb.devices', 'recon_nb.trainer', 'recon_nb.steps', 'recon_nb.run', 'recon_nb.export', 'recon_nb.checkpoint', 'recon_nb.losses', 'recon_nb.masks'}))"""
+    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == ''

@@ -14,7 +14,7 @@ from recon_nb.labelled import LabelledSet
 from recon_nb.masks import make_task, window_slice
 from recon_nb.metrics import TrivialPredictors, score_trivial
 from recon_nb.online import OnlineProbe
-from recon_nb.probe import probe
+from recon_nb.classification import probe
 from recon_nb.protocols import _noisy_state, _seconds_per_photo, count_flops
 from recon_nb.run import GANRun, estimate_cost, train_gan
 from recon_nb.shapes import SHAPES, draw_shapes
