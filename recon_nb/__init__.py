@@ -4,9 +4,9 @@ __version__ = "0.1.0"
 # Names are fetched when they are asked for: `import recon_nb` costs nothing.
 _where = dict(
     train_gan='run', GANRun='run', export_encoder='export', load_pretrained='export',
-    compare_runs='compare', check_pipeline='guards', probe='classification', probe_dense='segmentation',
-    OnlineProbe='online', load_photos='data', clear_cache='photos', PRESETS='config',
-    GANConfig='config', InputError='core')
+    compare_runs='compare', check_pipeline='guards', probe='classification',
+    probe_dense='segmentation', OnlineProbe='online', load_photos='data', clear_cache='photos',
+    PRESETS='config', GANConfig='config', InputError='core')
 __all__ = list(_where)
 
 

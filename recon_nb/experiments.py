@@ -6,7 +6,7 @@ Docs: https://recon-nb.github.io/recon_nb/experiments.html.md"""
 
 # %% auto #0
 __all__ = ['Job', 'list_jobs', 'in_order', 'locked_records', 'run_jobs', 'count_work', 'estimate', 'compare', 'measure_speed',
-           'plan', 'plan_jobs']
+           'plan']
 
 # %% ../nbs/75_experiments.ipynb #373333be
 import hashlib,json,time

@@ -6,8 +6,7 @@ Docs: https://recon-nb.github.io/recon_nb/finetune.html.md"""
 
 # %% auto #0
 __all__ = ['Recipe', 'paper_recipe', 'augment', 'rate', 'paper_head', 'paper_updates', 'fit_paper_head', 'choose_lr',
-           'Classifier', 'stages_of', 'param_groups', 'train_model', 'augmented', 'finetune', 'classify',
-           'choose_recipe']
+           'Classifier', 'train_model', 'augmented', 'finetune', 'classify', 'choose_recipe']
 
 # %% ../nbs/67_finetune.ipynb #fe891c74
 from collections.abc import Callable

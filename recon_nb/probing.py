@@ -6,7 +6,7 @@ Docs: https://recon-nb.github.io/recon_nb/probing.html.md"""
 
 # %% auto #0
 __all__ = ['ProbeResult', 'pack_bits', 'unpack_bits', 'pack_shares', 'unpack_shares', 'fingerprint_photos', 'parse_count',
-           'parse_seeds', 'Finding', 'Setup', 'ProbeTask', 'fit_finite', 'search_recipe', 'run_probe']
+           'parse_seeds', 'Finding', 'ProbeTask', 'fit_finite', 'search_recipe', 'run_probe']
 
 # %% ../nbs/70_probing.ipynb #e068092c
 import base64,hashlib,time
@@ -121,6 +121,7 @@ class Finding(NamedTuple):
     selected:dict={} # what was chosen, and on what
     seen:tuple=() # something to show of it
 
+# %% ../nbs/70_probing.ipynb #ed4b132f
 @dataclass(frozen=True)
 class Setup:
     "What all seeds of one call have in common."
@@ -148,7 +149,8 @@ class ProbeTask:
     trials = 1 # trainings that a search costs, about
     result = ProbeResult
 
-    def load(self, data, **how): raise NotImplementedError # the set; how: size, root, name, progress
+    def load(self, data, **how): # the set; how: size, root, name, progress
+        raise NotImplementedError
     def run(self, setup, seed, i, tick)->Finding: raise NotImplementedError # one seed
     def recipe(self, mode)->Recipe|None: return None # where to start; None: there is none
     def check(self, contender, mode): pass # raises `InputError` before a set is read
@@ -180,6 +182,7 @@ def _check_recipe(task, mode, recipe, search):
                          "search=True searches its rate.")
     return recipe
 
+# %% ../nbs/70_probing.ipynb #8c737ade
 def _set_up(task, encoder, data, *, mode, amount, recipe, search, root, name, device, progress,
             **contender):
     check_name(mode, task.modes, 'mode')
@@ -230,8 +233,9 @@ def _search(task, setup):
                        desc=f'{setup.title}, search', unit='update', show=setup.progress)
     def score(r):
         tried = replace(setup, recipe=r)
-        try: return float(task.rate(tried, fit_finite(task.fit, tried, DEV_SEED, i, bar.update), dev))
+        try: model = fit_finite(task.fit, tried, DEV_SEED, i, bar.update)
         except TrainingDiverged: return 0.
+        return float(task.rate(tried, model, dev))
     with bar, fork_random(setup.device): best, found = task.choose(setup, score)
     return replace(best, selected=dict(
         on=f'development {task.photos}', n=len(dev), seed=DEV_SEED,

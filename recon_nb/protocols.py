@@ -6,8 +6,8 @@ Docs: https://recon-nb.github.io/recon_nb/protocols.html.md"""
 
 # %% auto #0
 __all__ = ['ROWS', 'PROTOCOLS', 'STEPS', 'WITHOUT', 'GAMES', 'PUBLISHED', 'COUNTS', 'Block', 'Protocol', 'narrow', 'true_name',
-           'find_labelled', 'row_config', 'run_folder', 'photos_of', 'pretrain', 'count_flops', 'describe_pretraining',
-           'best_row', 'run_protocol', 'estimate_hours']
+           'find_labelled', 'run_folder', 'pretrain', 'count_flops', 'describe_pretraining', 'best_row', 'run_protocol',
+           'estimate_hours']
 
 # %% ../nbs/79_protocols.ipynb #a4d01512
 import math,os

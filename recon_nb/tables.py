@@ -72,6 +72,16 @@ def _settings(r): # what was searched is a finding
     return {k: v for k,v in (r.get('config') or {}).items()
             if not r.get('selected') or k not in ('lr','layer_decay','head_first')}
 
+def _rows(records):
+    if other := {r.get('task', 'classification') for r in records} - {'classification'}:
+        raise InputError(f"these are records of {', '.join(sorted(other))}, "
+                         "and a table of accuracies has no place for them; leave them out.")
+    try: return pd.DataFrame([_row(r) for r in records])
+    except KeyError as e:
+        raise InputError(
+            f"a record has no {e}: this is no record of a probe. "
+            "Give files that `compare` or `recon-probe --out` wrote.") from None
+
 # %% ../nbs/76_tables.ipynb #4587ee81
 def _agree(rows, by, what, say):
     for key,g in rows.groupby(by, sort=False):
@@ -97,15 +107,7 @@ def tidy(
     records,
 )->pd.DataFrame: # a row a run; `acc` and `chance` in per cent
     "Records as rows. Raises `InputError` if they don't belong into one table."
-    records = [r for r in records if r.get('kind', 'probe') == 'probe']
-    if other := {r.get('task', 'classification') for r in records} - {'classification'}:
-        raise InputError(f"these are records of {', '.join(sorted(other))}, "
-                         "and a table of accuracies has no place for them; leave them out.")
-    try: rows = pd.DataFrame([_row(r) for r in records])
-    except KeyError as e:
-        raise InputError(
-            f"a record has no {e}: this is no record of a probe. "
-            "Give files that `compare` or `recon-probe --out` wrote.") from None
+    rows = _rows([r for r in records if r.get('kind', 'probe') == 'probe'])
     if not len(rows):
         raise InputError("there is no record of a probe. "
                          "Run `compare`, or give the file that it wrote.")

@@ -148,7 +148,7 @@ def test_what_is_the_same_run(monkeypatch, tmp_path, toy):
     other = keys(Few(1), recipes={'toy': dict(steps=5)})
     assert len(base & other) == 1                                               # the linear one has no recipe
     assert keys(Few(1), recipes={'*': dict(steps=5)}) == other
-    assert len(base & keys(Few(1), search=None)) == 1
+    assert len(base & keys(Few(1), search=False)) == 1
     scratch = lambda seed, width: {j.key for j in list_jobs({'scratch': None}, toy, 'linear', 3, 1, size=32, like=Few(seed) if not width else Encoder(width))}
     assert scratch(1, 0) == scratch(2, 0) != scratch(1, 4)
 
@@ -201,7 +201,7 @@ def test_time_left(monkeypatch, tmp_path, toy, arms):
 
 @pytest.mark.parametrize('wrong, says', [
     (dict(modes='knnn'), "Did you mean 'knn'"), (dict(labels=0), 'labels=0'), (dict(labels=(None, 'all')), 'different numbers'), (dict(labels=999), 'Ask for at most'), (dict(labels=()), 'labels='), (dict(labels=(3, 3)), 'different numbers'),
-    (dict(seeds=0), 'seeds='), (dict(seeds=(1, 1)), 'seeds='), (dict(seeds=(-1,)), 'seeds='), (dict(search='each'), 'search='), (dict(search=-1), 'search='),
+    (dict(seeds=0), 'seeds='), (dict(seeds=(1, 1)), 'seeds='), (dict(seeds=(-1,)), 'seeds='), (dict(search=0), 'search='), (dict(search=-1), 'search='),
     (dict(recipes={'toyy': {}}), "Did you mean 'toy'"), (dict(encoders={}), 'a dict'), (dict(encoders={'ours': []}), 'no encoder'),
     (dict(encoders={'scratch': None}), 'architecture'), (dict(encoders={'ours': [Few(1), Few(1)]}), 'same encoder twice'), (dict(encoders={'ours': Few(1)}, size=None), 'how large'),
     (dict(encoders={'ours': '/nowhere'}), 'nowhere'), (dict(datasets=[]), 'empty'), (dict(datasets='nowhere'), 'nowhere'), (dict(size=48), '48 px')])
