@@ -227,6 +227,7 @@ def fit_finite(
         f"weights are not finite after training {setup.contender.name} "
         f"with lr={setup.recipe.lr:g}. Give a recipe with a lower lr, or search=True.")
 
+# %% ../nbs/70_probing.ipynb #c2ec6019
 def _search(task, setup):
     i, dev = _draw_search(task, setup)
     bar = progress_bar(total=task.trials*setup.recipe.updates(len(i)),
