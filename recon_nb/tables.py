@@ -68,6 +68,7 @@ def _row(r):
             job.get('settings', _settings(r) if r['mode'] not in FROZEN else None),
             sort_keys=True))
 
+# %% ../nbs/76_tables.ipynb #03bc1360
 def _settings(r): # what was searched is a finding
     return {k: v for k,v in (r.get('config') or {}).items()
             if not r.get('selected') or k not in ('lr','layer_decay','head_first')}

@@ -13,8 +13,9 @@ from torch import nn
 from recon_nb import cli, experiments, protocols
 from recon_nb.core import InputError, read_jsonl
 from recon_nb.experiments import compare, estimate, in_order, list_jobs, plan, run_jobs
-from recon_nb.contenders import fingerprint, as_contender
-from recon_nb.encoder import Encoder
+from recon_nb.contenders import fingerprint
+from recon_nb.contenders import as_contender
+from recon_nb.generator import Encoder
 from recon_nb.finetune import Recipe, paper_recipe
 from recon_nb.labelled import LabelledSet, development_images
 from recon_nb.protocols import Block, Protocol, best_row
@@ -371,3 +372,17 @@ def test_true_names(toy, home, tmp_path):
     many = lambda n, m: SimpleNamespace(train_y=range(n), test_y=range(m))
     assert protocols.true_name('cifar10', many(50_000, 10_000), tmp_path) == 'cifar10 (jpeg)' and protocols.true_name('cifar10', many(50_000, 10_000)) == 'cifar10'
     assert protocols.true_name('svhn', many(8001, 1999)) == 'svhn (10k split)' and protocols.true_name('imagenette', many(5, 3), tmp_path) == 'imagenette'
+
+
+def test_records_of_an_earlier_version_and_of_today_make_one_table(toy):
+    "Schema 1 has neither task nor test_right; a contender from scratch and raw pixels have the fingerprints they had, so nothing is run again."
+    from pathlib import Path
+    from recon_nb.classification import probe
+    from recon_nb.config import get_preset
+    old = [r for r in read_jsonl(Path(__file__).parent/'fixtures/0.1.0/records.jsonl') if r.get('kind', 'probe') == 'probe' and 'task' not in r]       # those of segmentation apart
+    assert old and all(r['schema'] == 1 for r in old)
+    today = probe(Few(1), toy, mode='knn', labels_per_class=3, seeds=2, size=32, progress=False).records()
+    assert len(tidy(old + today)) == len(tidy(old)) + 2
+    known = {r['job']['weights'] for r in old if r.get('job', {}).get('arm') == 'scratch'}
+    assert known == {fingerprint(as_contender(None, like=get_preset(p, width=32), size=32)) for p in ('paper-sb', 'improved')}
+    assert fingerprint(as_contender('pixels', size=32)) == '768d114d318b'
