@@ -58,10 +58,6 @@ class Discriminator(nn.Module):
         for m in list(self.modules()):
             if isinstance(m, nn.Conv2d): between.bounds(m)
 
-    def start(self)->None:
-        "Give it its initial weights: DCGAN's."
-        init_weights(self)
-
     def features(self,
         x:Images, # pictures, in [-1, 1]
     )->list: # four tensors `b c h/2^i w/2^i`, i = 1..4, with `self.channels` channels

@@ -19,13 +19,11 @@ import torch
 from filelock import FileLock,Timeout
 from .classification import FROZEN,MODES,Classification,probe
 from .contenders import Contender,as_contender,fingerprint
-from .core import InputError,append_jsonl,check_name,describe_machine,read_jsonl
-from .core import duration
+from .core import InputError,append_jsonl,check_name,describe_machine,read_jsonl,duration
 from .features import count_macs
 from .finetune import Recipe
 from .labelled import development_images,label_subset,load_labelled
 from .probing import parse_count,parse_seeds,search_recipe
-from .run import duration
 
 # %% ../nbs/75_experiments.ipynb #95803073
 # long: a field a line

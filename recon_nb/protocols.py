@@ -27,7 +27,9 @@ from .labelled import load_labelled
 from .task import make_task
 from .photos import PHOTO_SUFFIXES
 from .classification import FROZEN,MODES
-from .run import GANRun,estimate_cost,train_gan
+from .run import GANRun
+from .cost import estimate_cost
+from .training import train_gan
 from .teacher import Teacher
 from .batches import fetch,teach
 from .state import make_state

@@ -20,7 +20,8 @@ from recon_nb.labelled import DEV_SEED, LabelledSet, development_images, label_s
 from recon_nb.online import OnlineProbe
 from recon_nb.probing import fingerprint_photos, pack_bits, pack_shares, search_recipe, unpack_bits, unpack_shares
 from recon_nb.classification import MODES, Classification, probe
-from recon_nb.run import GANRun, train_gan
+from recon_nb.run import GANRun
+from recon_nb.training import train_gan
 from recon_nb.shapes import SHAPES, draw_shapes
 
 QUICK = dict(steps=4, epochs=1, bs=16)
