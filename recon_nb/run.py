@@ -36,9 +36,13 @@ from .task import make_task,sample_encoder
 def run_info(
     run_dir, # a run folder
 )->dict: # what run.json says; empty without one
-    "What a folder says about its run: photos, split, machine, parts from files."
+    """What a folder says about its run: photos, split, machine, parts from files.
+    Raises `InputError` if it is damaged."""
     path = Path(run_dir).expanduser()/'run.json'
-    return json.loads(path.read_text()) if path.exists() else {}
+    if not path.exists(): return {}
+    try: return json.loads(path.read_text())
+    except ValueError as e:
+        raise InputError(f"{path} is damaged ({e}). Copy an intact one, or delete it.") from None
 
 def weights_of(
     run_dir, # a run folder
