@@ -75,13 +75,15 @@ def toy(preset, **overrides):
 
 
 def train(st, steps=3):
+    "Weights after some updates, and D's loss: hinge and wgan have equal slopes near 0, and another number in the history."
     with torch.random.fork_rng():
         for net in st.nets: net.train()
         for _ in range(steps):
             set_lr(st)
-            train_step(st, fetch(st, batch_index(st), epoch=st.epoch, augment=True))
+            losses = train_step(st, fetch(st, batch_index(st), epoch=st.epoch, augment=True))
             st.step += 1
-    return {f'{i}.{k}': v for i,net in enumerate(st.nets) for k,v in net.state_dict().items()}
+    found = {f'{i}.{k}': v for i,net in enumerate(st.nets) for k,v in net.state_dict().items()}
+    return {**found, 'loss_d': losses.get('loss_d', torch.zeros(()))}
 
 
 def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
@@ -130,7 +132,9 @@ def photos(n=150, size=48):
     return ((wave+1)*127.5).astype(np.uint8)
 
 
-def without_times(text): return re.sub(r'about .*? and |done in [^:]*', '', text)
+def without_measures(text):
+    "What a run says, without the times and the memory that it measured."
+    return re.sub(r'about .*? on cpu|done in [^:]*', '', text)
 
 
 def whole_run(preset, folder, capsys, teacher=None):
@@ -138,7 +142,7 @@ def whole_run(preset, folder, capsys, teacher=None):
     given = dict(teacher=teacher/'improved', between=True) if make_task(PRESETS[preset]).target.needs_teacher else {}
     capsys.readouterr()
     run = train_gan(photos(), preset, run_dir=folder/preset, size=32, width=4, bs=45, epochs=1, **given)
-    said = without_times(capsys.readouterr().out.replace(str(folder), ''))
+    said = without_measures(capsys.readouterr().out.replace(str(folder), ''))
     weights = {f'{i}.{k}': v for i,net in enumerate((run.generator, run.disc)) if net is not None for k,v in net.state_dict().items()}
     return weights, run.metrics, said, run.info['trivial']
 
@@ -165,7 +169,8 @@ def test_nobody_asks_for_names(tmp_path, capsys, monkeypatch):
 # ---- (c) and no line compares with one -------------------------------------------------------------------------------------------------
 
 NAMES = {name for registry in (*REGISTRIES.values(), PRESETS) for name in registry}
-EXCEPTIONS = {}                                                # (module, name) -> why it is asked for
+IN_PLACE = "what may stand in place of an encoder: 'pixels' for none at all; no target is meant"
+EXCEPTIONS = {(module, 'pixels'): IN_PLACE for module in ('card', 'contenders', 'experiments', 'figures')}     # (module, name) -> why it is asked for
 
 
 def constants(node):
@@ -183,7 +188,7 @@ def asked_for(source):
         elif isinstance(node, ast.MatchValue): sides = [node.value]
         elif isinstance(node, ast.Call) and getattr(node.func, 'attr', '') in ('startswith', 'endswith', '__eq__', '__contains__'): sides = node.args
         else: continue
-        found += [(node.lineno if hasattr(node, 'lineno') else 0, c) for side in sides for c in constants(side) if c in NAMES]
+        found += [(sides[0].lineno, c) for side in sides for c in constants(side) if c in NAMES]
     return found
 
 
