@@ -21,7 +21,7 @@ from recon_nb.masks import MASKS, VIEWS
 from recon_nb.plugins import REGISTRIES
 from recon_nb.state import toy_state
 from recon_nb.steps import set_lr, train_step
-from recon_nb.targets import TARGETS
+from recon_nb.targets import TARGETS, Target
 from recon_nb.task import make_task
 from recon_nb.teacher import Teacher
 from recon_nb.training import train_gan
@@ -116,12 +116,24 @@ def test_the_check_sees_a_choice_without_effect(monkeypatch):
     assert same(base, train(toy('improved', lr_d=9., n_critic=5))) and not same(base, train(toy('improved', lr_g=9e-3)))
 
 
-@pytest.mark.parametrize('field', sorted({'data', 'valid', 'epochs'}))
-def test_what_a_run_says_of_itself(field):
-    "Data, split and length change no weight of three updates; the config that is written says them."
-    cfg = get_preset('quick')
-    other = get_preset('quick', **{field: dict(data='elsewhere', valid=0.3, epochs=9)[field]})
-    assert cfg.to_json() != other.to_json()
+class Whole(Target):
+    "The whole photo, what is visible of it, too: there is nothing to put in place of the picture's own pixels."
+    everywhere = True
+
+
+@pytest.mark.parametrize('field, value', [('scale_bias', False), ('idt_region', 'hidden')])
+def test_a_picture_asked_everywhere_has_nothing_to_put_in_place(field, value, monkeypatch):
+    monkeypatch.setitem(TARGETS, 'whole', Whole)
+    how = dict(target='whole', lambda_idt=1.)
+    with pytest.raises(InputError, match=f'{field}={value!r} has no effect'): toy('paper-sb', **how, **{field: value})
+    monkeypatch.setattr('recon_nb.state.check_choices', lambda cfg, **_: cfg)
+    assert same(train(toy('paper-sb', **how)), train(toy('paper-sb', **how, **{field: value})))
+
+
+@pytest.mark.parametrize('field, value', [('data', 'elsewhere'), ('valid', 0.3), ('epochs', 9)])
+def test_what_a_run_says_of_itself(field, value):
+    "Data, split and length need not change a weight of three updates; the config that is written says them."
+    assert get_preset('quick', **{field: value}).to_json() != get_preset('quick').to_json()
 
 # ---- (b) nobody asks for names ---------------------------------------------------------------------------------------------------------
 
