@@ -33,7 +33,8 @@ from recon_nb.finetune import Recipe, finetune
 from recon_nb.task import Sample, make_task
 from recon_nb.photos import PHOTO_SUFFIXES
 from recon_nb.pixels import to_model
-from recon_nb.protocols import ARMS, PROTOCOLS, count_flops, find_labelled, narrow, photos_of
+from recon_nb.cost import count_flops
+from recon_nb.protocols import ARMS, PROTOCOLS, find_labelled, narrow, photos_of
 from recon_nb.run import GANRun
 from recon_nb.training import train_gan
 from recon_nb.selftest import CHECKS, NotHere, describe_device, find_device

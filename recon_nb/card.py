@@ -14,11 +14,11 @@ import numpy as np
 from . import __version__
 from .checkpoint import load_tensors,save_tensors
 from .config import deviations
+from .cost import describe_pretraining
 from .core import InputError,write_atomic,duration
 from .export import export_encoder
 from .contenders import as_contender,fingerprint
 from .features import count_macs
-from .protocols import describe_pretraining
 from .run import GANRun
 from .tables import summarize
 
@@ -65,17 +65,23 @@ def _own_rows(run, records):
     arm = lambda r: r.get('job', {}).get('arm')
     mark = fingerprint(as_contender(run))
     probes = [r for r in records if r.get('kind', 'probe') == 'probe']
-    # of `compare`: the arm, with all its pretrainings
+    # of `compare_encoders`: the arm, with all its pretrainings
     mine = {arm(r) for r in probes if weights(r) == mark}
     if records and not mine:
         raise InputError("no record was made with the weights of this run: "
-                         "give the file that `compare` or `recon-probe --out` wrote for it, "
-                         "or none.")
+                         "give the file that `compare_encoders` or `recon-probe --out` wrote for "
+                         "it, or none.")
     return [r for r in probes
             if weights(r) == mark or arm(r) and arm(r) in mine or r['arm'] in ('scratch','pixels')]
 
 # %% ../nbs/78_card.ipynb #bd81dd54
 # long: the table of a card, and what its numbers mean
+def _difference(c):
+    "A difference from the reference, with its interval, as far as they are known."
+    if math.isnan(c['diff']): return '-'
+    interval = '' if math.isnan(c['low']) else f" [{c['low']:+.1f}, {c['high']:+.1f}]"
+    return f"{c['diff']:+.1f}{interval}"
+
 def _numbers(run, records):
     rows = _own_rows(run, records)
     if not rows: return 'Not measured.'
@@ -90,11 +96,9 @@ def _numbers(run, records):
                 & (s.labels == c['labels'])
                 & s.arm.isin(['scratch','random'])]
         base = f"{ref.arm.item()} {ref['mean'].item():.1f}" if len(ref) else '-'
-        diff = '-' if math.isnan(c['diff']) else f"{c['diff']:+.1f}" + (
-            '' if math.isnan(c['low']) else f" [{c['low']:+.1f}, {c['high']:+.1f}]")
         spread = '' if math.isnan(c['std']) else f" ± {c['std']:.1f}"
         lines.append(f"| {c['data']} | {c['labels']} | {c['mode']} "
-                     f"| {c['mean']:.1f}{spread} ({c['n']}) | {base} | {diff} |")
+                     f"| {c['mean']:.1f}{spread} ({c['n']}) | {base} | {_difference(c)} |")
     chosen = sorted({r['selected']['on'] for r in rows
                      if r['arm'] not in ('scratch','pixels') and r.get('selected')})
     return '\n'.join(lines) + (
@@ -162,7 +166,7 @@ def _training(run, source):
 def model_card(
     run, # a `GANRun`, or its folder
     *,
-    records=(), # of `compare` or `probe`, this run's among them
+    records=(), # of `compare_encoders` or `probe`, this run's among them
     licence:str|None=None, # of the weights, by its SPDX name
 )->str: # Markdown, with a head that model hubs read
     """What a user of these weights must know.
@@ -228,7 +232,6 @@ def _check_free(folder, names):
         raise InputError(f"{folder} holds other things: give a new folder.")
 
 # %% ../nbs/78_card.ipynb #cb9cd237
-# long: all is checked before anything is written
 def write_release(
     run, # a `GANRun`, or its folder
     folder, # a new or empty folder, or an earlier release

@@ -35,7 +35,6 @@ def _open_parts(cfg):
     return Parts(cfg, task, adv, norm, reductions, DECODERS[cfg.decoder])
 
 # %% ../nbs/46_choices.ipynb #f17a49d0
-# long: a rule a paragraph
 def _impossible(p): # yields what is said of each rule that is broken
     c, target = p.cfg, p.task.target
     coarse, judged = p.reductions[-1], Discriminator.reductions[-1]

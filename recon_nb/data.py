@@ -153,7 +153,6 @@ SETS = {    # name -> function(root=, size=, cuts=, workers=, progress=) -> Phot
 }
 
 # %% ../nbs/14_data.ipynb #d906e074
-# long: one call: its parameters, then the kinds of data that may be given
 def load_photos(
     data, # a name in `SETS`, a folder of photos, or a uint8 array (n, h, w, 3) or (n, 3, h, w)
     *,

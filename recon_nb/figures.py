@@ -428,7 +428,6 @@ def _label_parts(ax, stages, parts, pitch, y):
 def _count(n): return f'{n/1e6:.1f} million' if n >= 1e6 else f'{n:,}'
 
 # %% ../nbs/80_figures.ipynb #b2f1a818
-# long: the checks, then a column for each run
 def draw_reconstructions(
     runs, # a dict, name -> `GANRun` or the folder of one; or one run
     photos=None, # as for `GANRun.reconstruct`; without, the held-out photos that the runs kept
@@ -481,7 +480,6 @@ def _sheet(rows, titles, alt, gap=.06, most=1.15):
     return fig
 
 # %% ../nbs/80_figures.ipynb #fac0cd7e
-# long: which quantities there are, then a panel for each
 def draw_curves(
     runs, # a dict, name -> `GANRun` or the folder of one; or one run
     # columns of their records, such as loss_d, idt, psnr;
@@ -644,7 +642,6 @@ def _filter_pictures(k):
     return (.5+.5*scaled).permute(0,2,3,1).expand(-1,-1,-1,3).numpy()
 
 # %% ../nbs/80_figures.ipynb #71fa95a8
-# long: the filters, their order, and where each is drawn
 def draw_filters(
     encoder, # a module, a `GANRun`, or what `as_contender` opens
     *,

@@ -97,7 +97,6 @@ def paper_updates(
     return max(3000, 10*n//32)
 
 # %% ../nbs/67_finetune.ipynb #ddd5d324
-# long: a parameter a line
 def fit_paper_head(
     # flattened maps of the labelled photos, from a frozen encoder;
     # the head is trained where they lie
@@ -252,7 +251,6 @@ def augmented(
         memory_format=torch.channels_last)
 
 # %% ../nbs/67_finetune.ipynb #d6050560
-# long: a parameter a line
 def finetune(
     enc:nn.Module, # the encoder; trained in place
     photos:Photo8, # the labelled images

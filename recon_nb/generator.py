@@ -74,7 +74,6 @@ class Decoder(nn.Module):
         return z
 
 # %% ../nbs/33_generator.ipynb #1fcbdcfc
-# long: a network, and how it is asked
 class ReadingDecoder(nn.Module):
     "A decoder with skips: each block sees the encoder's stage and the input of its size."
     def __init__(self,
@@ -106,7 +105,6 @@ class ReadingDecoder(nn.Module):
         return painted[0]
 
 # %% ../nbs/33_generator.ipynb #c3039143
-# long: a network, a line for each parameter
 class Generator(nn.Module):
     "Encoder and decoders (§2.2, Fig. 3): from what may be seen, what is asked for."
     def __init__(self,

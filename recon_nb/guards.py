@@ -353,7 +353,7 @@ def _why_not_32(c, said):
         return ("the answers are right but for the names: "
                 "`predict` decodes them with another list of classes than `fit`.")
     for how,f in {**REMEDIES, **RANGES}.items():
-        if (_tried(lambda: _accuracy(c, c.small, f(x.astype(np.float32)), y)) or 0) >= .95:
+        if (_tried(lambda f=f: _accuracy(c, c.small, f(x.astype(np.float32)), y)) or 0) >= .95:
             return (f"`predict` knows them if the images are {how}: "
                     "`fit` and `predict` prepare images differently. Use one function in both.")
     return _why_not_trained(c, said)
@@ -471,13 +471,15 @@ def _check_order(c):
                  "draw a new order for each epoch.")
 
 # %% ../nbs/68_guards.ipynb #398b9b91
+def _why_no_better(c, train, said, first):
+    if first: return f"follows from '{first}', most likely: mend that first."
+    return _why_chance(c, train, said)
+
 def _check_score(c, first=None): # `first`: an earlier check that failed
     train, said = _accuracy(c, c.model, c.x, c.y), _answers(c, c.model, c.tx)
-    test, bar = (float((said == c.ty).mean()),
-                 chance_bar(len(c.ty), _chance(c.ty), alpha=c.alpha))
-    why = ('' if test > bar else
-           f"follows from '{first}', most likely: mend that first." if first else
-           _why_chance(c, train, said))
+    test = float((said == c.ty).mean())
+    bar, why = chance_bar(len(c.ty), _chance(c.ty), alpha=c.alpha), ''
+    if test <= bar: why = _why_no_better(c, train, said, first)
     score = Check('train and test', test, f'train {train:.1%}, test {test:.1%}',
                   f'test above {bar:.1%}', test > bar, why)
     top = int(np.bincount(said.clip(0)).argmax())
@@ -493,7 +495,7 @@ def _check_score(c, first=None): # `first`: an earlier check that failed
 def _why_chance(c, train, said):
     if train > max(.5, 2*_chance(c.y)):
         for how,f in REMEDIES.items():
-            acc = _tried(lambda: _accuracy(c, c.model, f(c.tx.astype(np.float32)), c.ty)) or 0.
+            acc = _tried(lambda f=f: _accuracy(c, c.model, f(c.tx.astype(np.float32)), c.ty)) or 0.
             if acc > chance_bar(len(c.ty), _chance(c.ty), alpha=c.alpha/len(REMEDIES)):
                 return (f"the test images are understood if they are {how}: "
                         "prepare both splits by one function.")
@@ -512,7 +514,7 @@ def _check_decoys(c, data, evaluate, decoys):
     test = np.concatenate([np.flatnonzero(c.ty == k)[:each] for k in np.unique(c.ty)])
     train, got = _spread(c.y, max(128, 2*c.n)), []
     for k in range(decoys):
-        mix = lambda y, kind: y[epoch_order(len(y), seed=c.seed, epoch=10+2*k+kind)]
+        mix = lambda y, kind, k=k: y[epoch_order(len(y), seed=c.seed, epoch=10+2*k+kind)]
         noise = dict(train_x=c.x[train], train_y=mix(c.y[train], 0),
                      test_x=c.tx[test], test_y=mix(c.ty[test], 1))
         got.append(float(evaluate(

@@ -89,7 +89,6 @@ class Linear:
     def predict(self, f:Float[Tensor, 'm d'])->Int64[Tensor, ' m']: return self.logits(f).argmax(1)
 
 # %% ../nbs/66_heads.ipynb #80179aa5
-# long: one minimisation, in one piece
 def fit_linear(
     f:Float[Tensor, 'n d'], # features
     y:Int64[Tensor, ' n'], # their classes
@@ -169,7 +168,9 @@ def choose_l2(
             scores[v] = _score(f, y, folds, v, n_classes, starts)
     best = lambda: max(scores, key=lambda v: (*scores[v], v))
     try_all(grid)
-    while (b := best()) in (min(scores), max(scores)) and 1e-6 < b < 1e8:
+    b = best()
+    while b in (min(scores), max(scores)) and 1e-6 < b < 1e8:
         try_all([b*10 if b == max(scores) else b/10])
+        b = best()
     try_all([float(f'{v:.3g}') for v in (b*10**.5, b/10**.5)])
     return best(), {v: scores[v][0] for v in sorted(scores)}

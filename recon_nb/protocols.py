@@ -6,8 +6,7 @@ Docs: https://recon-nb.github.io/recon_nb/protocols.html.md"""
 
 # %% auto #0
 __all__ = ['ROWS', 'PROTOCOLS', 'STEPS', 'WITHOUT', 'GAMES', 'PUBLISHED', 'COUNTS', 'Block', 'Protocol', 'narrow', 'true_name',
-           'find_labelled', 'run_folder', 'pretrain', 'count_flops', 'describe_pretraining', 'best_row', 'run_protocol',
-           'estimate_hours']
+           'find_labelled', 'run_folder', 'pretrain', 'best_row', 'run_protocol', 'estimate_hours']
 
 # %% ../nbs/79_protocols.ipynb #a4d01512
 import math,os
@@ -15,8 +14,7 @@ from dataclasses import asdict,dataclass,field,replace
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
-from torch.utils.flop_counter import FlopCounterMode
-from .config import GANConfig,get_preset
+from .config import get_preset
 from .core import InputError,append_jsonl,check_name,read_jsonl
 from .data import SETS,load_photos,split_photos
 from .experiments import (Job,count_work,in_order,list_jobs,locked_records,measure_speed,
@@ -24,16 +22,12 @@ from .experiments import (Job,count_work,in_order,list_jobs,locked_records,measu
 from .contenders import as_contender
 from .finetune import Recipe
 from .labelled import load_labelled
-from .task import make_task
 from .photos import PHOTO_SUFFIXES
+from .task import make_task
 from .classification import FROZEN,MODES
 from .run import GANRun
-from .cost import estimate_cost
+from .cost import describe_pretraining,seconds_per_photo
 from .training import train_gan
-from .teacher import Teacher
-from .batches import fetch,teach
-from .state import make_state
-from .steps import train_step
 
 # %% ../nbs/79_protocols.ipynb #896e7bef
 # Table 2: the row -> its preset
@@ -329,51 +323,6 @@ def _train(p, folder, cfg, photos, root):
     return train_gan(photos, cfg.preset, root=root, run_dir=folder, **{
         k: v for k,v in asdict(cfg).items() if k not in ('preset','data','schema')})
 
-# %% ../nbs/79_protocols.ipynb #903931f7
-def _noisy_state(cfg, *, bs):
-    "A state whose photos are noise: good enough to count and to time."
-    noise = np.random.default_rng(0).integers(0, 256, (40,cfg.size,cfg.size,3), dtype=np.uint8)
-    photos = load_photos(noise, size=cfg.size, cuts=make_task(cfg).cuts, progress=False)
-    train,valid = split_photos(photos, valid=0.1, seed=0)
-    # a whole batch, however few the photos
-    st = make_state(replace(cfg, bs=bs, epochs=1), photos, np.resize(train, bs), valid)
-    if st.task.target.needs_teacher: teach(st, Teacher(st.gen_net.enc))
-    return st
-
-def count_flops(
-    cfg:GANConfig, # of a pretraining
-)->float: # for one photo, both players, forward and backward; a mean over `n_critic` updates
-    "What a pretraining computes for each photo it sees."
-    st, bs = _noisy_state(replace(cfg, precision='no', compile=False), bs=8), 8
-    with FlopCounterMode(display=False) as counter:
-        for st.step in range(cfg.n_critic): train_step(st, fetch(st, st.train[:bs]))
-    return counter.get_total_flops()/(bs*cfg.n_critic)
-
-# %% ../nbs/79_protocols.ipynb #6d8deefd
-def describe_pretraining(
-    run, # a `GANRun`, or its folder
-    row:str, # which row of a table it belongs to
-    *,
-    # runs, or folders, that it goes on from, in the order of training:
-    # the record counts them, too, and `rounds` tells them apart
-    earlier=(),
-)->dict: # a record of kind pretraining, for the same file as the probes; a table leaves it out
-    "What a finished pretraining cost, and how well it predicts photos held out."
-    run = run if isinstance(run, GANRun) else GANRun.load(run)
-    seen = run.step*run.info.get('bs', run.cfg.bs)
-    scores = {k: v for k,v in (run.metrics or [{}])[-1].items() if k not in ('step','epoch')}
-    config = {k: v for k,v in asdict(run.cfg).items()
-              if k not in ('data','teacher')} # they may be paths
-    record = dict(
-        schema=1, kind='pretraining', row=row, seed=run.cfg.seed, config=config,
-        updates=run.step, images_seen=seen, flops=seen*count_flops(run.cfg),
-        seconds=(run.history or [{}])[-1].get('seconds'), held_out=scores,
-        photos=run.info.get('photos', ''), machine=run.info.get('machine', {}))
-    if not earlier: return record
-    rounds = [{k: r[k] for k in ('updates','images_seen','flops','seconds')}
-              for r in (*(describe_pretraining(e, row) for e in earlier), record)]
-    return record | {k: sum(r[k] or 0 for r in rounds) for k in rounds[0]} | dict(rounds=rounds)
-
 # %% ../nbs/79_protocols.ipynb #ba1e28b9
 def _arms(runs, name, rows):
     return {'scratch': None, 'raw pixels': 'pixels', **{row: runs[row,name] for row in rows}}
@@ -405,7 +354,7 @@ def best_row(
              if r['kind'] == 'recipe' and r['job']['data'] == data
              and r['job']['mode'] == 'finetune' and r['source']]
     if not found:
-        raise InputError(f"no recipe was searched for a pretrained arm on {data}: "
+        raise InputError(f"no recipe was searched for a pretrained row on {data}: "
                          "the best one is not known.")
     many = lambda r: float('inf') if r['job']['labels'] is None else r['job']['labels']
     return max((r for r in found if many(r) == max(map(many, found))),
@@ -456,15 +405,10 @@ def run_protocol(
 # %% ../nbs/79_protocols.ipynb #b6b3d9b6
 COUNTS = dict(PUBLISHED, imagenette=(5000,3000), voc2012=(5717,))
 
-def _seconds_per_photo(cfg):
-    "One photo through one step of the GAN."
-    st = _noisy_state(cfg, bs=cfg.bs)
-    return estimate_cost(st)[0]/(st.bs*st.total_steps)
-
 def _hours_of_arm(p, row, name, counts):
     cfg = _config(p, row, name, 0)
     seen = p.updates*cfg.bs or cfg.epochs*counts[name if p.photos == 'own' else p.photos][0]
-    return float(_seconds_per_photo(cfg)*seen*p.pretrainings/3600)
+    return float(seconds_per_photo(cfg)*seen*p.pretrainings/3600)
 
 # %% ../nbs/79_protocols.ipynb #99db46b1
 def _seconds_of_block(p, b, net, name, speed, counts):

@@ -160,7 +160,6 @@ _WAYS = {'linear': _Way(_fit_frozen, (1e-3, 3e-3, 1e-2), True),
          'finetune': _Way(_fit_all, (3e-4, 1e-3, 3e-3), False)}
 
 # %% ../nbs/72_segmentation.ipynb #f4e2848f
-# long: a parameter a line, then the two modes
 def fit_segmenter(
     enc:nn.Module, # the encoder; trained in place by finetune
     photos:Photo8, # to train on
@@ -294,7 +293,8 @@ class Segmentation(ProbeTask):
                              f"mode {mode!r} is for encoders; use linear.")
 
     def check_set(self, setup):
-        if (n := len(setup.data.train_x)) < 2:
+        n = len(setup.data.train_x)
+        if n < 2:
             raise InputError(f"{setup.data!r}: one photo can't be trained on and scored on; "
                              "give 2 or more.")
         if (setup.amount or 1) > n:
@@ -340,7 +340,6 @@ def run(self:Segmentation, setup, seed, i, tick):
         (data.test_x[shown], data.test_y[shown], answer[shown]))
 
 # %% ../nbs/72_segmentation.ipynb #b16c1fb6
-# long: a parameter a line
 def probe_dense(
     # a `GANRun`, the folder of one, an exported encoder, a module, None for scratch, or 'pixels'
     encoder,

@@ -38,7 +38,8 @@ def _plain(name): return ''.join(c for c in name.lower() if c.isalnum())
 def _own_folders(name):
     """What RECON_NB_DATA offers under this name:
     folders that are not empty, and last RECON_NB_DATA itself."""
-    if not (given := os.environ.get('RECON_NB_DATA')): return []
+    given = os.environ.get('RECON_NB_DATA')
+    if not given: return []
     home = Path(given).expanduser()
     if not home.is_dir():
         raise InputError(f"RECON_NB_DATA={given} is no folder; "
@@ -59,6 +60,13 @@ def _class_folders(folder):
     return next((p for p in [folder, *below] if sum(map(_has_photos, _folders(p)[:20])) > 1), None)
 
 # %% ../nbs/13_sets.ipynb #2a311ab2
+def _or_else(name, root, files):
+    "What else to do about a folder that is not the set."
+    if root is not None: return ''
+    if files: return f" Or give root=, or rename the folder: then {name} is downloaded."
+    return ' Or give root=.'
+
+# %% ../nbs/13_sets.ipynb #483e4ab6
 def _look(folder, needs, inside, archives):
     "What a folder that is not the set looks like, as a sentence."
     if not folder.is_dir():
@@ -93,7 +101,6 @@ class Source(NamedTuple):
     def name(self)->str: return self.urls[0].rsplit('/', 1)[-1] # of the file
 
 # %% ../nbs/13_sets.ipynb #991efaab
-# long: one search: the places in turn, and what to say where each fails
 def locate_set(
     name:str, # the set's name, and its folder's
     needs, # what it consists of: files and folders, as relative paths
@@ -111,15 +118,14 @@ def locate_set(
     own = [Path(root).expanduser()] if root is not None else _own_folders(name)
     for folder in own + [home]*(root is None):
         if at := find_set(folder, needs, inside=inside): return at
-    if wrong := own if root is not None else own[:-1]:
-        how = ('' if root is not None else
-               f" Or give root=, or rename the folder: then {name} is downloaded." if sources() else
-               ' Or give root=.')
+    files = sources()
+    wrong = own if root is not None else own[:-1]
+    if wrong:
         raise InputError(
             f"no {name} in {wrong[0]}. "
-            f"{_look(wrong[0], needs, inside, [s.name for s in sources() if s.packed])} "
-            f"Expected: {layout}.{how}")
-    if not (files := sources()):
+            f"{_look(wrong[0], needs, inside, [s.name for s in files if s.packed])} "
+            f"Expected: {layout}.{_or_else(name, root, files)}")
+    if not files:
         raise InputError(f"{name} is not on this machine and can't be downloaded: "
                          f"give root=, a folder that holds {layout}.")
     _fetch(name, home, files, layout, progress)
@@ -215,7 +221,8 @@ def _check_files(name, at, table):
     """Raises `InputError` for the first file that is not the published one.
     `table`: relative path -> MD5."""
     for f,md5 in table.items():
-        if (got := file_checksum(at/f, 'md5')) != f'md5:{md5}':
+        got = file_checksum(at/f, 'md5')
+        if got != f'md5:{md5}':
             again = (f"remove {at}, then it is downloaded anew" if at.is_relative_to(cache_dir())
                      else 'get it again')
             raise InputError(f"{at/f} is not {name}'s published file: {got}, expected md5:{md5}. "

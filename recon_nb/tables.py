@@ -81,7 +81,7 @@ def _rows(records):
     except KeyError as e:
         raise InputError(
             f"a record has no {e}: this is no record of a probe. "
-            "Give files that `compare` or `recon-probe --out` wrote.") from None
+            "Give files that `compare_encoders` or `recon-probe --out` wrote.") from None
 
 # %% ../nbs/76_tables.ipynb #4587ee81
 def _agree(rows, by, what, say):
@@ -93,7 +93,7 @@ def _agree(rows, by, what, say):
 
 def _apart(rows):
     """Encoders that are not one pretraining, repeated with other seeds, get a row each.
-    (`compare` is told which belong together.)"""
+    (`compare_encoders` is told which belong together.)"""
     for arm,g in rows[rows.kin.notna()].groupby('arm'):
         each = g.drop_duplicates('pretraining')
         if each.kin.nunique() > 1 or each.born.duplicated().any():
@@ -103,7 +103,7 @@ def _apart(rows):
 
 # %% ../nbs/76_tables.ipynb #0e431e30
 def tidy(
-    # dicts, as `compare` writes them or `ProbeResult.records()` gives them;
+    # dicts, as `compare_encoders` writes them or `ProbeResult.records()` gives them;
     # those of another kind are left out
     records,
 )->pd.DataFrame: # a row a run; `acc` and `chance` in per cent
@@ -111,7 +111,7 @@ def tidy(
     rows = _rows([r for r in records if r.get('kind', 'probe') == 'probe'])
     if not len(rows):
         raise InputError("there is no record of a probe. "
-                         "Run `compare`, or give the file that it wrote.")
+                         "Run `compare_encoders`, or give the file that it wrote.")
     rows = _apart(rows)
     for what in ('size','n_test'):
         _agree(rows, ['data'], what, 'give each its own name, or keep them in tables of their own.')
@@ -197,9 +197,10 @@ def summarize(
         if mode in FROZEN and (by[['acc','draw']].nunique() == 1).all(axis=None):
             seeds[:] = 1 # the same labels each time, and nothing else varies: one run
         x = g.acc[:seeds.iloc[0]] if len(means) == 1 else means
-        n = str(len(x)) if len(means) == 1 else (
-            f'{len(means)}x{seeds.min()}'
-            + (f'-{seeds.max()}' if seeds.max() > seeds.min() else ''))
+        n = str(len(x))
+        if len(means) > 1:
+            most = f'-{seeds.max()}' if seeds.max() > seeds.min() else ''
+            n = f'{len(means)}x{seeds.min()}{most}'
         out.append(dict(
             mode=mode, data=data, labels=labels, arm=arm,
             mean=x.mean(), std=x.std(), n=n,
@@ -229,7 +230,6 @@ def _controls(mode): # (row's name, arm, mode to take it from)
 def _many(labels): return sorted(set(labels), key=lambda k: (k == 'all', k if k != 'all' else 0))
 
 # %% ../nbs/76_tables.ipynb #58e2af52
-# long: a table, its rows a kind at a time
 def table(
     records, # as for `tidy`
     mode:str='finetune', # which way of probing
@@ -284,13 +284,13 @@ def _spread(y, *, gap):
     out = np.array(y, dtype=float)[order]
     for _ in range(200):
         for i in range(len(out)-1):
-            if (lack := gap-(out[i+1]-out[i])) > 1e-9:
+            lack = gap-(out[i+1]-out[i])
+            if lack > 1e-9:
                 out[i] -= lack/2
                 out[i+1] += lack/2
     return out[np.argsort(order, kind='stable')]
 
 # %% ../nbs/76_tables.ipynb #98f076df
-# long: one picture, from the records to the names of its lines
 def label_curve(
     records, # as for `tidy`
     mode:str='finetune', # which way of probing

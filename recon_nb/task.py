@@ -146,6 +146,7 @@ def _check_output(what, o, goal, n, size):
     _check_picture(f'{what}, declared as {o},', goal, (n, o.channels, side, side))
     if o.picture: _check_range(what, goal)
 
+# %% ../nbs/44_task.ipynb #23eeb880
 def _check_target(target, s, size, norm):
     name, n = f'target {type(target).__name__}', len(s.i_r)
     if len(s.goals) != len(target.outputs):

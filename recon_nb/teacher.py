@@ -48,7 +48,6 @@ class Teacher(nn.Module):
         return (self.centres.square().sum(1) - 2*self.features(x)@self.centres.T).argmin(-1)
 
 # %% ../nbs/43_teacher.ipynb #fc4bf5a7
-# long: one computation, step after step
 def fit_codebook(
     teacher:Teacher, # changed in place
     batches, # of pictures `b 3 h w`, such as the training photos'

@@ -147,7 +147,6 @@ _outputs = { # in place of a generator: a function of I_in, I_r and the visible 
     'the photo itself': lambda i_in, i_r, window: i_r}
 
 # %% ../nbs/81_widgets.ipynb #81a42023
-# long: the pictures of one mask, in the order in which they follow from each other
 def _explain_mask(
     photo:Image.Image, # any photo
     *,
@@ -254,7 +253,6 @@ _places = {
     'bottom left': (-1.,1.), 'bottom right': (1.,1.)}
 
 # %% ../nbs/81_widgets.ipynb #5036fff3
-# long: every setting is drawn, then the layers and their captions
 @patch
 def static(self:MaskExplorer,
     *,
@@ -323,7 +321,6 @@ def _listed(given):
     return [(None, g) for g in (given if isinstance(given, (list, tuple)) else [given])]
 
 # %% ../nbs/81_widgets.ipynb #d503021e
-# long: a control a line
 class ReconBrowser(_Viewer):
     """What runs made of held-out photos: input, output, composition, truth and error,
     sorted by error, along the epochs."""
@@ -676,7 +673,8 @@ def _draw(self:TrainingMonitor):
     records, probe = self._read()
     step = records.history[-1]['step'] if records.history else 0
     done, shown = 100*step/max(records.info['steps'], 1), ''
-    if grids := self._grids():
+    grids = self._grids()
+    if grids:
         picture = np.asarray(Image.open(io.BytesIO(grids[-1].read_bytes())).convert('RGB'))
         shown = _figure(picture, f'held-out photos, epoch {_epoch(grids[-1])}', _GRID,
                         style='max-width:34em')
