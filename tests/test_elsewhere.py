@@ -14,7 +14,7 @@ from recon_nb.config import get_preset
 from recon_nb.core import InputError
 from recon_nb.export import Preprocess
 from recon_nb.figures import draw_architecture
-from recon_nb.finetune import Classifier
+from recon_nb.finetune import _Classifier
 from recon_nb.encoder import Encoder
 from recon_nb.shapes import draw_shapes
 from recon_nb.state import make_networks
@@ -102,8 +102,8 @@ def places(net): return {p.device.type for p in net.parameters()}
 @pytest.mark.parametrize('mode', ['finetune', 'paper-finetune'])
 def test_a_classifier_tries_its_encoder_where_that_is(mode, no_numbers):
     enc = Encoder(4).to('meta')
-    assert Classifier(enc, 10, mode=mode, size=32).enc is enc and places(enc) == {'meta'}
-    assert Classifier(Encoder(4), 10, mode=mode, size=32).head[-1].out_features == 10
+    assert _Classifier(enc, 10, mode=mode, size=32).enc is enc and places(enc) == {'meta'}
+    assert _Classifier(Encoder(4), 10, mode=mode, size=32).head[-1].out_features == 10
 
 
 def test_an_architecture_is_drawn_where_the_network_is(no_numbers):

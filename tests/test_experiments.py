@@ -369,8 +369,8 @@ def test_the_shells_probe(home, tmp_path, capsys):
 def test_true_names(toy, home, tmp_path):
     (tmp_path/'train'/'a').mkdir(parents=True); (tmp_path/'train'/'a'/'1.JPEG').touch()
     many = lambda n, m: SimpleNamespace(train_y=range(n), test_y=range(m))
-    assert protocols.true_name('cifar10', many(50_000, 10_000), tmp_path) == 'cifar10 (jpeg)' and protocols.true_name('cifar10', many(50_000, 10_000)) == 'cifar10'
-    assert protocols.true_name('svhn', many(8001, 1999)) == 'svhn (10k split)' and protocols.true_name('imagenette', many(5, 3), tmp_path) == 'imagenette'
+    assert protocols._true_name('cifar10', many(50_000, 10_000), tmp_path) == 'cifar10 (jpeg)' and protocols._true_name('cifar10', many(50_000, 10_000)) == 'cifar10'
+    assert protocols._true_name('svhn', many(8001, 1999)) == 'svhn (10k split)' and protocols._true_name('imagenette', many(5, 3), tmp_path) == 'imagenette'
 
 
 def test_records_of_an_earlier_version_and_of_today_make_one_table(toy):

@@ -278,10 +278,10 @@ def test_every_update_learns(data, monkeypatch, mode):
             def step(self, *args, **kwargs): rates.append(self.param_groups[-1]['lr']); return super().step(*args, **kwargs)
         monkeypatch.setattr(page.torch.optim, name, Spy)
     ask(None, data, mode, width=4, size=32, seeds=1, recipe=replace(recipes[mode], lr=1., layer_decay=1.))
-    assert np.allclose(rates, [page.rate((k+.5)/4) for k in range(4)]) and min(rates) > .03
+    assert np.allclose(rates, [page._rate((k+.5)/4) for k in range(4)]) and min(rates) > .03
     rates.clear()
     page.fit_paper_head(torch.randn(20, 5), torch.arange(20) % 4, classes=4, lr=1., seed=0, steps=10, bs=5)
-    assert np.allclose(rates, [page.rate((k+.5)/10) for k in range(10)]) and min(rates) > 0
+    assert np.allclose(rates, [page._rate((k+.5)/10) for k in range(10)]) and min(rates) > 0
 
 
 def test_training_leaves_the_callers_random_numbers(data):
@@ -310,7 +310,7 @@ def test_neighbours_in_blocks_are_the_neighbours(monkeypatch):
     f, y = torch.randn(500, 16), torch.arange(500) % 5
     near, said = heads.nearest_neighbours(f, k=9), heads.knn_predict(f, y, f, leave_out=True)
     monkeypatch.setattr(heads, '_BLOCK', 4*500*13)
-    blocks = [len(c) for c,_ in heads.closest(f, f, k=3)]
+    blocks = [len(c) for c,_ in heads._closest(f, f, k=3)]
     assert max(blocks) == 13 and sum(blocks) == 500
     assert np.array_equal(heads.nearest_neighbours(f, k=9)[0], near[0]) and torch.equal(heads.knn_predict(f, y, f, leave_out=True), said)
 
