@@ -24,7 +24,7 @@ from torch import Tensor,nn
 from torch.nn import functional as F
 
 # %% ../nbs/80_figures.ipynb #d2386c10
-from .compare import caption_of,plot_quantity,read_records
+from .compare import Records,caption_of,plot_quantity
 from .core import InputError,check_name
 from .contenders import as_contender,Pixels
 from .features import encode,frozen
@@ -487,7 +487,7 @@ def draw_curves(
     keys=None,
 )->Picture:
     "Losses and held-out scores along the epochs: a panel for each quantity, a line for each run."
-    records = read_records(_named(runs))
+    records = {n: Records.of(r) for n,r in _named(runs).items()}
     for n,r in records.items():
         if not r.info or not r.history:
             raise InputError(f"{n!r} has no records: its folder holds only weights, "

@@ -21,7 +21,7 @@ from PIL import Image
 from fastcore.basics import patch
 
 # %% ../nbs/81_widgets.ipynb #26491fee
-from .compare import Records,caption_of,curve,headline_in,trivial_level
+from .compare import Records,caption_of
 from .core import InputError,check_name,duration
 from .figures import Outputs,features_of,read_outputs
 from .heads import nearest_neighbours
@@ -625,15 +625,15 @@ def _stamps(self:TrainingMonitor): # what changes as soon as the run goes on
 def _loss_chart(records):
     last = records.history[-1] if records.history else {}
     keys = [k for k in ('loss_d','adv','idt') if k in last]
-    return draw_chart('losses', {caption_of(k, short=True): curve(records, k, most=150)
+    return draw_chart('losses', {caption_of(k, short=True): records.curve(k, most=150)
                                  for k in keys})
 
 def _score_chart(records):
-    key = headline_in(records.metrics[-1]) if records.metrics else None
+    key = records.headline
     if key is None: return draw_chart('scores on held-out photos', {})
-    best = trivial_level(records.info, key)
+    best = records.trivial_level(key)
     levels = {f'best trivial ({best[0]})': best[1]} if best else {}
-    return draw_chart(caption_of(key), {key: curve(records, key, most=150)}, levels=levels)
+    return draw_chart(caption_of(key), {key: records.curve(key, most=150)}, levels=levels)
 
 def _probe_chart(probe):
     series = {}
