@@ -257,7 +257,7 @@ def test_bits_and_shares_come_back(n):
     rng = np.random.default_rng(n)
     right, shares = rng.random(n) < .5, rng.random(n)
     shares[::3] = np.nan
-    assert np.array_equal(unpack_bits(pack_bits(right), n), right) and len(pack_bits(right)) == -(-(-(-n//8))//3)*4
+    assert np.array_equal(unpack_bits(pack_bits(right), n), right) and len(pack_bits(right)) == ((n+7)//8+2)//3*4
     back = unpack_shares(pack_shares(shares))
     assert np.array_equal(np.isnan(back), np.isnan(shares)) and (n < 2 or np.nanmax(abs(back-shares)) <= .005+1e-9)
 

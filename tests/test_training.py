@@ -144,7 +144,8 @@ def test_no_update_has_the_rate_0():
     for name in PRESETS:
         st = toy_state(name, n=48, epochs=2)
         seen = []
-        for st.step in range(st.total_steps):
+        for step in range(st.total_steps):
+            st.step = step
             set_lr(st)
             seen.append([g['lr'] for opt in st.opts for g in opt.param_groups])
         t = (np.arange(st.total_steps)+.5)/st.total_steps
