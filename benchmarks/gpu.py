@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from accelerate.state import AcceleratorState
 from recon_nb.checkpoint import save_tensors
-from recon_nb.compare import Records
+from recon_nb.compare import curve
 from recon_nb.config import get_preset
 from recon_nb.core import InputError, append_jsonl, check_name, describe_machine, read_jsonl, write_atomic, duration
 from recon_nb.data import SETS, load_photos, split_photos
@@ -33,8 +33,7 @@ from recon_nb.finetune import Recipe, finetune
 from recon_nb.task import Sample, make_task
 from recon_nb.photos import PHOTO_SUFFIXES
 from recon_nb.pixels import to_model
-from recon_nb.cost import count_flops
-from recon_nb.protocols import ARMS, PROTOCOLS, find_labelled, narrow, photos_of
+from recon_nb.protocols import ARMS, PROTOCOLS, count_flops, find_labelled, narrow, photos_of
 from recon_nb.run import GANRun
 from recon_nb.training import train_gan
 from recon_nb.selftest import CHECKS, NotHere, describe_device, find_device
@@ -401,7 +400,7 @@ def describe_run(run):
     says = f'{reached:.0f} of {epochs} epochs'
     if 'psnr' in last: says += f", held-out PSNR {last['psnr']:.2f} dB"
     if 'explained' in last: says += f", {last['explained']:.0%} of what is hidden explained"
-    opinions = {k: Records.of(run).curve(k, most=50).round(4).tolist() for k in ('d_real', 'd_fake')}
+    opinions = {k: curve(run, k, most=50).round(4).tolist() for k in ('d_real', 'd_fake')}
     kept = {k: info[k] for k in ('photos', 'train', 'held_out', 'bs', 'deviations', 'trivial')}
     return kept | dict(
         status='ok' if run.finished else 'part', says=says, n=run.step, epochs=epochs,

@@ -15,7 +15,6 @@ from recon_nb.core import InputError, read_jsonl
 from recon_nb.experiments import compare_encoders, estimate, in_order, list_jobs, plan, run_jobs
 from recon_nb.contenders import fingerprint, as_contender
 from recon_nb.encoder import Encoder
-
 from recon_nb.labelled import LabelledSet, development_images
 from recon_nb.protocols import Block, Protocol, best_row
 from recon_nb.shapes import SHAPES, draw_shapes
