@@ -21,10 +21,9 @@ from .targets import TARGETS
 from .teacher import CodeTarget # noqa: F401 (registered there)
 
 # %% ../nbs/45_plugins.ipynb #5fff55ed
-_REGISTRIES = dict(view=VIEWS, mask=MASKS, target=TARGETS, encoder=ENCODERS, adv=ADV,
-    norm_d=D_NORMS)
+REGISTRIES = dict(view=VIEWS, mask=MASKS, target=TARGETS, encoder=ENCODERS, adv=ADV, norm_d=D_NORMS)
 
-def _names(): return {field: set(names) for field,names in _REGISTRIES.items()}
+def _names(): return {field: set(names) for field,names in REGISTRIES.items()}
 
 # %% ../nbs/45_plugins.ipynb #30b6845d
 _loaded = {} # a file's path and content -> what it gave
@@ -42,12 +41,12 @@ def _load_plugin(path):
         raise InputError(f"{path} is not there: a plugin is a Python file that registers a part.")
     key = path.resolve(), hashlib.blake2b(path.read_bytes()).hexdigest()
     known = _loaded.get(key)
-    if not known or not all(n in _REGISTRIES[field] for field,n in known['names']):
+    if not known or not all(n in REGISTRIES[field] for field,n in known['names']):
         known = _loaded[key] = _run_plugin(path)
     return known
 
 def _run_plugin(path):
-    before = {field: dict(names) for field,names in _REGISTRIES.items()}
+    before = {field: dict(names) for field,names in REGISTRIES.items()}
     name = f'recon_nb_plugin_{path.stem}'
     spec = spec_from_file_location(name, path)
     try: spec.loader.exec_module(module_from_spec(spec))
@@ -59,12 +58,12 @@ def _run_plugin(path):
 # %% ../nbs/45_plugins.ipynb #ae90355a
 def _take_back(before):
     for field,names in before.items():
-        _REGISTRIES[field].clear()
-        _REGISTRIES[field].update(names)
+        REGISTRIES[field].clear()
+        REGISTRIES[field].update(names)
 
 def _what_is_new(path, before):
     changed = {field: [n for n,part in names.items() if before[field].get(n) is not part]
-        for field,names in _REGISTRIES.items()}
+        for field,names in REGISTRIES.items()}
     taken = [(field, n) for field,names in changed.items() for n in names if n in before[field]]
     mine = {n for gives in _loaded.values() for n in gives['names']}
     if clash := [t for t in taken if t not in mine]:
@@ -85,24 +84,24 @@ def plugins_of(
     loaded:list, # from `load_plugins`
 )->list: # those that the config needs: dicts with file, gives
     "What a run must note about files of parts."
-    named = {(field, getattr(cfg, field)) for field in _REGISTRIES}
+    named = {(field, getattr(cfg, field)) for field in REGISTRIES}
     return [dict(file=p['file'], gives=p['gives']) for p in loaded if named & {*p['names']}]
 
 def check_parts(
     cfg:GANConfig, # names its parts
     *,
     noted=(), # what its run has noted, from `plugins_of`
-    fields=tuple(_REGISTRIES), # which parts are needed
+    fields=tuple(REGISTRIES), # which parts are needed
 )->GANConfig: # `cfg`
     "Raises `InputError` if a part is not there, and says how to give it."
     for field in fields:
         name = getattr(cfg, field)
-        if name in _REGISTRIES[field]: continue
+        if name in REGISTRIES[field]: continue
         files = [p['file'] for p in noted if name in p['gives'].get(field, ())]
         if files:
             raise InputError(f"this run uses {field} {name!r} from a file of its own, {files[0]}: "
                 f"give plugins={files[0]!r} with its path (in the shell --plugin {files[0]}).")
-        try: check_name(name, _REGISTRIES[field], field)
+        try: check_name(name, REGISTRIES[field], field)
         except InputError as e:
             raise InputError(f"{e} If it is from a file of your own, give the file: "
                 "plugins='my_file.py' (in the shell --plugin my_file.py).") from None
@@ -112,4 +111,4 @@ def has_parts(
     cfg:GANConfig, # names its parts
 )->bool:
     "Whether every part that a config names is there."
-    return all(getattr(cfg, field) in names for field,names in _REGISTRIES.items())
+    return all(getattr(cfg, field) in names for field,names in REGISTRIES.items())

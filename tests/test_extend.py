@@ -10,7 +10,7 @@ from PIL import Image
 from recon_nb import GANRun, export_encoder, load_pretrained, probe, train_gan
 from recon_nb.config import GANConfig
 from recon_nb.core import InputError
-from recon_nb.plugins import _REGISTRIES
+from recon_nb.plugins import REGISTRIES
 from recon_nb.shapes import draw_shapes
 from recon_nb.tables import table
 
@@ -88,11 +88,11 @@ CHOICES = dict(grey=dict(target='grey'), left=dict(mask='left', view='canvas'), 
 @pytest.fixture(autouse=True)
 def registries():
     "Each test registers its parts itself."
-    before = {field: dict(names) for field,names in _REGISTRIES.items()}
+    before = {field: dict(names) for field,names in REGISTRIES.items()}
     yield
     for field,names in before.items():
-        _REGISTRIES[field].clear()
-        _REGISTRIES[field].update(names)
+        REGISTRIES[field].clear()
+        REGISTRIES[field].update(names)
 
 
 @pytest.fixture
