@@ -4,7 +4,7 @@ nbdev processes the pages as it does for Quarto, smalldocs lays them out. Mended
 formulas become MathML, no font or script comes from another host, search works from a folder too, each public name gets a table,
 each figure an alternative text.
 `python .ci/docs.py --sidebar` writes `nbs/sidebar.yml`, which this build and Quarto share. `--check` looks for faults in a built site."""
-import argparse, ast, hashlib, html, inspect, json, os, re, shutil, subprocess, sys, tempfile
+import argparse, ast, dataclasses, hashlib, html, inspect, json, os, re, shutil, subprocess, sys, tempfile
 from functools import cached_property, partial
 from html.parser import HTMLParser
 from pathlib import Path, PurePosixPath
@@ -92,8 +92,10 @@ class ApiTable(MarkdownRenderer):
         phrase = re.escape(said.get('return', ''))
         if rest in dm and rest not in said and phrase and re.search(rf'\*\*{rest}\b.*# *{phrase}', source_of(self.sym)):
             said[rest] = said.pop('return')                       # docments gives the phrase behind **kwargs to the result
+        if dataclasses.is_dataclass(self.sym):                   # a field may carry its meaning with it, as those of `GANConfig` do
+            said = {f.name: f.metadata['doc'] for f in dataclasses.fields(self.sym) if 'doc' in f.metadata} | said
         for k,d in dm.items():
-            if k in ('self', 'cls'): continue
+            if k in ('self', 'cls') or (k == 'return' and inspect.isclass(self.sym)): continue
             anno, default = d.get('anno', inspect._empty), d.get('default', inspect._empty)
             none = anno is inspect._empty or (anno in (None, type(None)) and k != 'return')
             if isinstance(default, str): default = repr(default)

@@ -8,6 +8,7 @@ Docs: https://recon-nb.github.io/recon_nb/task.html.md"""
 __all__ = ['Sample', 'Task', 'make_task', 'sample_encoder', 'check_mask', 'check_task']
 
 # %% ../nbs/44_task.ipynb #5c509d8f
+from contextlib import contextmanager
 from typing import NamedTuple
 import torch
 from torch import Tensor
@@ -60,11 +61,20 @@ def make_task(
     cfg:GANConfig, # names the view, the mask and the target
 )->Task: # the pretext task of the run
     "The task that a config describes. Raises `InputError` on an unknown name."
-    view = VIEWS[check_name(cfg.view, VIEWS, 'view')](cfg.size, cfg.visible)
-    mask = MASKS[check_name(cfg.mask, MASKS, 'mask')](cfg.size, cfg.visible)
-    target = TARGETS[check_name(cfg.target, TARGETS, 'target')]()
+    view = VIEWS[check_name(cfg.view, VIEWS, 'view')]
+    mask = MASKS[check_name(cfg.mask, MASKS, 'mask')]
+    target = TARGETS[check_name(cfg.target, TARGETS, 'target')]
+    with _blame(f'making view {cfg.view!r} for (size, visible)'): view = view(cfg.size, cfg.visible)
+    with _blame(f'making mask {cfg.mask!r} for (size, visible)'): mask = mask(cfg.size, cfg.visible)
+    with _blame(f'making target {cfg.target!r}'): target = target()
     _fit_target(target, cfg)
     return Task(view, mask, target, seed=cfg.seed)
+
+@contextmanager
+def _blame(what): # whatever goes wrong in a part is said with its name
+    try: yield
+    except InputError: raise
+    except Exception as e: raise InputError(f"{what} fails with {type(e).__name__}: {e}") from e
 
 def sample_encoder(
     cfg:GANConfig, # names the encoder
@@ -98,14 +108,16 @@ def check_mask(
 )->Mask: # `mask`
     "Try a mask. Raises `InputError` that says what is wrong with what it hides."
     name = type(mask).__name__
-    first, again = (mask(range(n), epoch=0, seed=seed) for _ in range(2))
+    with _blame(f'mask {name}, asked for (index, epoch=0, seed={seed}),'):
+        first, again, few = (mask(i, epoch=0, seed=seed) for i in (range(n), range(n), [3,5]))
     if not _is_mask(first, n, size):
         found = _describe(first)
         raise InputError(f"mask {name} gives {found} for {n} photos of {size} px; it must give "
             f"torch.bool of shape ({n}, 1, {size}, {size}), True where the picture is hidden.")
-    if not torch.equal(first, again):
-        raise InputError(f"mask {name} hides other places when it is asked again: draw from "
-            "sample_uniform(seed, epoch, index, stream=...), so that a run can be resumed.")
+    if not (torch.equal(first, again) and torch.equal(first[[3,5]], few)):
+        raise InputError(f"mask {name} hides other places when it is asked again, or in other "
+            "company: draw from sample_uniform(seed, epoch, index, stream=...), a pure function, "
+            "so that a run can be resumed and shared.")
     share = first.float().mean((1,2,3))
     if share.max() == 1 or share.min() == 0:
         what = 'everything' if share.max() == 1 else 'nothing'
@@ -155,11 +167,13 @@ def _check_target(target, s, size, norm):
         _check_output(f'output {i} of {name}', o, goal, n, size)
     zeros = tuple(torch.zeros(n, o.channels, size//o.stride, size//o.stride, device=s.i_r.device)
         for o in target.outputs)
-    loss = target.loss(zeros, s.goals, s.asked, norm=norm)
+    with _blame(f'the loss or the score of {name}'):
+        loss = target.loss(zeros, s.goals, s.asked, norm=norm)
+        row = target.score(zeros, s.goals, s.asked)
     if loss.numel() != 1 or not loss.isfinite().all():
         raise InputError(f"the loss of {name} for an answer of zeros is {loss}; it must be one "
             "finite number.")
-    if target.headline.key not in (row := target.score(zeros, s.goals, s.asked)):
+    if target.headline.key not in row:
         raise InputError(f"the score of {name} has {', '.join(row)}, and its headline is "
             f"{target.headline.key!r}: give it a headline that it has.")
 
@@ -173,14 +187,13 @@ def check_task(
     "Try mask, view and target on some photos. Raises `InputError` that says what does not fit."
     n, _, size, _ = cuts['i_r'].shape
     check_mask(task.mask, size, seed=task.seed)
-    s = task(cuts, range(n))
-    view = f'view {type(task.view).__name__}'
+    view, target = f'view {type(task.view).__name__}', f'target {type(task.target).__name__}'
+    with _blame(f'{view}, or {target}, on {n} photos of {size} px,'): s = task(cuts, range(n))
     _check_picture(view, s.i_in, (n, 3, size, size))
     _check_range(view, s.i_in)
     if not all(a.flatten(1).any(1).all() for a in s.asked):
         strides = ', '.join(f'{o.stride} px' for o in task.target.outputs)
-        raise InputError(f"mask {type(task.mask).__name__} hides no whole place of target "
-            f"{type(task.target).__name__} ({strides}): nothing is left to predict. "
-            "Choose a smaller visible share.")
+        raise InputError(f"mask {type(task.mask).__name__} hides no whole place of {target} "
+            f"({strides}): nothing is left to predict. Choose a smaller visible share.")
     _check_target(task.target, s, size, norm)
     return task
