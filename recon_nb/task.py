@@ -70,12 +70,6 @@ def make_task(
     _fit_target(target, cfg)
     return Task(view, mask, target, seed=cfg.seed)
 
-@contextmanager
-def _blame(what): # whatever goes wrong in a part is said with its name
-    try: yield
-    except InputError: raise
-    except Exception as e: raise InputError(f"{what} fails with {type(e).__name__}: {e}") from e
-
 def sample_encoder(
     cfg:GANConfig, # names the encoder
 ): # an encoder of the run's shape, to look at
@@ -90,6 +84,13 @@ def _fit_target(
 )->None:
     "Some targets are as coarse as the encoder's last stage."
     if type(target).fit_to is not Target.fit_to: target.fit_to(sample_encoder(cfg))
+
+# %% ../nbs/44_task.ipynb #ca6abff9
+@contextmanager
+def _blame(what): # whatever goes wrong in a part is said with its name
+    try: yield
+    except InputError: raise
+    except Exception as e: raise InputError(f"{what} fails with {type(e).__name__}: {e}") from e
 
 # %% ../nbs/44_task.ipynb #1b434a1f
 def _is_mask(h, n, size):
