@@ -113,7 +113,7 @@ _EFFECTS = [ # fields, when they have an effect, and what would give them one
         lambda p: p.cfg.lambda_idt > 0, 'L_idt has no weight: choose lambda_idt above 0'),
     (('idt_norm',),
         lambda p: bool(p.task.target.norms), 'this target has a loss of its own: choose another'),
-    (('idt_region',),
+    (('idt_region','scale_bias'),
         lambda p: not p.task.target.everywhere, 'this target is asked everywhere: choose another'),
     (('width_dec',),
         _plain_blocks, "no plain decoder has blocks here: choose decoder='plain', or a target "

@@ -12,7 +12,7 @@ import argparse,os,re,shlex,sys,time,warnings
 from pathlib import Path
 from . import __version__
 from .config import PRESETS,field_docs
-from .core import InputError,nearest,write_atomic
+from .core import InputError,TrainingDiverged,nearest,write_atomic
 
 # %% ../nbs/90_cli.ipynb #2ba3648f
 _phrases = { # said otherwise in a shell
@@ -113,7 +113,7 @@ def _explain(e): # exit status and words; 0 for a fault of the program
     if isinstance(e, InputError): return 2, str(e)
     if isinstance(e, OSError):
         return 1, f"{e.filename or 'a file'} can't be read or written: {e.strerror or e}"
-    if type(e).__name__ == 'TrainingDiverged': return 1, str(e)
+    if isinstance(e, TrainingDiverged): return 1, str(e)
     return 0, ''
 
 def _reports(e): # of several processes one speaks
@@ -241,13 +241,14 @@ def _embed(args):
     import io
     import numpy as np
     from recon_nb.data import load_photos
+    from recon_nb.encoder import stage_index
     from recon_nb.export import load_pretrained
     from recon_nb.features import encode
     out = _check_out(args.out, '.npy', 'the features are a NumPy file')
     p = load_pretrained(args.run)
-    stage = _from_end(args.stage, len(p.encoder.channels))
+    stage_index(p.encoder, args.stage) # a wrong one is refused before the photos are read
     photos = load_photos(args.folder, size=p.preprocess.size, cuts={'i_r': 1.})
-    f = encode(p.encoder, photos.cuts['i_r'], stages=(stage,),
+    f = encode(p.encoder, photos.cuts['i_r'], stages=(args.stage,),
         device=_device(''), remember=False).numpy()
     buf = io.BytesIO()
     np.save(buf, f, allow_pickle=False)
@@ -267,11 +268,6 @@ def _check_out(path, suffix, what): # before the work, not after it
         raise InputError(f"{path} can't be written: there is no folder {path.parent}.")
     return path
 
-def _from_end(stage, n): # whoever counts from 0 or from 1, the last is -1
-    if not 1 <= abs(stage) <= n:
-        raise InputError(f'--stage {stage}: the encoder has {n} stages, 1 to {n}, '
-            f'or -{n} to -1 from the end (before 0.2 they were counted from 0).')
-    return stage-n-1 if stage > 0 else stage
 
 # %% ../nbs/90_cli.ipynb #7028373d
 def embed(

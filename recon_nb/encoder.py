@@ -137,8 +137,7 @@ def stage_index(
 )->int: # the stage's place in `enc.features(x)`
     "Where a stage stands in the list of feature maps. Raises `InputError` if there is none."
     n = len(enc.channels)
-    if 1 <= stage <= n: return stage-1
-    if -n <= stage <= -1: return n+stage
+    if type(stage) is int and 1 <= abs(stage) <= n: return stage-1 if stage > 0 else n+stage
     hint = ' Stages are counted from 1 (in version 0.1 they were counted from 0).'
-    raise InputError(f"stage={stage}; this encoder has {n}: 1 to {n}, or -{n} to -1 from the end."
+    raise InputError(f"stage={stage!r}; this encoder has {n}: 1 to {n}, or -{n} to -1 from the end."
         + hint*(stage == 0))

@@ -137,8 +137,9 @@ def load_pretrained(
     if any(k.startswith('opt_') for k in tensors):
         raise InputError(f"{path} is a checkpoint, for resuming. "
             "Give weights.safetensors, which lies beside it.")
-    read = _of_export if 'architecture' in state else _of_weights
-    try: return read(tensors, state, info)
+    try:
+        read = _of_export if 'architecture' in state else _of_weights
+        return read(tensors, state, info)
     except (KeyError, TypeError, RuntimeError) as e:
         raise InputError(f"{path} holds no encoder that this version can read "
             f"({type(e).__name__}: {str(e).splitlines()[-1].strip()}). "

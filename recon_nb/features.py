@@ -16,7 +16,7 @@ import numpy as np,torch,torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor,nn
 from torch.utils.flop_counter import FlopCounterMode
-from .core import InputError
+from .encoder import stage_index
 from .pixels import Photo8,to_model
 
 # %% ../nbs/64_features.ipynb #5dc0cd7f
@@ -40,15 +40,6 @@ def frozen(
                            f"{', ...' if len(changed) > 3 else ''}")
 
 # %% ../nbs/64_features.ipynb #95f3dcf3
-def _stage_index(enc, stage):
-    "The place of a stage in `enc.features(x)`: stages are counted from 1, or from the end."
-    n = len(enc.channels)
-    if type(stage) is int and 1 <= abs(stage) <= n: return stage-1 if stage > 0 else n+stage
-    changed = (" Stages are counted from 1: conv1 is stage 1 (before 0.2 it was 0)."
-               if stage == 0 else '')
-    raise InputError(f"stage={stage!r}; the encoder has {n}: 1 to {n}, "
-                     f"or -1 for the last to {-n}.{changed}")
-
 def stage_sides(
     enc:nn.Module, # the encoder
     size:int, # side of the photo in pixels
@@ -70,7 +61,7 @@ def encode(
 )->Float[Tensor, 'n d']: # on the CPU; the stages side by side, each `channels x places`
     """What a frozen encoder makes of photos.
     Remembered: the same weights and photos are not computed twice."""
-    stages = tuple(_stage_index(net, s) for s in stages)
+    stages = tuple(stage_index(net, s) for s in stages)
     if not remember: return _encode(net, photos, stages, side, bs, device)
     key = _key(net, photos), stages, side # a hash of every pixel: only where it serves
     if key not in _memory: _remember(key, _encode(net, photos, stages, side, bs, device))

@@ -33,7 +33,7 @@ from .masks import window_slice
 from .photos import cut_square,as_images
 from .pixels import to_model,to_pixels
 from .run import GANRun
-from .show import COLORS
+from .show import COLORS,spread_labels
 
 # %% ../nbs/80_figures.ipynb #efc07a7f
 _CARD, _INK, _SOFT = '#f8f6f1', '#25252b', '#5f5f68' # paper, ink, and ink for what matters less
@@ -526,22 +526,11 @@ def _panel(ax, records, key):
     _name_ends(ax, ends)
 
 # %% ../nbs/80_figures.ipynb #ef3b4ca8
-def _apart(at, lines, room=.055):
-    "Heights of labels of so many lines, moved apart until none overlaps."
-    at, order = np.array(at, dtype=float), np.argsort(at, kind='stable')
-    for _ in range(100):
-        for a,b in zip(order, order[1:]):
-            lack = room*(lines[a]+lines[b])-(at[b]-at[a])
-            if lack > 1e-9:
-                at[a] -= lack/2
-                at[b] += lack/2
-    return at
-
 def _name_ends(ax, ends):
     "Names right of the lines."
     low,high = ax.get_ylim()
     names = [textwrap.wrap(n, 15, break_long_words=False) for n,*_ in ends]
-    at = _apart([(y-low)/(high-low) for _,_,y,_ in ends], [len(n) for n in names])
+    at = spread_labels([(y-low)/(high-low) for _,_,y,_ in ends], [.055*len(n) for n in names])
     for (_,x,y,color),n,to in zip(ends, names, at):
         ax.annotate('\n'.join(n), (x,y), (1.06,to), textcoords=ax.transAxes,
                     color=_deep(color), va='center', size=8, linespacing=1.0,

@@ -227,20 +227,6 @@ def fit_finite(
         f"weights are not finite after training {setup.contender.name} "
         f"with lr={setup.recipe.lr:g}. Give a recipe with a lower lr, or search=True.")
 
-def _search(task, setup):
-    i, dev = _draw_search(task, setup)
-    bar = progress_bar(total=task.trials*setup.recipe.updates(len(i)),
-                       desc=f'{setup.title}, search', unit='update', show=setup.progress)
-    def score(r):
-        tried = replace(setup, recipe=r)
-        try: model = fit_finite(task.fit, tried, DEV_SEED, i, bar.update)
-        except TrainingDiverged: return 0.
-        return float(task.rate(tried, model, dev))
-    with bar, fork_random(setup.device): best, found = task.choose(setup, score)
-    return replace(best, selected=dict(
-        on=f'development {task.photos}', n=len(dev), seed=DEV_SEED,
-        **{task.counted: len(i)}, **found))
-
 # %% ../nbs/70_probing.ipynb #c2ec6019
 def _search(task, setup):
     i, dev = _draw_search(task, setup)

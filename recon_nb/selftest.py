@@ -16,17 +16,15 @@ from typing import NamedTuple
 import numpy as np,torch
 from accelerate.state import AcceleratorState
 from .checkpoint import load_tensors
-from .config import get_preset
+from .config import PRESETS
 from .core import InputError,check_name,describe_machine,duration
-from .data import load_photos
 from .devices import make_accelerator
-from .task import make_task
 from .cost import estimate_cost
 from .training import train_gan
 from .shapes import draw_shapes
 from .batches import fetch
 from .trainer import fit
-from .state import make_state
+from .state import toy_state
 from .steps import train_step
 
 # %% ../nbs/91_selftest.ipynb #f0209f0b
@@ -52,11 +50,6 @@ def _accelerator(device, precision='no'):
 # %% ../nbs/91_selftest.ipynb #ddfc1002
 class _NotHere(Exception):
     "This machine can't do that, and need not."
-
-def _photos(cfg): # drawn scenes with the cuts that a config needs, and their indices
-    photos = load_photos(draw_shapes(72, size=2*cfg.size)[0],
-        size=cfg.size, cuts=make_task(cfg).cuts, progress=False)
-    return photos, np.arange(len(photos))
 
 def _tiny(device, folder, name, *, precision='no', **overrides):
     "A tiny run, without its words; returns the run and its losses."
@@ -91,11 +84,11 @@ def _check_agreement(
 )->str: # what was seen, with numbers
     "The first update on the device against the CPU's, from equal weights and photos."
     if device == 'cpu': raise _NotHere('the CPU is what others are compared with')
-    cfg, losses = get_preset('quick', width=8, width_d=8, dropout=0., bs=16), {}
-    photos,train = _photos(cfg)
+    losses = {}
     for where in ('cpu', device):
-        st = make_state(cfg, photos, train, train[:8], acc=_accelerator(where))
-        losses[where] = {k: v.item() for k,v in train_step(st, fetch(st, train[:16])).items()}
+        st = toy_state('quick', width=8, width_d=8, dropout=0., bs=16, acc=_accelerator(where))
+        first = train_step(st, fetch(st, st.train[:16]))
+        losses[where] = {k: v.item() for k,v in first.items()}
     gap = max(abs(v-losses[device][k]) for k,v in losses['cpu'].items())
     assert gap < 1e-2, f'losses differ by {gap:.2g}: {losses}'
     return (f"largest difference of a loss {gap:.2g} "
@@ -178,9 +171,8 @@ def _check_processes(
 
 # %% ../nbs/91_selftest.ipynb #20847998
 def _child(device): # one of the two processes
-    cfg, acc = get_preset('quick', width=8, width_d=8, bs=16, epochs=3), _accelerator(device)
-    photos,train = _photos(cfg)
-    st = fit(make_state(cfg, photos, train, train[:8], acc=acc))
+    acc = _accelerator(device)
+    st = fit(toy_state('quick', n=80, width=8, width_d=8, bs=16, epochs=3, acc=acc))
     sums = torch.stack([p.detach().float().sum() for net in st.nets for p in net.parameters()])
     everywhere = acc.gather(sums).view(acc.num_processes, -1)
     equal = bool((everywhere == everywhere[0]).all())
@@ -198,12 +190,13 @@ def _check_paper(
     """What the paper's setting (§2.4: 80 px, batch 512, 1,000 epochs of VOC's 5,717 photos)
     would take here."""
     says = []
+    preset = PRESETS['paper-sb']
+    full = dict(size=preset.size, width=preset.width, epochs=preset.epochs,
+        bs=512 if device == 'cuda' else 64)
     for precision in ('no', 'bf16'):
-        cfg = get_preset('paper-sb', bs=512 if device=='cuda' else 64, precision=precision)
-        photos,train = _photos(cfg)
-        # a whole batch, however few the photos
-        st = make_state(cfg, photos, np.resize(train, cfg.bs), train[:8],
-            acc=_accelerator(device, precision))
+        acc = _accelerator(device, precision)
+        st = toy_state(preset.preset, acc=acc, precision=precision, **full)
+        st.train = np.resize(st.train, st.cfg.bs) # a whole batch, however few the photos
         seconds,memory = estimate_cost(st)
         says.append(f"{'32 bits' if precision=='no' else precision}: "
             f"{duration(seconds/st.total_steps/st.bs*5717*1000)}, "

@@ -6,7 +6,7 @@ Docs: https://recon-nb.github.io/recon_nb/show.html.md"""
 
 # %% auto #0
 __all__ = ['COLORS', 'DASHES', 'image_grid', 'show_grid', 'show_images', 'png_bytes', 'save_png', 'line_style', 'thin_out',
-           'plot_curves']
+           'plot_curves', 'spread_labels']
 
 # %% ../nbs/01_show.ipynb #9a9116d9
 import io
@@ -137,3 +137,18 @@ def plot_curves(
         ends.append((name, ax.get_xlim()[1], y, color))
     ax.set(title=title, xlabel=xlabel)
     return ends
+
+# %% ../nbs/01_show.ipynb #d27b94e1
+def spread_labels(
+    at, # the labels' heights
+    room, # half of the height that each needs
+)->np.ndarray: # the heights, as many
+    "Labels moved apart until none overlaps; their order stays."
+    at, order = np.array(at, dtype=float), np.argsort(at, kind='stable')
+    for _ in range(200):
+        for a,b in zip(order, order[1:]):
+            lack = room[a]+room[b]-(at[b]-at[a])
+            if lack > 1e-9:
+                at[a] -= lack/2
+                at[b] += lack/2
+    return at

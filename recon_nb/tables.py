@@ -14,6 +14,7 @@ import pandas as pd
 from scipy import stats
 from .core import InputError,check_name
 from .classification import FROZEN
+from .show import line_style,spread_labels
 
 # %% ../nbs/76_tables.ipynb #2e167074
 def interval(
@@ -273,22 +274,8 @@ def to_markdown(
     return '\n'.join([lines[0], '|' + '|'.join('-'*(w+2) for w in wide) + '|', *lines[1:]])
 
 # %% ../nbs/76_tables.ipynb #5324adb2
-_colors = '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9'
-_dashes = '-', '--', '-.', (0, (5,1,1,1,1,1))
 _plain = {'scratch': dict(color='black'), 'random': dict(color='black', ls='--'),
           'raw pixels': dict(color='#777777', ls=':')}
-
-def _spread(y, *, gap):
-    "Heights of labels, moved apart to `gap` at least, their order and their middle kept."
-    order = np.argsort(y, kind='stable')
-    out = np.array(y, dtype=float)[order]
-    for _ in range(200):
-        for i in range(len(out)-1):
-            lack = gap-(out[i+1]-out[i])
-            if lack > 1e-9:
-                out[i] -= lack/2
-                out[i+1] += lack/2
-    return out[np.argsort(order, kind='stable')]
 
 # %% ../nbs/76_tables.ipynb #98f076df
 def label_curve(
@@ -323,19 +310,19 @@ def label_curve(
 # %% ../nbs/76_tables.ipynb #c9e7ca4a
 def _line(ax, arm, g, i):
     "One arm's line and band; returns its name, its height at the end, its colour."
-    look = {'color': _colors[i % len(_colors)], 'ls': _dashes[i % len(_dashes)],
-            **_plain.get(arm.removesuffix(' (linear)'), {})}
-    ax.plot(g.per_class, g['mean'], marker='o', ms=3.5, lw=1.6, **look)
+    style = line_style(i) | _plain.get(arm.removesuffix(' (linear)'), {})
+    ax.plot(g.per_class, g['mean'], marker='o', ms=3.5, lw=1.6, **style)
     ax.fill_between(g.per_class, g['mean']-g['std'].fillna(0), g['mean']+g['std'].fillna(0),
-                    color=look['color'], alpha=.18, lw=0)
-    return arm, g.per_class.iloc[-1], g['mean'].iloc[-1], look['color']
+                    color=style['color'], alpha=.18, lw=0)
+    return arm, g.per_class.iloc[-1], g['mean'].iloc[-1], style['color']
 
 def _name_lines(ax, ends, chance):
     "Each line's name, right of it, with a thin line to where it ends."
     low, high = ax.get_ylim()
     low = min(low, chance)
     ax.set_ylim(low-.04*(high-low), high)
-    heights = _spread([*(y for _,_,y,_ in ends), chance], gap=.065*(high-low))
+    at_end = [*(y for _,_,y,_ in ends), chance]
+    heights = spread_labels(at_end, [.0325*(high-low)]*len(at_end))
     for (name,x,y,color),at in zip(ends, heights):
         ax.annotate(name, (x,y), (1.04,at), textcoords=ax.get_yaxis_transform(),
                     color=color, va='center', fontsize=9,

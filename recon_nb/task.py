@@ -15,6 +15,7 @@ from torch import Tensor
 from .config import GANConfig
 from .core import InputError,check_name
 from .encoder import check_attributes,make_encoder
+from .machine import fork_random
 from .masks import MASKS,VIEWS,Mask
 from .pixels import Hidden,Images
 from .targets import TARGETS,Target
@@ -74,7 +75,7 @@ def sample_encoder(
     cfg:GANConfig, # names the encoder
 ): # an encoder of the run's shape, to look at
     "An encoder as a run will have it, for its shape; nobody's random numbers are touched."
-    with torch.random.fork_rng(devices=[]):
+    with fork_random():
         enc = make_encoder(cfg.encoder, width=cfg.width, dropout=cfg.dropout, between=cfg.between)
     return check_attributes(enc)
 

@@ -39,8 +39,8 @@ def test_round_trip(run, records, tmp_path):
     x = whole.preprocess(draw_shapes(3, size=50, seed=4)[0])
     with torch.no_grad():
         for a, b in zip(run.encoder.features(x), whole.encoder.features(x)): assert torch.equal(a, b)
-        assert torch.equal(whole.decoder(whole.encoder(x)), run.generator(x)) and torch.equal(alone.encoder(x), run.encoder(x))
-    assert torch.equal(load_pretrained(folder).decoder(whole.encoder(x)), run.generator(x))          # the folder itself
+        assert torch.equal(whole.decoder(whole.encoder(x)), run.generator(x)[0]) and torch.equal(alone.encoder(x), run.encoder(x))
+    assert torch.equal(load_pretrained(folder).decoder(whole.encoder(x)), run.generator(x)[0])       # the folder itself
     assert alone.decoder is None and whole.preprocess == alone.preprocess
     for p in folder.iterdir(): assert b'private-place' not in p.read_bytes() and str(tmp_path).encode() not in p.read_bytes()
     assert write_release(run, folder) == folder and 'Not measured.' in (folder/'README.md').read_text()

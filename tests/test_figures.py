@@ -109,8 +109,8 @@ def test_a_grey_target_is_shown_like_any_other(runs, monkeypatch):
     run, photos = runs['one'], draw_shapes(3, size=40, seed=9)[0]
     r = run.reconstruct(photos)
     made = np.repeat(r.painted.mean(-1, keepdims=True).astype(np.uint8), 3, -1)
-    monkeypatch.setattr(GANRun, 'reconstruct', lambda self, images: Reconstruction(r.i_in, made, made, r.i_r))
-    monkeypatch.setattr(run, 'task', type('Task', (), dict(mask=run.task.mask, seed=run.task.seed))())             # no `paints`, no target to ask
+    monkeypatch.setattr(GANRun, 'reconstruct', lambda self, images: Reconstruction(r.i_in, made, made, r.i_r, r.goal))
+    monkeypatch.setattr(run, 'task', type('Task', (), dict(mask=run.task.mask, seed=run.task.seed))())             # no target to ask
     out = read_outputs(run, photos).outputs[0]
     assert (out == made).all()
     assert (images(draw_reconstructions(run, photos, what='output'))[1] == out[0]).all() and (images(draw_scale_bias(run, photos))[3] == out[0]).all()

@@ -319,7 +319,7 @@ def test_stages_are_counted_from_1(data):
     torch.manual_seed(0); enc = Encoder(4)
     for a,b in ((1, -4), (2, -3), (4, -1)): assert torch.equal(encode(enc, data.test_x, stages=(a,)), encode(enc, data.test_x, stages=(b,)))
     assert encode(enc, data.test_x, stages=(1,)).shape[1] == 4
-    with pytest.raises(InputError, match='before 0.2 it was 0'): encode(enc, data.test_x, stages=(0,))
+    with pytest.raises(InputError, match='counted from 1'): encode(enc, data.test_x, stages=(0,))
     for wrong in (5, -5): pytest.raises(InputError, encode, enc, data.test_x, stages=(wrong,))
 
 

@@ -271,7 +271,7 @@ def test_files_of_ones_own_are_read_first(name, monkeypatch, capsys, tmp_path):
 def test_every_command_fails_in_its_own_way(name, monkeypatch, capsys):
     "A fault of the call, of the disk, of the training, of the program: status, one line, or a traceback."
     from recon_nb import cli
-    from recon_nb.trainer import TrainingDiverged
+    from recon_nb.core import TrainingDiverged
     def fails(e):
         def call(args): raise e
         monkeypatch.setattr(cli, f'_{name}', call)

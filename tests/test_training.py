@@ -15,9 +15,6 @@ from recon_nb.data import load_photos
 from recon_nb.contenders import as_contender
 from recon_nb.labelled import LabelledSet
 from recon_nb.task import make_task
-from recon_nb.masks import window_slice
-from recon_nb.metrics import TrivialPredictors
-from recon_nb.targets import score_trivial
 from recon_nb.online import OnlineProbe
 from recon_nb.classification import probe
 from recon_nb.run import GANRun
@@ -33,8 +30,14 @@ from recon_nb.evaluation import score_predictors
 TINY = dict(width=4, width_d=4, bs=8, dropout=0.)
 
 
+def tiny(preset='quick', **how):
+    "A small config; without an adversary its discriminator's width has no effect, and is not accepted."
+    small = dict(TINY) if PRESETS[preset].lambda_adv else {k: v for k,v in TINY.items() if k != 'width_d'}
+    return get_preset(preset, size=32, **{**small, **how})
+
+
 def state(preset='quick', n=40, **how):
-    cfg = get_preset(preset, size=32, **{**TINY, **how})
+    cfg = tiny(preset, **how)
     photos = load_photos(draw_shapes(n, size=64)[0], size=32, cuts=make_task(cfg).cuts, progress=False)
     return make_state(cfg, photos, np.arange(n-8), np.arange(n-8, n))
 
@@ -82,9 +85,9 @@ def test_the_trivial_predictors_never_hold_all_photos(monkeypatch):
     assert sum(shares) == 608 and max(shares) <= 256
     monkeypatch.undo()
     t = fetch(st, st.train)
-    whole = TrivialPredictors([(t.i_in, t.i_r)])
-    s = fetch(st, st.valid)
-    for k,v in score_trivial(whole, s.i_in, s.i_r, s.hidden, window_slice(32, st.cfg.visible)).items(): assert found[k] == pytest.approx(v, rel=1e-5)
+    whole = st.task.target.score_trivial([t], fetch(st, st.valid), st.task.mask.window)
+    assert whole.keys() == found.keys() and len(whole) > 3
+    for k,v in whole.items(): assert found[k] == pytest.approx(v, rel=1e-5)
 
 
 def test_only_the_first_process_scores_them(monkeypatch, tmp_path):
@@ -92,13 +95,13 @@ def test_only_the_first_process_scores_them(monkeypatch, tmp_path):
     st.run_dir = tmp_path
     monkeypatch.setattr(training_page, 'score_predictors', lambda st: pytest.fail('scored in another process'))
     monkeypatch.setattr(type(st.acc), 'is_main_process', False)
-    training_page._open(st, root=None, progress=False)
+    training_page._open(st, root=None, plugins=[], progress=False)
     assert not [*tmp_path.iterdir()]
 
 
 def test_an_opinion_is_a_probability_where_the_game_has_one():
     for adv, least, most in (('bce', 0, 1), ('hinge', -9, 9), ('ls', -9, 9), ('wgan', -9, 9)):
-        st = state(adv=adv)
+        st = state(adv=adv, on_purpose=adv == 'wgan')                              # an unbounded critic beside batch norm: for its opinion alone
         s = fetch(st, batch_index(st))
         st.disc.eval()
         with torch.no_grad(): raw = st.disc(s.i_r).mean().item(), st.disc(s.i_r).sigmoid().mean().item()
@@ -107,7 +110,8 @@ def test_an_opinion_is_a_probability_where_the_game_has_one():
 
 def test_a_discriminator_that_never_played_is_no_encoder(tmp_path):
     x,y = draw_shapes(60, size=32)
-    run = train_gan(x, 'improved', run_dir=tmp_path/'a', progress=False, epochs=1, **TINY)
+    small = {k: v for k,v in TINY.items() if k != 'width_d'}
+    run = train_gan(x, 'improved', run_dir=tmp_path/'a', progress=False, epochs=1, **small)
     tensors, about = load_tensors(run.dir/'weights.safetensors')
     assert run.disc is None and not [k for k in tensors if k.startswith('disc.')]
     for given in (run, run.dir):
@@ -115,7 +119,7 @@ def test_a_discriminator_that_never_played_is_no_encoder(tmp_path):
     assert as_contender(run).pretrained
     train_gan(x, run_dir=run.dir, resume=True, progress=False, epochs=2)
     hook = OnlineProbe(LabelledSet('toy', x[:50], y[:50], x[50:], y[50:], SHAPES), part='disc')
-    with pytest.raises(InputError, match='never trained'): train_gan(x, 'improved', run_dir=tmp_path/'b', progress=False, epochs=1, hooks=hook, **TINY)
+    with pytest.raises(InputError, match='never trained'): train_gan(x, 'improved', run_dir=tmp_path/'b', progress=False, epochs=1, hooks=hook, **small)
     # a folder from before has the weights of both
     old = make_networks(replace(run.cfg, lambda_adv=1.))[1].state_dict()
     (tmp_path/'old').mkdir()
@@ -135,8 +139,9 @@ def test_whoever_seeds_puts_the_gpu_back(monkeypatch):
     assert used(as_contender, None, width=4, size=32) == [[0], [0]]                       # made, and made anew
     assert [0] in used(probe, None, LabelledSet('toy', x[:50], y[:50], x[50:], y[50:], SHAPES), mode='knn', width=4, size=32, seeds=1, progress=False)
     assert [d for d in forked if d != [0]] == []
-    assert used(state) == [[0]] and used(fit, state(), progress=False) == [[0]]
-    assert used(estimate_cost, state()) == [[0], [0]]                                # around it, and where the networks are made
+    assert used(state).count([0]) > 1 and [d for d in forked if d != [0]] == []           # where an encoder is tried, and where the networks are made
+    assert used(fit, state(), progress=False) == [[0]]
+    assert used(estimate_cost, state()).count([0]) > 2 and [d for d in forked if d != [0]] == []
 
 
 def test_no_update_has_the_rate_0():
