@@ -257,7 +257,7 @@ def test_the_device_paths_of_the_measurements(device, monkeypatch, changes, tmp_
 
 def test_copies_are_measured_on_the_device(device, tmp_path):  # noqa: F811
     st = make('paper-baseline')
-    run = GANRun(tmp_path, st.cfg, st.nets[0], st.nets[1])
+    run = GANRun(tmp_path, st.cfg, st.gen_net, st.disc_net)
     assert gpu.measure_copies(run, st.photos)['photos'] == 4
 
 
