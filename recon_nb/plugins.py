@@ -30,7 +30,7 @@ _loaded = {} # a file's path and content -> what it gave
 
 def load_plugins(
     files, # a Python file, or a list of them; None or an empty list: none
-)->list: # for each file a dict: file (its name), gives (config field -> names)
+)->list: # for each file a dict: file (its name), gives (config field -> names), parts
     "Run files that register parts of your own. Raises `InputError` if one is missing or fails."
     if files is None: return []
     if isinstance(files, (str, os.PathLike)): files = [files]
@@ -41,9 +41,11 @@ def _load_plugin(path):
         raise InputError(f"{path} is not there: a plugin is a Python file that registers a part.")
     key = path.resolve(), hashlib.blake2b(path.read_bytes()).hexdigest()
     known = _loaded.get(key)
-    if not known or not all(n in REGISTRIES[field] for field,n in known['names']):
-        known = _loaded[key] = _run_plugin(path)
+    if not known or not _is_there(known): known = _loaded[key] = _run_plugin(path)
     return known
+
+def _is_there(known): # and not replaced meanwhile
+    return all(REGISTRIES[field].get(n) is part for (field,n),part in known['parts'].items())
 
 def _run_plugin(path):
     before = {field: dict(names) for field,names in REGISTRIES.items()}
@@ -65,7 +67,7 @@ def _what_is_new(path, before):
     changed = {field: [n for n,part in names.items() if before[field].get(n) is not part]
         for field,names in REGISTRIES.items()}
     taken = [(field, n) for field,names in changed.items() for n in names if n in before[field]]
-    mine = {n for gives in _loaded.values() for n in gives['names']}
+    mine = {named for known in _loaded.values() for named in known['parts']}
     if clash := [t for t in taken if t not in mine]:
         field, n = clash[0]
         _take_back(before)
@@ -75,17 +77,18 @@ def _what_is_new(path, before):
     if not gives:
         raise InputError(f"{path} registers nothing: it must give its part a name, such as "
             "MASKS['mine'] = MyMask.")
-    names = [(field, n) for field,ns in gives.items() for n in ns]
-    return dict(file=path.name, gives=gives, names=names)
+    parts = {(field, n): REGISTRIES[field][n] for field,names in gives.items() for n in names}
+    return dict(file=path.name, gives=gives, parts=parts)
 
 # %% ../nbs/45_plugins.ipynb #1ec5c9dd
 def plugins_of(
     cfg:GANConfig, # of a run
-    loaded:list, # from `load_plugins`
 )->list: # those that the config needs: dicts with file, gives
-    "What a run must note about files of parts."
-    named = {(field, getattr(cfg, field)) for field in REGISTRIES}
-    return [dict(file=p['file'], gives=p['gives']) for p in loaded if named & {*p['names']}]
+    "What a run must note about files of parts, whoever has loaded them in this process."
+    def is_used(known):
+        return any(getattr(cfg, field) == n and REGISTRIES[field].get(n) is part
+            for (field,n),part in known['parts'].items())
+    return [dict(file=p['file'], gives=p['gives']) for p in _loaded.values() if is_used(p)]
 
 def check_parts(
     cfg:GANConfig, # names its parts

@@ -109,7 +109,7 @@ def test_a_classifier_tries_its_encoder_where_that_is(mode, no_numbers):
 def test_an_architecture_is_drawn_where_the_network_is(no_numbers):
     run, seen = make_run('meta'), []
     run.generator.register_forward_pre_hook(lambda module, args: seen.append(args[0].device.type))
-    run.generator.register_forward_hook(lambda module, args, out: torch.full(out.shape, .2))       # numbers to look at
+    run.generator.register_forward_hook(lambda module, args, out: tuple(torch.full(o.shape, .2) for o in out))       # numbers to look at
     fig = draw_architecture(run, photo=draw_shapes(1, size=60)[0][0])
     assert seen[0] == 'meta' and places(run.generator) == {'meta'}
     assert any((im.get_array() == 153).all() for im in fig.axes[0].get_images())                   # 127.5*1.2
