@@ -36,7 +36,8 @@ from recon_nb.finetune import Recipe, finetune
 from recon_nb.machine import check_device
 from recon_nb.photos import PHOTO_SUFFIXES
 from recon_nb.pixels import to_model
-from recon_nb.protocols import PROTOCOLS, ROWS, count_flops, find_labelled, narrow
+from recon_nb.protocols import PROTOCOLS, ROWS, find_labelled, narrow
+from recon_nb.cost import count_flops
 from recon_nb.run import GANRun
 from recon_nb.selftest import CHECKS, run_checks
 from recon_nb.shapes import draw_shapes
