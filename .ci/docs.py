@@ -4,7 +4,7 @@ nbdev processes the pages as it does for Quarto, smalldocs lays them out. Mended
 formulas become MathML, no font or script comes from another host, search works from a folder too, each public name gets a table,
 each figure an alternative text.
 `python .ci/docs.py --sidebar` writes `nbs/sidebar.yml`, which this build and Quarto share. `--check` looks for faults in a built site."""
-import argparse, ast, hashlib, html, inspect, json, os, re, shutil, subprocess, sys, tempfile
+import argparse, ast, dataclasses, hashlib, html, inspect, json, os, re, shutil, subprocess, sys, tempfile
 from functools import cached_property, partial
 from html.parser import HTMLParser
 from pathlib import Path, PurePosixPath
@@ -15,7 +15,8 @@ ORDER = {   # pages that are not named here follow theirs, in the order of their
     'Start': ['index', 'tutorials/first_run'],
     'Tutorials': ['tutorials/paper_walkthrough', 'tutorials/paper_pictures', 'tutorials/why_the_baseline_copies',
                   'tutorials/does_it_help', 'tutorials/another_target', 'tutorials/table_3', 'tutorials/your_photos'],
-    'How-to': ['how_to/own_photos', 'how_to/resume', 'how_to/several_gpus', 'how_to/encoder_elsewhere', 'how_to/log_elsewhere'],
+    'How-to': ['how_to/own_photos', 'how_to/resume', 'how_to/several_gpus', 'how_to/encoder_elsewhere', 'how_to/log_elsewhere',
+               'how_to/add_a_data_set', 'how_to/add_a_target', 'how_to/add_a_mask', 'how_to/add_a_loss', 'how_to/add_an_encoder'],
     'Explanations': ['explanations/where_the_paper_is_silent', 'explanations/adversarial_losses', 'explanations/stl10_mystery',
                      'explanations/beat_scratch', 'explanations/where_the_field_went', 'explanations/glossary',
                      'explanations/bibliography'],
@@ -92,8 +93,10 @@ class ApiTable(MarkdownRenderer):
         phrase = re.escape(said.get('return', ''))
         if rest in dm and rest not in said and phrase and re.search(rf'\*\*{rest}\b.*# *{phrase}', source_of(self.sym)):
             said[rest] = said.pop('return')                       # docments gives the phrase behind **kwargs to the result
+        if dataclasses.is_dataclass(self.sym):                   # a field may carry its meaning with it, as those of `GANConfig` do
+            said = {f.name: f.metadata['doc'] for f in dataclasses.fields(self.sym) if 'doc' in f.metadata} | said
         for k,d in dm.items():
-            if k in ('self', 'cls'): continue
+            if k in ('self', 'cls') or (k == 'return' and inspect.isclass(self.sym)): continue
             anno, default = d.get('anno', inspect._empty), d.get('default', inspect._empty)
             none = anno is inspect._empty or (anno in (None, type(None)) and k != 'return')
             if isinstance(default, str): default = repr(default)

@@ -2,7 +2,7 @@
 the weights after N updates by the code of COMMIT and by the code here, compared bit for bit.
 
 A version before the learning rates were taken at the middle of an update is given today's rates (`--base` 0.1.0)."""
-import argparse, json, os, subprocess, sys, tempfile
+import argparse, os, subprocess, sys, tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -6,7 +6,7 @@ ended, even if that one was killed. benchmarks/README.md says how to read the re
 import os
 
 if __name__ == '__main__': os.environ.setdefault('TQDM_DISABLE', '1')   # a line an item, no bars
-import argparse, gc, json, sys, tempfile, time, traceback
+import argparse, gc, json, sys, time, traceback
 from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -21,31 +21,36 @@ from accelerate.state import AcceleratorState
 from recon_nb.checkpoint import save_tensors
 from recon_nb.compare import curve
 from recon_nb.config import get_preset
-from recon_nb.core import InputError, append_jsonl, check_name, describe_machine, read_jsonl, write_atomic, duration
-from recon_nb.data import SETS, load_photos, split_photos
-from recon_nb.devices import make_accelerator
-from recon_nb.experiments import estimate, in_order, list_jobs, locked_records, measure_speed, run_jobs
-from recon_nb.export import load_pretrained
 from recon_nb.contenders import as_contender
+from recon_nb.core import (InputError, append_jsonl, check_name, describe_machine, duration,
+                           read_jsonl, write_atomic)
+from recon_nb.data import SETS, load_photos, split_photos
+from recon_nb.devices import make_accelerator, mean_over
+from recon_nb.evaluation import generate
+from recon_nb.experiments import (estimate, in_order, list_jobs, locked_records, measure_speed,
+                                  run_jobs)
+from recon_nb.export import load_pretrained
 from recon_nb.features import encode
 from recon_nb.figures import draw_reconstructions
 from recon_nb.finetune import Recipe, finetune
-from recon_nb.task import Sample, make_task
+from recon_nb.machine import check_device
 from recon_nb.photos import PHOTO_SUFFIXES
 from recon_nb.pixels import to_model
-from recon_nb.protocols import ARMS, PROTOCOLS, count_flops, find_labelled, narrow, photos_of
+from recon_nb.protocols import PROTOCOLS, ROWS, find_labelled, narrow
+from recon_nb.cost import count_flops
 from recon_nb.run import GANRun
-from recon_nb.training import train_gan
-from recon_nb.selftest import CHECKS, NotHere, describe_device, find_device
+from recon_nb.selftest import CHECKS, run_checks
 from recon_nb.shapes import draw_shapes
 from recon_nb.batches import batch_index, fetch
 from recon_nb.state import make_state
-from recon_nb.trainer import paint, read_losses, save
 from recon_nb.steps import set_lr, train_step
+from recon_nb.task import Sample, make_task
+from recon_nb.trainer import save
+from recon_nb.training import train_gan
 
 VOC, CIFAR = 'voc2012_square240', 'cifar10'    # folders in --data
 PAPER = 'paper-sb', 'paper-baseline', 'paper-l1'
-ROWS = {preset: row for row, preset in ARMS.items()}
+ROW_OF = {preset: row for row, preset in ROWS.items()}
 NEEDS = dict(works=[], speed=[], paper=[f'{VOC}/train', f'{VOC}/val'],
              later=[f'{VOC}/val', f'{CIFAR}/train'])
 LIMITS = dict(works=90, speed=90)              # seconds of a call; the others take what is left
@@ -93,11 +98,18 @@ class Session:
         return status in ('ok', 'not here') or status == 'failed' and not self.again
 
 
+def describe_device(device):
+    "A device as its maker calls it."
+    if device == 'cpu': return device
+    g = torch.cuda.get_device_properties(device)
+    about = f'{g.total_memory/2**30:.0f} GiB, compute {g.major}.{g.minor}'
+    return f'cuda {torch.version.cuda}: {g.name} ({about})'
+
+
 def measure(s, stage, item):
     "Do one item and write its record, whatever happens."
     start = time.monotonic()
     try: values = dict(status='ok') | item.work()
-    except NotHere as e: values = dict(status='not here', says=str(e))
     except Exception as e:
         says = f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
         values = dict(status='failed', says=says, traceback=traceback.format_exc())
@@ -117,7 +129,8 @@ def measure(s, stage, item):
 def run_stage(s, stage):
     "Every item of a stage that is not done and fits the time left."
     if s.seconds_left() < (1 if s.toy else LEAST[stage]):
-        s.todo.append(f'{stage}: not looked at, no time was left'); return
+        s.todo.append(f'{stage}: not looked at, no time was left')
+        return
     end = min(s.end, time.monotonic() + LIMITS.get(stage, float('inf')))
     items = iter(STAGES[stage](s))
     while not s.stopped:
@@ -144,9 +157,9 @@ def list_checks(s):
 
 
 def run_check(s, name):
-    "A check in a folder of its own."
-    with tempfile.TemporaryDirectory() as d:
-        return dict(says=CHECKS[name](s.device, Path(d)/name))
+    "A check: ok, failed, or not to be had here."
+    found, = run_checks(s.device, [name])
+    return dict(status=found.status, says=found.says)
 
 
 # Stage 2: how fast?
@@ -191,7 +204,10 @@ def wait(s):
 def time_steps(s, step, seconds=1.5):
     "(seconds for each call, how many calls), after a few that don't count."
     for _ in range(1 if s.toy else 4): step()
-    wait(s); start = time.monotonic(); step(); wait(s)
+    wait(s)
+    start = time.monotonic()
+    step()
+    wait(s)
     n = 2 if s.toy else min(500, max(3, int(seconds/(time.monotonic()-start))))
     start = time.monotonic()
     for _ in range(n): step()
@@ -232,7 +248,16 @@ def step_like_fit(st):
     losses = train_step(st, fetch(st, batch_index(st), epoch=st.epoch, augment=True))
     st.step += 1
     st.pending.append((st.step, losses))
-    if len(st.pending) >= 20: read_losses(st)
+    if len(st.pending) >= 20:                  # numbers, so it waits for the device
+        losses = [v.float() for _, found in st.pending for v in found.values()]
+        mean_over(st.acc, torch.stack(losses)).tolist()
+        st.pending.clear()
+
+
+def make_contiguous(batch):
+    "A batch as it was before `fetch` made it channels-last."
+    goals, asked = (tuple(x.contiguous() for x in xs) for xs in (batch.goals, batch.asked))
+    return Sample(*(x.contiguous() for x in batch[:3]), goals, asked)
 
 
 def sum_busy(events):
@@ -273,7 +298,7 @@ def time_training(s, *, tf32, benchmark, channels_last, **config):
         batch = fetch(st, batch_index(st))
         if not channels_last:
             for net in st.nets: net.to(memory_format=torch.contiguous_format)
-            batch = Sample(*(x.contiguous() for x in batch))
+            batch = make_contiguous(batch)
         losses = {k: v.item() for k, v in train_step(st, batch).items()}
         seconds, n = time_steps(s, lambda: train_step(st, batch))
         peak = torch.cuda.max_memory_allocated()/2**30 if s.device == 'cuda' else None
@@ -304,10 +329,10 @@ def open_probe(size, width, n):
 def time_encoding(s, *, size, width, n):
     "What the linear probe does with every photo: encode it once."
     net, photos = open_probe(size, width, n)
-    look = partial(encode, net, stages=(-3, -2, -1), side=2, device=s.device, remember=False)
-    look(photos[:512])
+    read = partial(encode, net, stages=(-3, -2, -1), side=2, device=s.device, remember=False)
+    read(photos[:512])
     start = time.monotonic()
-    look(photos)
+    read(photos)
     rate = n/(time.monotonic()-start)
     return dict(says=f'{rate:,.0f} images/s', n=n, images_per_s=rate)
 
@@ -426,7 +451,7 @@ def measure_copies(run, photos):
     "Is what G paints nearer to its input or to the photo? The same for a flat mean colour."
     held = photos.take(split_photos(photos)[1])
     i_in, i_r = (to_model(held[k], run.device) for k in ('i_in', 'i_r'))
-    painted, flat = paint(run.generator, i_in), i_in.mean((2, 3), keepdim=True)
+    painted, flat = generate(run.generator, i_in)[0], i_in.mean((2, 3), keepdim=True)
     def far(a, b): return (a-b).abs().mean().item()
     return dict(photos=len(i_r), to_input=far(painted, i_in), to_truth=far(painted, i_r),
                 flat_to_input=far(flat, i_in), flat_to_truth=far(flat, i_r))
@@ -445,7 +470,7 @@ def draw_figure(s, runs):
     "The paper's Fig. 4 on held-out photos."
     files = (s.data/VOC/'val').rglob('*')
     val = sorted(f for f in files if f.suffix.lower() in PHOTO_SUFFIXES)
-    named = {ROWS[r.cfg.preset]: r for r in runs}
+    named = {ROW_OF[r.cfg.preset]: r for r in runs}
     for n in (6, 5, 4):                        # as many photos as 200 kB hold
         some = [val[i] for i in np.linspace(0, len(val)-1, n).astype(int)]
         data, kind = draw_reconstructions(named, some).image()
@@ -465,27 +490,27 @@ def list_later(s):
         return
     lost = [p for p in PAPER if status[p] == 'failed']
     if lost: print(f"later: without {', '.join(lost)}, which failed")
-    arms = {'scratch': None} | {ROWS[p]: s.out/'runs'/p for p in PAPER if status[p] == 'ok'}
+    runs = {ROW_OF[p]: s.out/'runs'/p for p in PAPER if status[p] == 'ok'}
     how = dict(sets=[CIFAR], precision='bf16' if choose_precision(s) == 'bf16' else 'no')
     p = narrow(PROTOCOLS['paper'], modes=['paper-finetune'], **how)
-    yield from list_probes(s, 'table 3', p, arms)
+    yield from list_probes(s, 'table 3', p, {'scratch': None} | runs)
     p = narrow(replace(PROTOCOLS['improved'], width=64, fields=dict(epochs=100, valid=.02)), **how)
     config = dict(preset='improved', size=p.sizes[CIFAR], width=p.width, bs=p.bs) | p.fields
     if s.toy: config |= dict(size=32, width=8, bs=8, epochs=2)
     name = f"improved, {config['epochs']} epochs"
-    yield Item(name, 1 if s.toy else 40, config, partial(train_improved, s, p, config))
+    yield Item(name, 1 if s.toy else 40, config, partial(train_improved, s, config))
     if s.find('later', name).get('status') != 'ok': return
-    arms = {'scratch': None, 'raw pixels': 'pixels', 'improved': s.out/'runs'/'improved'}
-    yield from list_probes(s, 'improved', p, arms)
+    rows = {'scratch': None, 'raw pixels': 'pixels', 'improved': s.out/'runs'/'improved'}
+    yield from list_probes(s, 'improved', p, rows)
 
 
-def train_improved(s, p, config):
+def train_improved(s, config):
     "The run of `improved` on the photos that will be asked about."
-    folder, photos = s.out/'runs'/'improved', photos_of(p, CIFAR, s.data)
+    folder, photos = s.out/'runs'/'improved', s.data/CIFAR/'train'
     return describe_run(train_on(s, folder, photos, s.seconds_left(), **config))
 
 
-def list_probes(s, title, p, arms):
+def list_probes(s, title, p, rows):
     "An item for each probe of a protocol, and for the searches of recipes before them."
     if s.toy:
         p = replace(p, width=8, sizes={CIFAR: 32}, recipes={'*': dict(steps=2, epochs=1, bs=8)},
@@ -493,7 +518,7 @@ def list_probes(s, title, p, arms):
     size, recipes, jobs = p.sizes[CIFAR], {'*': p.recipes.get('*', {})}, []
     images, like = find_labelled(CIFAR, size=size, root=s.data), get_preset(p.like, width=p.width)
     for b in p.blocks:
-        jobs += list_jobs(arms, images, b.modes, b.labels, b.seeds, size=size, like=like,
+        jobs += list_jobs(rows, images, b.modes, b.labels, b.seeds, size=size, like=like,
                           recipes=recipes, search=b.search)
     jobs, out = in_order(jobs), s.out/'probes.jsonl'
     if all(s.is_done('later', f'{title}: {j}') for j in jobs): return
@@ -555,7 +580,7 @@ def choose_stages(words):
 
 def open_session(args, stages):
     "What can be wrong with a call is found here, before anything is computed."
-    device, data = find_device(args.device), args.data and Path(args.data)
+    device, data = check_device(args.device).type, args.data and Path(args.data)
     if device == 'cpu' and not args.toy: raise InputError('a CPU needs days for this: add --toy.')
     if not args.minutes > 0: raise InputError(f'--minutes {args.minutes:g}; it must be above 0.')
     if args.epochs is not None and args.epochs < 1:
@@ -600,8 +625,12 @@ def main(argv=None):
             print(f'{describe_device(s.device)}, {args.minutes:g} minutes', flush=True)
             for stage in stages: run_stage(s, stage)
             failed = say_summary(s)
-    except InputError as e: print(f'gpu.py: {e}', file=sys.stderr); return 2
-    except KeyboardInterrupt: print('stopped; the same command goes on'); return 130
+    except InputError as e:
+        print(f'gpu.py: {e}', file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print('stopped; the same command goes on')
+        return 130
     return 130 if s.stopped else failed
 
 

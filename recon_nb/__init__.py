@@ -1,5 +1,5 @@
 "Understand, and use, self-supervised learning by reconstructing images."
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Names are fetched when they are asked for: `import recon_nb` costs nothing.
 _where = dict(

@@ -204,7 +204,6 @@ def choose(self:Classification, setup, score):
     return best, dict(scores=scores)
 
 # %% ../nbs/71_classification.ipynb #cd1f445f
-# long: a parameter a line
 def probe(
     # a `GANRun`, the folder of one, an exported encoder, a module, None for scratch, or 'pixels'
     encoder,

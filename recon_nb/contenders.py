@@ -73,7 +73,8 @@ def _fresh(net, seed):
 def _fresh_spectral(m): # a spectral norm hides the weights from every init
     m.weight = nn.init.normal_(torch.empty_like(m.weight), 0., 0.02)
     for b in m.parametrizations.weight.buffers(): nn.init.normal_(b)
-    for _ in range(15): getattr(m, 'weight') # noqa: B009 (each look is a step of the power iteration)
+    # each read of the weight is a step of the power iteration
+    for _ in range(15): getattr(m, 'weight') # noqa: B009
 
 # %% ../nbs/65_contenders.ipynb #23c6b25f
 class Pixels(nn.Module):
@@ -86,7 +87,6 @@ class Pixels(nn.Module):
         return [F.adaptive_avg_pool2d(x, min(32, x.shape[-1]))]
 
 # %% ../nbs/65_contenders.ipynb #cfccd9c9
-# long: a parameter a line
 def as_contender(
     # a `GANRun`, the folder of one, an exported encoder, a module, None for scratch, or 'pixels'
     encoder,
@@ -104,7 +104,8 @@ def as_contender(
     elif isinstance(encoder, nn.Module): name, found = 'module', _open(encoder, part)
     else: name, found = part, _open(encoder, part)
     net, own, *source = found
-    if not (size := size or own):
+    size = size or own
+    if not size:
         raise InputError("how large are the images? Give size=, in pixels.")
     _try(net, size)
     contender = Contender(name, net, size, *source)

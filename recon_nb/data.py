@@ -10,12 +10,11 @@ __all__ = ['SETS', 'list_visible', 'load_photos', 'split_photos']
 # %% ../nbs/14_data.ipynb #79f83684
 import os,warnings,zlib
 from collections import Counter,deque
-from functools import partial
 from pathlib import Path
 import numpy as np
 from .core import InputError,check_name,sample_uniform
 from .photos import PHOTO_SUFFIXES,Photos,cache_rows,cut_files,cut_images,list_skipped
-from .sets import is_voc,load_cifar10,load_dogs,load_stl10,load_svhn,load_voc
+from .sets import PUBLISHED_SETS,is_voc
 from .shapes import SHAPES,draw_shapes
 
 # %% ../nbs/14_data.ipynb #c41e7a02
@@ -139,21 +138,10 @@ def _cut_array(data, *, size, cuts, workers, progress):
                   skipped=[], held_out=None, source='array')
 
 # %% ../nbs/14_data.ipynb #772391ff
-SETS = {    # name -> function(root=, size=, cuts=, workers=, progress=) -> Photos
-    'shapes': _load_shapes,
-    'voc2012': load_voc,
-    'voc2012-trainval': partial(load_voc, part='trainval'),
-    'voc2012-all': partial(load_voc, part='all'),
-    'cifar10': load_cifar10,
-    'svhn': load_svhn,
-    'svhn-extra': partial(load_svhn, extra=True),
-    'stl10': load_stl10,
-    'stl10-unlabeled': partial(load_stl10, unlabeled=True),
-    'stanford_dogs': load_dogs,
-}
+# name -> function(root=, size=, cuts=, workers=, progress=) -> Photos
+SETS = {'shapes': _load_shapes, **PUBLISHED_SETS}
 
 # %% ../nbs/14_data.ipynb #d906e074
-# long: one call: its parameters, then the kinds of data that may be given
 def load_photos(
     data, # a name in `SETS`, a folder of photos, or a uint8 array (n, h, w, 3) or (n, 3, h, w)
     *,

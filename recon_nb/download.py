@@ -10,6 +10,7 @@ __all__ = ['file_checksum', 'hold', 'download', 'unpack']
 # %% ../nbs/12_download.ipynb #f620aa16
 import gzip,hashlib,json,os,re,shutil,socket,stat,tarfile,time,zipfile,zlib
 from contextlib import contextmanager
+from functools import partial
 from http.client import HTTPException,HTTPResponse
 from lzma import LZMAError
 from pathlib import Path,PurePosixPath
@@ -143,7 +144,7 @@ def _receive(r, part, start, *, end, timeout, bar):
         bar.n = at
         while at < end:
             try: data = r.read1(min(1<<16, end-at))
-            except (OSError, HTTPException) as e: raise _Cut(e)
+            except (OSError, HTTPException) as e: raise _Cut(e) from e
             if not data: break
             f.write(data)
             at += len(data)
@@ -226,7 +227,6 @@ def _from_mirror(url, part, *, checksum, size, timeout, bar):
     return why
 
 # %% ../nbs/12_download.ipynb #292267b0
-# long: one call: its parameters, then one mirror after the other
 def download(
     urls, # where the file can be had: one address, or mirrors in the order to try them
     path, # where to put it
@@ -283,16 +283,18 @@ def _parts_of(name, what=None):
     return parts
 
 # %% ../nbs/12_download.ipynb #cb8098cb
+def _tar_kind(m):
+    if m.isreg(): return 'file'
+    if m.isdir(): return 'folder'
+    return 'link' if m.issym() or m.islnk() else 'device'
+
 def _tar_entries(f):
     "(name, kind, size, how to open it, the name it links to) of each entry."
     with tarfile.open(fileobj=f, mode='r:*') as tar:
         for m in tar:
-            kind = ('file' if m.isreg() else
-                    'folder' if m.isdir() else
-                    'link' if m.issym() or m.islnk() else
-                    'device')
+            kind = _tar_kind(m)
             near = PurePosixPath(m.name).parent if m.issym() else PurePosixPath()
-            yield (m.name, kind, m.size, lambda: tar.extractfile(m),
+            yield (m.name, kind, m.size, partial(tar.extractfile, m),
                    os.path.normpath(near/m.linkname) if kind == 'link' else None)
 
 def _zip_entries(f):
@@ -307,7 +309,7 @@ def _zip_entries(f):
             target = (os.path.normpath(PurePosixPath(m.filename).parent/z.read(m).decode())
                       if kind == 'link' else None)
             yield (m.filename, 'folder' if m.is_dir() else kind, m.file_size,
-                   lambda: z.open(m), target)
+                   partial(z.open, m), target)
 
 # %% ../nbs/12_download.ipynb #3988bc99
 def _unpack_entry(folder, name, kind, source, target):

@@ -253,7 +253,6 @@ def _panels(panels, controls, sheets):
     return out, known
 
 # %% ../nbs/04_flipbook.ipynb #b0abd2cd
-# long: a parameter a line, then the parts in the order of the page
 def make_flipbook(
     title:str, # what the whole shows, for a reader who can't see it
     controls:dict, # name -> `Control`

@@ -66,7 +66,6 @@ def _check_set(s):
                          f"to test on {s.test_x.shape[1]} px; load both at one size.")
 
 # %% ../nbs/15_labelled.ipynb #4aee6706
-# long: one call: its parameters, then the three things that may be given
 def load_labelled(
     # a named set with labels, a folder with train/<class>/ and test/<class>/ (or val/),
     # or a `LabelledSet`

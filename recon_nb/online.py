@@ -20,7 +20,6 @@ from .labelled import DEV_SEED,development_images,label_subset,load_labelled
 from .state import TrainState
 
 # %% ../nbs/77_online.ipynb #5f56603a
-# long: a setting a line, and when to look
 class OnlineProbe:
     """A hook for `train_gan`: nearest neighbours and a linear layer on labelled images,
     every few epochs."""

@@ -243,7 +243,6 @@ def _search(task, setup):
         **{task.counted: len(i)}, **found))
 
 # %% ../nbs/70_probing.ipynb #159e305b
-# long: a parameter a line
 def search_recipe(
     task:ProbeTask, # what is asked
     encoder, # as for `run_probe`
@@ -285,7 +284,6 @@ def _once(task, setup, seeds, subsets):
     return seeds[:1], subsets[:1]
 
 # %% ../nbs/70_probing.ipynb #86a124d5
-# long: a parameter a line, then the loop
 def run_probe(
     task:ProbeTask, # what is asked
     # a `GANRun`, the folder of one, an exported encoder, a module, None for scratch, or 'pixels'

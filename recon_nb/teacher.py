@@ -17,7 +17,7 @@ from .core import InputError
 from .generator import Output
 from .losses import masked_mean
 from .pixels import Images
-from .targets import NAMED,TARGETS,Target
+from .targets import SCORES,TARGETS,Target
 
 # %% ../nbs/43_teacher.ipynb #252fa2ec
 class Teacher(nn.Module):
@@ -48,7 +48,6 @@ class Teacher(nn.Module):
         return (self.centres.square().sum(1) - 2*self.features(x)@self.centres.T).argmin(-1)
 
 # %% ../nbs/43_teacher.ipynb #fc4bf5a7
-# long: one computation, step after step
 def fit_codebook(
     teacher:Teacher, # changed in place
     batches, # of pictures `b 3 h w`, such as the training photos'
@@ -84,7 +83,7 @@ class CodeTarget(Target):
     outputs = Output(codes, 16),
     everywhere, needs_teacher = True, True
     norms = () # it has a loss of its own
-    headline = NAMED
+    headline = SCORES['named']
 
     def fit_to(self, enc)->None: self.outputs = Output(self.codes, enc.reductions[-1]),
 

@@ -124,7 +124,7 @@ def train_gan(
     """Train the paper's GAN on photos.
     Raises `InputError` for a wrong call before anything is computed;
     Ctrl-C saves and returns the run."""
-    loaded = load_plugins(plugins)
+    load_plugins(plugins)
     cfg = _choose_config(overrides, run_dir=run_dir, resume=resume, seed=seed, preset=preset)
     known = run_info(run_dir) if resume else {}
     changed = {k for k,v in overrides.items() if v is not None} if resume else None
@@ -145,7 +145,7 @@ def train_gan(
             st = make_state(cfg, photos, train, valid, acc=acc, run_dir=run_dir, changed=changed)
             if cfg.teacher: _open_teacher(st, earlier)
             check_state(st)
-            _open(st, root=root, plugins=plugins_of(cfg, loaded), progress=progress)
+            _open(st, root=root, plugins=plugins_of(cfg), progress=progress)
             fit(st, hooks, max_minutes=max_minutes, progress=progress)
     run = GANRun.load(run_dir, device=str(acc.device))
     run.stopped = st.why

@@ -21,7 +21,7 @@ from PIL import Image
 from fastcore.basics import patch
 
 # %% ../nbs/81_widgets.ipynb #26491fee
-from .compare import Records,caption_of,curve,headline_in,trivial_level
+from .compare import Records,caption_of
 from .core import InputError,check_name,duration
 from .figures import Outputs,features_of,read_outputs
 from .heads import nearest_neighbours
@@ -147,7 +147,6 @@ _outputs = { # in place of a generator: a function of I_in, I_r and the visible 
     'the photo itself': lambda i_in, i_r, window: i_r}
 
 # %% ../nbs/81_widgets.ipynb #81a42023
-# long: the pictures of one mask, in the order in which they follow from each other
 def _explain_mask(
     photo:Image.Image, # any photo
     *,
@@ -254,7 +253,6 @@ _places = {
     'bottom left': (-1.,1.), 'bottom right': (1.,1.)}
 
 # %% ../nbs/81_widgets.ipynb #5036fff3
-# long: every setting is drawn, then the layers and their captions
 @patch
 def static(self:MaskExplorer,
     *,
@@ -323,7 +321,6 @@ def _listed(given):
     return [(None, g) for g in (given if isinstance(given, (list, tuple)) else [given])]
 
 # %% ../nbs/81_widgets.ipynb #d503021e
-# long: a control a line
 class ReconBrowser(_Viewer):
     """What runs made of held-out photos: input, output, composition, truth and error,
     sorted by error, along the epochs."""
@@ -628,15 +625,15 @@ def _stamps(self:TrainingMonitor): # what changes as soon as the run goes on
 def _loss_chart(records):
     last = records.history[-1] if records.history else {}
     keys = [k for k in ('loss_d','adv','idt') if k in last]
-    return draw_chart('losses', {caption_of(k, short=True): curve(records, k, most=150)
+    return draw_chart('losses', {caption_of(k, short=True): records.curve(k, most=150)
                                  for k in keys})
 
 def _score_chart(records):
-    key = headline_in(records.metrics[-1]) if records.metrics else None
+    key = records.headline
     if key is None: return draw_chart('scores on held-out photos', {})
-    best = trivial_level(records.info, key)
+    best = records.trivial_level(key)
     levels = {f'best trivial ({best[0]})': best[1]} if best else {}
-    return draw_chart(caption_of(key), {key: curve(records, key, most=150)}, levels=levels)
+    return draw_chart(caption_of(key), {key: records.curve(key, most=150)}, levels=levels)
 
 def _probe_chart(probe):
     series = {}
@@ -676,7 +673,8 @@ def _draw(self:TrainingMonitor):
     records, probe = self._read()
     step = records.history[-1]['step'] if records.history else 0
     done, shown = 100*step/max(records.info['steps'], 1), ''
-    if grids := self._grids():
+    grids = self._grids()
+    if grids:
         picture = np.asarray(Image.open(io.BytesIO(grids[-1].read_bytes())).convert('RGB'))
         shown = _figure(picture, f'held-out photos, epoch {_epoch(grids[-1])}', _GRID,
                         style='max-width:34em')

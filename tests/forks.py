@@ -68,7 +68,7 @@ def disturb(st):
     "A hook that draws numbers from every generator and sends numbers through both networks."
     torch.manual_seed(random.randrange(99)); np.random.seed(random.randrange(99))
     with torch.no_grad():
-        painted = st.gen(torch.rand(3, 3, st.cfg.size, st.cfg.size))
+        painted, *_ = st.gen(torch.rand(3, 3, st.cfg.size, st.cfg.size))
         if st.disc is not None: st.disc(painted)
 
 

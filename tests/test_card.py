@@ -12,7 +12,7 @@ from recon_nb.card import TERMS, model_card, write_release
 from recon_nb.checkpoint import load_tensors, save_tensors
 from recon_nb.cli import release
 from recon_nb.core import InputError, append_jsonl
-from recon_nb.experiments import compare
+from recon_nb.experiments import compare_encoders
 from recon_nb.labelled import LabelledSet
 from recon_nb.run import GANRun
 from recon_nb.shapes import SHAPES, draw_shapes
@@ -29,7 +29,7 @@ def run(tmp_path_factory):
 def records(run, tmp_path_factory):
     (x, y), (tx, ty) = draw_shapes(200, size=32, seed=0), draw_shapes(60, size=32, seed=1)
     out = tmp_path_factory.mktemp('records')/'records.jsonl'
-    return out, compare({'scratch': None, 'mine': run}, LabelledSet('toy', x, y, tx, ty, SHAPES), ['knn'], [4], 2, out=out, progress=False)
+    return out, compare_encoders({'scratch': None, 'mine': run}, LabelledSet('toy', x, y, tx, ty, SHAPES), ['knn'], [4], 2, out=out, progress=False)
 
 
 def test_round_trip(run, records, tmp_path):

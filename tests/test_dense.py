@@ -14,11 +14,11 @@ from recon_nb.contenders import as_contender
 from recon_nb.finetune import augment
 from recon_nb.encoder import Encoder
 from recon_nb.training import train_gan
-from recon_nb.segmented import VOC_CLASSES, VOID, SegmentationSet, draw_collages, load_segmentation, paint_masks
+from recon_nb.segmented import _VOC_CLASSES, VOID, SegmentationSet, _draw_collages, load_segmentation, paint_masks
 from recon_nb.shapes import SHAPES, draw_shapes
 
 QUICK = dense_recipe(steps=4, epochs=1, bs=8)
-CAT, DOG = VOC_CLASSES.index('cat'), VOC_CLASSES.index('dog')
+CAT, DOG = _VOC_CLASSES.index('cat'), _VOC_CLASSES.index('dog')
 COLOURS = {0: (30, 30, 200), CAT: (220, 40, 40), DOG: (40, 200, 40)}
 
 
@@ -56,7 +56,7 @@ def voc(root):
 
 def folder(root, n=(6, 4), test='test'):
     "A set of one's own."
-    x, y = draw_collages(sum(n), size=24)
+    x, y = _draw_collages(sum(n), size=24)
     for part,i in (('train', range(n[0])), (test, range(n[0], sum(n)))):
         for d in ('images', 'masks'): (root/part/d).mkdir(parents=True)
         for j in i: Image.fromarray(x[j]).save(root/part/f'images/{j}.png'); Image.fromarray(y[j] % 2).save(root/part/f'masks/{j}.png')
@@ -70,7 +70,7 @@ def untimed(result): return [{k: v for k,v in r.items() if k != 'seconds'} for r
 
 @pytest.fixture(scope='module')
 def data():
-    (x, y), (test_x, test_y) = draw_collages(40, size=32), draw_collages(20, size=32, seed=1)
+    (x, y), (test_x, test_y) = _draw_collages(40, size=32), _draw_collages(20, size=32, seed=1)
     return SegmentationSet('toy', x, y, test_x, test_y, SHAPES)
 
 
@@ -181,9 +181,9 @@ def test_wrong_sets(tmp_path, data):
 
 @pytest.mark.parametrize('size', [1, 7, 32])
 def test_a_collage_depends_on_the_seed_and_its_number_alone(size):
-    (x, y), (few, few_y) = draw_collages(13, size=size, seed=5), draw_collages(4, size=size, seed=5)
+    (x, y), (few, few_y) = _draw_collages(13, size=size, seed=5), _draw_collages(4, size=size, seed=5)
     assert np.array_equal(x[:4], few) and np.array_equal(y[:4], few_y) and x.shape == (13, size, size, 3)
-    assert not np.array_equal(x, draw_collages(13, size=size, seed=6)[0])
+    assert not np.array_equal(x, _draw_collages(13, size=size, seed=6)[0])
 
 
 @pytest.mark.parametrize('shift', [0., 1/8, .3])

@@ -14,7 +14,7 @@ from recon_nb.config import get_preset
 from recon_nb.core import InputError
 from recon_nb.export import Preprocess
 from recon_nb.figures import draw_architecture
-from recon_nb.finetune import Classifier
+from recon_nb.finetune import _Classifier
 from recon_nb.encoder import Encoder
 from recon_nb.shapes import draw_shapes
 from recon_nb.state import make_networks
@@ -102,14 +102,14 @@ def places(net): return {p.device.type for p in net.parameters()}
 @pytest.mark.parametrize('mode', ['finetune', 'paper-finetune'])
 def test_a_classifier_tries_its_encoder_where_that_is(mode, no_numbers):
     enc = Encoder(4).to('meta')
-    assert Classifier(enc, 10, mode=mode, size=32).enc is enc and places(enc) == {'meta'}
-    assert Classifier(Encoder(4), 10, mode=mode, size=32).head[-1].out_features == 10
+    assert _Classifier(enc, 10, mode=mode, size=32).enc is enc and places(enc) == {'meta'}
+    assert _Classifier(Encoder(4), 10, mode=mode, size=32).head[-1].out_features == 10
 
 
 def test_an_architecture_is_drawn_where_the_network_is(no_numbers):
     run, seen = make_run('meta'), []
     run.generator.register_forward_pre_hook(lambda module, args: seen.append(args[0].device.type))
-    run.generator.register_forward_hook(lambda module, args, out: torch.full(out.shape, .2))       # numbers to look at
+    run.generator.register_forward_hook(lambda module, args, out: tuple(torch.full(o.shape, .2) for o in out))       # numbers to look at
     fig = draw_architecture(run, photo=draw_shapes(1, size=60)[0][0])
     assert seen[0] == 'meta' and places(run.generator) == {'meta'}
     assert any((im.get_array() == 153).all() for im in fig.axes[0].get_images())                   # 127.5*1.2

@@ -12,10 +12,9 @@ from torch import nn
 
 from recon_nb import cli, experiments, protocols
 from recon_nb.core import InputError, read_jsonl
-from recon_nb.experiments import compare, estimate, in_order, list_jobs, plan, run_jobs
+from recon_nb.experiments import compare_encoders, estimate, in_order, list_jobs, plan, run_jobs
 from recon_nb.contenders import fingerprint, as_contender
 from recon_nb.encoder import Encoder
-from recon_nb.finetune import Recipe, paper_recipe
 from recon_nb.labelled import LabelledSet, development_images
 from recon_nb.protocols import Block, Protocol, best_row
 from recon_nb.shapes import SHAPES, draw_shapes
@@ -132,10 +131,10 @@ def test_a_file_cut_at_any_byte(monkeypatch, tmp_path, toy, arms):
 def test_a_second_process_is_told(monkeypatch, tmp_path, toy, arms):
     use_fake(monkeypatch, tmp_path/'t.txt')
     with experiments.locked_records(tmp_path/'a.jsonl'):
-        with pytest.raises(InputError, match='in use'): compare(arms, toy, **HOW, out=tmp_path/'a.jsonl')
-    compare(arms, toy, **HOW, out=tmp_path/'a.jsonl', progress=False)
+        with pytest.raises(InputError, match='in use'): compare_encoders(arms, toy, **HOW, out=tmp_path/'a.jsonl')
+    compare_encoders(arms, toy, **HOW, out=tmp_path/'a.jsonl', progress=False)
     (tmp_path/'file').write_text('')
-    with pytest.raises(InputError, match="can't be written"): compare(arms, toy, **HOW, out=tmp_path/'file/a.jsonl')
+    with pytest.raises(InputError, match="can't be written"): compare_encoders(arms, toy, **HOW, out=tmp_path/'file/a.jsonl')
 
 
 def test_what_is_the_same_run(monkeypatch, tmp_path, toy):
@@ -155,7 +154,7 @@ def test_what_is_the_same_run(monkeypatch, tmp_path, toy):
 
 def test_recipes_reach_the_runs_that_need_them(monkeypatch, tmp_path, toy, arms):
     use_fake(monkeypatch, tmp_path/'t.txt')
-    records = compare(arms, toy, **HOW, recipes={'toy': dict(flip=False)}, search=5, out=tmp_path/'a.jsonl', progress=False)
+    records = compare_encoders(arms, toy, **HOW, recipes={'toy': dict(flip=False)}, search=5, out=tmp_path/'a.jsonl', progress=False)
     recipes = {(r['job']['mode'], r['job']['arm']): r for r in records if r['kind'] == 'recipe'}
     assert len(recipes) == 4 and {r['job']['labels'] for r in recipes.values()} == {5}
     assert recipes['finetune', 'ours']['job']['weights'] == fingerprint(as_contender(Few(1), size=32))    # of the first encoder
@@ -206,7 +205,7 @@ def test_time_left(monkeypatch, tmp_path, toy, arms):
     (dict(encoders={'scratch': None}), 'architecture'), (dict(encoders={'ours': [Few(1), Few(1)]}), 'same encoder twice'), (dict(encoders={'ours': Few(1)}, size=None), 'how large'),
     (dict(encoders={'ours': '/nowhere'}), 'nowhere'), (dict(datasets=[]), 'empty'), (dict(datasets='nowhere'), 'nowhere'), (dict(size=48), '48 px')])
 def test_wrong_calls_end_before_any_run(wrong, says, toy, arms, tmp_path):
-    with pytest.raises(InputError, match=says): compare(**{**dict(encoders=arms, datasets=toy, modes='finetune', labels=3, seeds=1, size=32, out=tmp_path/'a.jsonl'), **wrong})
+    with pytest.raises(InputError, match=says): compare_encoders(**{**dict(encoders=arms, datasets=toy, modes='finetune', labels=3, seeds=1, size=32, out=tmp_path/'a.jsonl'), **wrong})
     assert not (tmp_path/'a.jsonl').exists()
 
 
@@ -369,8 +368,8 @@ def test_the_shells_probe(home, tmp_path, capsys):
 def test_true_names(toy, home, tmp_path):
     (tmp_path/'train'/'a').mkdir(parents=True); (tmp_path/'train'/'a'/'1.JPEG').touch()
     many = lambda n, m: SimpleNamespace(train_y=range(n), test_y=range(m))
-    assert protocols.true_name('cifar10', many(50_000, 10_000), tmp_path) == 'cifar10 (jpeg)' and protocols.true_name('cifar10', many(50_000, 10_000)) == 'cifar10'
-    assert protocols.true_name('svhn', many(8001, 1999)) == 'svhn (10k split)' and protocols.true_name('imagenette', many(5, 3), tmp_path) == 'imagenette'
+    assert protocols._true_name('cifar10', many(50_000, 10_000), tmp_path) == 'cifar10 (jpeg)' and protocols._true_name('cifar10', many(50_000, 10_000)) == 'cifar10'
+    assert protocols._true_name('svhn', many(8001, 1999)) == 'svhn (10k split)' and protocols._true_name('imagenette', many(5, 3), tmp_path) == 'imagenette'
 
 
 def test_records_of_an_earlier_version_and_of_today_make_one_table(toy):

@@ -5,7 +5,7 @@ import torch
 
 from faults import CODE, DATA, Pipeline, changed, rows, sound_set
 from recon_nb.core import InputError
-from recon_nb.guards import PipelineReport, chance_bar, check_data, check_pipeline
+from recon_nb.guards import PipelineReport, _chance_bar, check_data, check_pipeline
 
 
 def first(report): return next(iter(report.faults.items()), ('none', ''))
@@ -122,5 +122,5 @@ def test_answers_of_the_wrong_form(data):
 
 def test_the_bar_is_exact():
     rng = np.random.default_rng(0)
-    assert (rng.binomial(500, .1, 200_000)/500 > chance_bar(500, .1, alpha=.01)).mean() == pytest.approx(.01, abs=.004)
+    assert (rng.binomial(500, .1, 200_000)/500 > _chance_bar(500, .1, alpha=.01)).mean() == pytest.approx(.01, abs=.004)
     assert isinstance(PipelineReport([]).faults, dict) and PipelineReport([]).ok

@@ -257,7 +257,7 @@ def test_bits_and_shares_come_back(n):
     rng = np.random.default_rng(n)
     right, shares = rng.random(n) < .5, rng.random(n)
     shares[::3] = np.nan
-    assert np.array_equal(unpack_bits(pack_bits(right), n), right) and len(pack_bits(right)) == -(-(-(-n//8))//3)*4
+    assert np.array_equal(unpack_bits(pack_bits(right), n), right) and len(pack_bits(right)) == ((n+7)//8+2)//3*4
     back = unpack_shares(pack_shares(shares))
     assert np.array_equal(np.isnan(back), np.isnan(shares)) and (n < 2 or np.nanmax(abs(back-shares)) <= .005+1e-9)
 
@@ -278,10 +278,10 @@ def test_every_update_learns(data, monkeypatch, mode):
             def step(self, *args, **kwargs): rates.append(self.param_groups[-1]['lr']); return super().step(*args, **kwargs)
         monkeypatch.setattr(page.torch.optim, name, Spy)
     ask(None, data, mode, width=4, size=32, seeds=1, recipe=replace(recipes[mode], lr=1., layer_decay=1.))
-    assert np.allclose(rates, [page.rate((k+.5)/4) for k in range(4)]) and min(rates) > .03
+    assert np.allclose(rates, [page._rate((k+.5)/4) for k in range(4)]) and min(rates) > .03
     rates.clear()
     page.fit_paper_head(torch.randn(20, 5), torch.arange(20) % 4, classes=4, lr=1., seed=0, steps=10, bs=5)
-    assert np.allclose(rates, [page.rate((k+.5)/10) for k in range(10)]) and min(rates) > 0
+    assert np.allclose(rates, [page._rate((k+.5)/10) for k in range(10)]) and min(rates) > 0
 
 
 def test_training_leaves_the_callers_random_numbers(data):
@@ -310,7 +310,7 @@ def test_neighbours_in_blocks_are_the_neighbours(monkeypatch):
     f, y = torch.randn(500, 16), torch.arange(500) % 5
     near, said = heads.nearest_neighbours(f, k=9), heads.knn_predict(f, y, f, leave_out=True)
     monkeypatch.setattr(heads, '_BLOCK', 4*500*13)
-    blocks = [len(c) for c,_ in heads.closest(f, f, k=3)]
+    blocks = [len(c) for c,_ in heads._closest(f, f, k=3)]
     assert max(blocks) == 13 and sum(blocks) == 500
     assert np.array_equal(heads.nearest_neighbours(f, k=9)[0], near[0]) and torch.equal(heads.knn_predict(f, y, f, leave_out=True), said)
 

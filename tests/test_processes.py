@@ -153,7 +153,7 @@ if fault == 'read in the second' and rank == 1: replace('load_photos', full)
 if fault == 'save': replace('save_checkpoint', full)
 if fault == 'step in the second' and rank == 1: replace('train_step', lambda st, batch: fail(ValueError('a fault')))
 if fault == 'memory in the second' and rank == 1: replace('train_step', lambda st, batch: fail(MemoryError()))
-options = dict(width=4, width_d=4, bs=8, epochs=4, valid=.2)
+options = dict(width=4, width_d=4, bs=8, epochs=4)
 if fault == 'memory in the second': sys.exit(train(['shapes', '--quiet', '--run-dir', folder, '--size', '32', '--bs', '8', '--width', '4']))
 train_gan('shapes', run_dir=folder, hooks=hook, progress=False, **options)
 '''

@@ -14,7 +14,7 @@ from recon_nb import download as dl, sets
 from recon_nb.core import InputError
 from recon_nb.data import SETS, load_photos, split_photos
 from recon_nb.photos import cache_dir, clear_cache
-from recon_nb.sets import Source, find_set, locate_set
+from recon_nb.sets import Source, _find_set, locate_set
 
 HOW = dict(size=32, cuts=dict(i_r=1.), workers=2, progress=False)
 CIFAR, STL = sets._cifar_classes, sets._stl_classes
@@ -290,8 +290,8 @@ def test_a_copy_in_another_layout_keeps_it_from_being_downloaded(tmp_path, monke
 
 def test_find_set(tmp_path):
     (tmp_path/'a/b').mkdir(parents=True); (tmp_path/'a/c').touch()
-    assert find_set(tmp_path/'a', ['b', 'c']) == tmp_path/'a' == find_set(tmp_path/'a/b', ['b', 'c']) == find_set(tmp_path, ['b', 'c'], inside=('.', 'a'))
-    assert find_set(tmp_path, ['b', 'c']) is None and find_set(tmp_path/'a', ['b', 'd']) is None
+    assert _find_set(tmp_path/'a', ['b', 'c']) == tmp_path/'a' == _find_set(tmp_path/'a/b', ['b', 'c']) == _find_set(tmp_path, ['b', 'c'], inside=('.', 'a'))
+    assert _find_set(tmp_path, ['b', 'c']) is None and _find_set(tmp_path/'a', ['b', 'd']) is None
 
 
 # --- downloads, from this machine ---

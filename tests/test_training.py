@@ -17,9 +17,8 @@ from recon_nb.labelled import LabelledSet
 from recon_nb.task import make_task
 from recon_nb.online import OnlineProbe
 from recon_nb.classification import probe
-from recon_nb.protocols import _noisy_state, _seconds_per_photo, count_flops
 from recon_nb.run import GANRun
-from recon_nb.cost import estimate_cost
+from recon_nb.cost import _noisy_state, count_flops, estimate_cost, seconds_per_photo
 from recon_nb.trainer import fit, restore, save
 from recon_nb.training import train_gan
 from recon_nb.shapes import SHAPES, draw_shapes
@@ -71,10 +70,10 @@ def test_the_estimate_steps_as_the_run_does(monkeypatch, preset, n):
 
 
 def test_the_time_of_a_protocol_is_taken_with_its_own_batch(monkeypatch):
-    import recon_nb.protocols as page
+    import recon_nb.cost as page
     seen = []
     monkeypatch.setattr(page, 'estimate_cost', lambda st: (seen.append((st.bs, len(st.train), st.total_steps)), (st.bs*6., 0))[1])
-    assert _seconds_per_photo(get_preset('quick', **{**TINY, 'bs': 128})) == 6. and seen == [(128, 128, 1)]
+    assert seconds_per_photo(get_preset('quick', **{**TINY, 'bs': 128})) == 6. and seen == [(128, 128, 1)]
     assert _noisy_state(get_preset('quick', **TINY), bs=8).bs == 8
 
 
@@ -150,7 +149,8 @@ def test_no_update_has_the_rate_0():
     for name in PRESETS:
         st = toy_state(name, n=48, epochs=2)
         seen = []
-        for st.step in range(st.total_steps):
+        for step in range(st.total_steps):
+            st.step = step
             set_lr(st)
             seen.append([g['lr'] for opt in st.opts for g in opt.param_groups])
         t = (np.arange(st.total_steps)+.5)/st.total_steps
