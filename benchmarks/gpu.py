@@ -19,22 +19,22 @@ import numpy as np
 import torch
 from accelerate.state import AcceleratorState
 from recon_nb.checkpoint import save_tensors
-from recon_nb.compare import curve
+from recon_nb.compare import _Records
 from recon_nb.config import get_preset
 from recon_nb.contenders import as_contender
 from recon_nb.core import (InputError, append_jsonl, check_name, describe_machine, duration,
                            read_jsonl, write_atomic)
 from recon_nb.data import SETS, load_photos, split_photos
-from recon_nb.devices import make_accelerator, mean_over
+from recon_nb.devices import make_accelerator, _mean_over
 from recon_nb.evaluation import generate
-from recon_nb.experiments import (estimate, in_order, list_jobs, locked_records, measure_speed,
+from recon_nb.experiments import (estimate, _in_order, list_jobs, _locked_records, _measure_speed,
                                   run_jobs)
 from recon_nb.export import load_pretrained
 from recon_nb.features import encode
 from recon_nb.figures import draw_reconstructions
 from recon_nb.finetune import Recipe, finetune
 from recon_nb.machine import check_device
-from recon_nb.photos import PHOTO_SUFFIXES
+from recon_nb.photos import _PHOTO_SUFFIXES
 from recon_nb.pixels import to_model
 from recon_nb.protocols import PROTOCOLS, ROWS, find_labelled, narrow
 from recon_nb.cost import count_flops
@@ -250,7 +250,7 @@ def step_like_fit(st):
     st.pending.append((st.step, losses))
     if len(st.pending) >= 20:                  # numbers, so it waits for the device
         losses = [v.float() for _, found in st.pending for v in found.values()]
-        mean_over(st.acc, torch.stack(losses)).tolist()
+        _mean_over(st.acc, torch.stack(losses)).tolist()
         st.pending.clear()
 
 
@@ -425,7 +425,8 @@ def describe_run(run):
     says = f'{reached:.0f} of {epochs} epochs'
     if 'psnr' in last: says += f", held-out PSNR {last['psnr']:.2f} dB"
     if 'explained' in last: says += f", {last['explained']:.0%} of what is hidden explained"
-    opinions = {k: curve(run, k, most=50).round(4).tolist() for k in ('d_real', 'd_fake')}
+    records = _Records.of(run)
+    opinions = {k: records.curve(k, most=50).round(4).tolist() for k in ('d_real', 'd_fake')}
     kept = {k: info[k] for k in ('photos', 'train', 'held_out', 'bs', 'deviations', 'trivial')}
     return kept | dict(
         status='ok' if run.finished else 'part', says=says, n=run.step, epochs=epochs,
@@ -469,7 +470,7 @@ def export_half(s, run):
 def draw_figure(s, runs):
     "The paper's Fig. 4 on held-out photos."
     files = (s.data/VOC/'val').rglob('*')
-    val = sorted(f for f in files if f.suffix.lower() in PHOTO_SUFFIXES)
+    val = sorted(f for f in files if f.suffix.lower() in _PHOTO_SUFFIXES)
     named = {ROW_OF[r.cfg.preset]: r for r in runs}
     for n in (6, 5, 4):                        # as many photos as 200 kB hold
         some = [val[i] for i in np.linspace(0, len(val)-1, n).astype(int)]
@@ -520,9 +521,9 @@ def list_probes(s, title, p, rows):
     for b in p.blocks:
         jobs += list_jobs(rows, images, b.modes, b.labels, b.seeds, size=size, like=like,
                           recipes=recipes, search=b.search)
-    jobs, out = in_order(jobs), s.out/'probes.jsonl'
+    jobs, out = _in_order(jobs), s.out/'probes.jsonl'
     if all(s.is_done('later', f'{title}: {j}') for j in jobs): return
-    speed = measure_speed(as_contender(None, like=like, size=size), device=s.device)
+    speed = _measure_speed(as_contender(None, like=like, size=size), device=s.device)
     for j in jobs:
         done = {json.dumps(r['job'], sort_keys=True): r for r in read_jsonl(out)}
         if j.search and j.search.key not in done:
@@ -620,7 +621,7 @@ def main(argv=None):
     try:
         stages = choose_stages(args.stages)
         open_session(args, stages)                 # a wrong call leaves no folder
-        with locked_records(args.out/'records.jsonl'):
+        with _locked_records(args.out/'records.jsonl'):
             s = open_session(args, stages)         # now nobody else writes
             print(f'{describe_device(s.device)}, {args.minutes:g} minutes', flush=True)
             for stage in stages: run_stage(s, stage)

@@ -12,11 +12,11 @@ from typing import NamedTuple
 from .config import GANConfig,PRESETS,deviations
 from .core import InputError
 from .discriminator import D_NORMS,DNorm,Discriminator
-from .encoder import encoder_choices
+from .encoder import _encoder_choices
 from .generator import DECODERS
 from .losses import ADV,AdvLoss
 from .plugins import check_parts
-from .task import Task,check_mask,make_task,sample_encoder
+from .task import Task,check_mask,make_task,_sample_encoder
 
 # %% ../nbs/46_choices.ipynb #b486e143
 class _Parts(NamedTuple):
@@ -29,7 +29,7 @@ class _Parts(NamedTuple):
     reads: bool # does the picture's decoder only read?
 
 def _open_parts(cfg):
-    reductions, task = tuple(sample_encoder(cfg).reductions), make_task(cfg)
+    reductions, task = tuple(_sample_encoder(cfg).reductions), make_task(cfg)
     check_mask(task.mask, cfg.size, seed=cfg.seed)
     adv, norm = ADV[cfg.adv], D_NORMS[cfg.norm_d]
     return _Parts(cfg, task, adv, norm, reductions, DECODERS[cfg.decoder])
@@ -127,7 +127,7 @@ def _without_effect(p, changed): # yields what is said of each field that change
     for fields,has_effect,advice in _EFFECTS:
         idle = [f for f in fields if f in changed and not has_effect(p)]
         for f in idle: yield f"{f}={getattr(c, f)!r} has no effect: {advice}."
-    known = encoder_choices(c.encoder)
+    known = _encoder_choices(c.encoder)
     for f in ('width','between','dropout'):
         if f in changed and f not in known:
             yield (f"{f}={getattr(c, f)!r} has no effect: encoder {c.encoder!r} has no such "

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from .core import InputError
-from .features import encode,stage_sides
-from .finetune import (Recipe,choose_lr,choose_recipe,classify,finetune,fit_paper_head,
-                               paper_recipe,paper_updates)
-from .heads import FOLDED,choose_l2,fit_linear,knn_predict
-from .labelled import load_labelled,split_labels
-from .probing import Finding,ProbeResult,ProbeTask,fit_finite,pack_bits,run_probe
+from .features import encode,_stage_sides
+from .finetune import (Recipe,_choose_lr,_choose_recipe,classify,finetune,fit_paper_head,
+                               paper_recipe,_paper_updates)
+from .heads import _FOLDED,choose_l2,fit_linear,knn_predict
+from .labelled import load_labelled,_split_labels
+from .probing import Finding,ProbeResult,ProbeTask,_fit_finite,_pack_bits,run_probe
 
 # %% ../nbs/71_classification.ipynb #d1f1c0f9
 class ClassificationResult(ProbeResult):
@@ -70,7 +70,7 @@ def _scores(setup, i, train, test):
         chance=float(np.bincount(data.test_y).max()/len(test)),
         per_class=(confusion.diagonal()/confusion.sum(1)).round(4).tolist(),
         confusion=confusion.tolist(), histogram=np.bincount(test, minlength=k).tolist(),
-        test_right=pack_bits(test == data.test_y))
+        test_right=_pack_bits(test == data.test_y))
 
 # %% ../nbs/71_classification.ipynb #836a6c45
 def _features(setup, seed, i, **how): # of the given labels and of the test images; and the labels
@@ -105,15 +105,15 @@ def _linear(setup, seed, i, tick):
 def _paper_frozen(setup, seed, i, tick):
     labels, how = setup.data.train_y[i], dict(classes=len(setup.data.classes), seed=seed)
     f, test_f, y = _features(setup, seed, i, stages=(-1,), side=None)
-    how['steps'] = paper_updates(len(i))
+    how['steps'] = _paper_updates(len(i))
     lr, scores = 3e-4, {}
     if np.bincount(labels).min() > 1: # one label a class leaves nothing to choose by
         (x, x_val), (c, c_val) = (
-            [v[j] for j in split_labels(labels, share=0.2, seed=seed)] for v in (f, y))
+            [v[j] for j in _split_labels(labels, share=0.2, seed=seed)] for v in (f, y))
         def score(lr):
             said = fit_paper_head(x, c, lr=lr, **how)(x_val).argmax(1)
             return float((said == c_val).float().mean())
-        scores = choose_lr(score, grid=(1e-4, 3e-4, 1e-3))
+        scores = _choose_lr(score, grid=(1e-4, 3e-4, 1e-3))
         lr = max(scores, key=scores.get)
     head, bs = fit_paper_head(f, y, lr=lr, **how), min(32, len(i))
     with torch.no_grad():
@@ -128,7 +128,7 @@ def _train(setup, seed, i, tick):
                     classes=len(data.classes), seed=seed, device=setup.device, tick=tick)
 
 def _trained(setup, seed, i, tick):
-    model, r = fit_finite(_train, setup, seed, i, tick), setup.recipe
+    model, r = _fit_finite(_train, setup, seed, i, tick), setup.recipe
     said = [classify(model, x, device=setup.device)
             for x in (setup.data.train_x[i], setup.data.test_x)]
     config = {k: v for k,v in asdict(r).items() if k != 'selected'}
@@ -150,13 +150,13 @@ def _work_linear(contender, n, k):
     return width*k*(400*n + 4000*min(n, 5000))
 
 def _work_paper(contender, n, k):
-    last = contender.net.channels[-1]*stage_sides(contender.net, contender.size)[-1]**2
-    return 5*3*32*paper_updates(n)*last*512
+    last = contender.net.channels[-1]*_stage_sides(contender.net, contender.size)[-1]**2
+    return 5*3*32*_paper_updates(n)*last*512
 
 # %% ../nbs/71_classification.ipynb #bec752ac
 MODES = {
     'knn': Mode(_knn, raw=True, steady=lambda n: True),
-    'linear': Mode(_linear, raw=True, steady=lambda n: n <= FOLDED, head_work=_work_linear),
+    'linear': Mode(_linear, raw=True, steady=lambda n: n <= _FOLDED, head_work=_work_linear),
     'paper-frozen': Mode(_paper_frozen, head_work=_work_paper),
     'paper-finetune': Mode(_trained, paper_recipe),
     'finetune': Mode(_trained, Recipe)}
@@ -200,7 +200,7 @@ def rate(self:Classification, setup, model, i):
 
 @patch
 def choose(self:Classification, setup, score):
-    best, scores = choose_recipe(score, setup.recipe)
+    best, scores = _choose_recipe(score, setup.recipe)
     return best, dict(scores=scores)
 
 # %% ../nbs/71_classification.ipynb #cd1f445f

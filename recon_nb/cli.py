@@ -12,7 +12,7 @@ import argparse,os,re,shlex,sys,time,warnings
 from pathlib import Path
 from . import __version__
 from .config import PRESETS,field_docs
-from .core import InputError,TrainingDiverged,nearest,write_atomic
+from .core import InputError,TrainingDiverged,_nearest,write_atomic
 
 # %% ../nbs/90_cli.ipynb #2ba3648f
 _phrases = { # said otherwise in a shell
@@ -72,7 +72,7 @@ def _parse(parser, argv):
     args, unknown = parser.parse_known_args(argv)
     if not unknown: return args
     option = next((w.split('=')[0] for w in unknown if w.startswith('-')), '')
-    near = nearest(option, [o for a in parser._actions for o in a.option_strings])
+    near = _nearest(option, [o for a in parser._actions for o in a.option_strings])
     parser.error(f"unrecognized arguments: {' '.join(unknown)}"
         f"{f' (did you mean {near}?)' if near else ''}")
 
@@ -118,8 +118,8 @@ def _explain(e): # exit status and words; 0 for a fault of the program
 
 def _reports(e): # of several processes one speaks
     if int(os.environ.get('WORLD_SIZE', 1)) == 1: return True
-    from recon_nb.devices import fail_together
-    return fail_together(e)
+    from recon_nb.devices import _fail_together
+    return _fail_together(e)
 
 # %% ../nbs/90_cli.ipynb #6ce0903f
 def _count(text):
@@ -204,7 +204,7 @@ def _reconstruct_parser():
 def _reconstruct(args):
     from recon_nb.run import GANRun
     from recon_nb.photos import as_images
-    from recon_nb.show import image_grid,save_png
+    from recon_nb.show import image_grid,_save_png
     if Path(args.out).suffix.lower() != '.png':
         raise InputError(f'the picture is a PNG file; --out {args.out!r} should end in .png.')
     run, good, bad = GANRun.load(args.run), [], []
@@ -214,7 +214,7 @@ def _reconstruct(args):
     if not good: raise InputError(' '.join(bad))
     for b in bad: warnings.warn(f'left out: {b}', stacklevel=2)
     r = run.reconstruct(good)
-    print(save_png(image_grid(r.rows), args.out))
+    print(_save_png(image_grid(r.rows), args.out))
 
 def reconstruct(
     argv=None, # the words after the command; the shell's if not given

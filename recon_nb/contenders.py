@@ -18,7 +18,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from .config import GANConfig
 from .core import InputError,check_name
 from .discriminator import Discriminator
-from .features import frozen,hash_weights
+from .features import frozen,_hash_weights
 from .encoder import Encoder
 from .machine import fork_random
 from .pixels import Images
@@ -214,5 +214,5 @@ def fingerprint(
     the architecture of one from scratch."""
     who = '' if contender.pretrained else contender.name
     h = hashlib.blake2b(f'{who}{contender.net}'.encode(), digest_size=6)
-    if contender.pretrained: hash_weights(h, contender.net)
+    if contender.pretrained: _hash_weights(h, contender.net)
     return h.hexdigest()

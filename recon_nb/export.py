@@ -20,12 +20,12 @@ from . import __version__
 from .checkpoint import load_tensors,save_tensors
 from .config import GANConfig,config_from_dict,deviations
 from .core import InputError,write_atomic
-from .encoder import ENCODERS,encoder_choices,make_encoder
+from .encoder import ENCODERS,_encoder_choices,make_encoder
 from .pixels import Images,to_model
 from .photos import cut_photos
-from .plugins import check_parts,has_parts,load_plugins
+from .plugins import check_parts,_has_parts,load_plugins
 from .folder import RUN_FILES
-from .run import GANRun,read_encoder,run_info,weights_of
+from .run import GANRun,_read_encoder,_run_info,_weights_of
 from .state import make_networks
 
 # %% ../nbs/60_export.ipynb #734f072b
@@ -39,7 +39,7 @@ def _describe_encoder(
     """All that others must know to use an encoder: architecture, preprocessing, training.
     Names no path."""
     source = photos or ('folder' if set(cfg.data) & set('/\\') else cfg.data)
-    choices = {k: getattr(cfg, k) for k in encoder_choices(cfg.encoder)}
+    choices = {k: getattr(cfg, k) for k in _encoder_choices(cfg.encoder)}
     name = f'{type(enc).__module__}.{type(enc).__qualname__}'
     teacher = dict(teacher=cfg.teacher_name) if cfg.teacher else {}
     changed = {k: list(v) for k,v in deviations(cfg).items()}
@@ -92,8 +92,8 @@ def _of_weights(tensors, state, info): # a run's networks in one file; the encod
     cfg = config_from_dict(state['config'])
     noted = info.get('plugins', ())
     check_parts(cfg, noted=noted, fields=('encoder',))
-    enc, dec = read_encoder(tensors, cfg), None
-    if has_parts(cfg):
+    enc, dec = _read_encoder(tensors, cfg), None
+    if _has_parts(cfg):
         gen,_ = make_networks(cfg)
         gen.load_state_dict({k: v for k,v in tensors.items() if not k.startswith('disc.')})
         dec = gen.dec
@@ -129,7 +129,7 @@ def load_pretrained(
     path, info = Path(source).expanduser(), {}
     if path.is_dir() and (path/'generator.safetensors').is_file(): # of `write_release`
         path = path/'generator.safetensors'
-    if path.is_dir(): path, info = weights_of(path), run_info(path)
+    if path.is_dir(): path, info = _weights_of(path), _run_info(path)
     if path.suffix.lower() == '.onnx':
         raise InputError(f"{path}: an ONNX file is opened with onnxruntime; "
             "here give the .safetensors file or the run folder.")

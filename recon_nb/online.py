@@ -14,7 +14,7 @@ import torch
 from fastcore.basics import patch
 from .core import InputError,append_jsonl,check_name,read_jsonl,write_atomic
 from .contenders import as_contender
-from .features import encode,stage_sides
+from .features import encode,_stage_sides
 from .heads import fit_linear,knn_predict
 from .labelled import DEV_SEED,development_images,label_subset,load_labelled
 from .state import TrainState
@@ -86,7 +86,7 @@ def _look(self:OnlineProbe, st):
                device=st.acc.device, remember=False)
         for x in (self.x, self.x_dev))
     # one pass serves both: the last stage's places, four at most, averaged
-    many = net.channels[-1]*min(2, stage_sides(net, self.x.shape[1])[-1])**2
+    many = net.channels[-1]*min(2, _stage_sides(net, self.x.shape[1])[-1])**2
     last = lambda f: f[:, -many:].unflatten(1, (net.channels[-1], -1)).mean(2)
     right['knn'] = knn_predict(
         last(f), self.y, last(g), k=min(20, int(torch.bincount(self.y).min())))

@@ -18,11 +18,11 @@ from jaxtyping import Float,Int64,UInt8
 from torch import Tensor,nn
 from torch.nn import functional as F
 from .core import InputError,check_name,sample_uniform
-from .features import encode,frozen,stage_sides
-from .finetune import Recipe,augment,augmented,choose_lr,train_model
+from .features import encode,frozen,_stage_sides
+from .finetune import Recipe,augment,_augmented,_choose_lr,train_model
 from .machine import fork_random
 from .pixels import Photo8,to_model
-from .probing import Finding,ProbeResult,ProbeTask,fit_finite,pack_shares,run_probe
+from .probing import Finding,ProbeResult,ProbeTask,_fit_finite,_pack_shares,run_probe
 from .segmented import VOID,load_segmentation,paint_masks
 from .show import show_images
 
@@ -91,7 +91,7 @@ def make_head(
     size:int, # side of the photo in pixels
 )->PlaceHead:
     "A head on all stages, on the grid of the second one (of the only one, if there is one)."
-    return PlaceHead(enc.channels, classes, grid=stage_sides(enc, size)[:2][-1], size=size)
+    return PlaceHead(enc.channels, classes, grid=_stage_sides(enc, size)[:2][-1], size=size)
 
 # %% ../nbs/72_segmentation.ipynb #cfd07454
 def place_loss(
@@ -114,7 +114,7 @@ def encode_places(
 )->list: # the stages, on the CPU, those finer than the grid averaged down to it
     """What a frozen encoder makes of photos, place by place.
     Raises `InputError` if it would take more than 8 GB."""
-    sides = stage_sides(enc, photos.shape[1])
+    sides = _stage_sides(enc, photos.shape[1])
     grid = sides[:2][-1]
     shapes = [(c, min(s, grid), min(s, grid)) for c,s in zip(enc.channels, sides)]
     wide = [int(np.prod(s)) for s in shapes]
@@ -146,7 +146,7 @@ def _fit_all(enc, head, photos, masks, r, remember, how):
     def batch(step, i):
         u = sample_uniform(how['seed'], step, i, stream='augment', k=3)
         moved = augment(masks[i], u, flip=r.flip, shift=r.shift)
-        return augmented(photos[i], r, u=u, device=device), _target(moved, device)
+        return _augmented(photos[i], r, u=u, device=device), _target(moved, device)
     model = Segmenter(enc, head).to(device, memory_format=torch.channels_last)
     return train_model(model, batch, r, **how)
 
@@ -269,7 +269,7 @@ def _scores(train, test, answer, masks):
         test_miou=mean_iou(test), train_miou=mean_iou(train), floor=common/len(test),
         test_pixel_accuracy=float(np.trace(test)/test.sum()), chance=common,
         per_class=intersection_over_union(test).round(4).tolist(), confusion=test.tolist(),
-        test_photo_accuracy=pack_shares(photo_accuracy(masks, answer)))
+        test_photo_accuracy=_pack_shares(photo_accuracy(masks, answer)))
 
 # %% ../nbs/72_segmentation.ipynb #22929439
 def dense_recipe(
@@ -318,7 +318,7 @@ def rate(self:Segmentation, setup, model, i):
 @patch
 def choose(self:Segmentation, setup, score):
     r = setup.recipe
-    scores = choose_lr(lambda lr: score(replace(r, lr=lr)), grid=_WAYS[setup.mode].grid)
+    scores = _choose_lr(lambda lr: score(replace(r, lr=lr)), grid=_WAYS[setup.mode].grid)
     return (replace(r, lr=max(scores, key=scores.get)),
             dict(what='lr', scores={f'{lr:.3g}': round(v, 5) for lr,v in scores.items()}))
 
@@ -326,7 +326,7 @@ def choose(self:Segmentation, setup, score):
 @patch
 def run(self:Segmentation, setup, seed, i, tick):
     data, r, k = setup.data, setup.recipe, len(setup.data.classes)
-    model = fit_finite(self.fit, setup, seed, i, tick)
+    model = _fit_finite(self.fit, setup, seed, i, tick)
     some = i[:500] # enough to say how well it knows what it has learned from
     known = segment(model, data.train_x[some], device=setup.device)
     answer = segment(model, data.test_x, device=setup.device)

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags,Image
 from .core import InputError,check_name,progress_bar,sample_uniform
-from .data import list_visible
-from .photos import PHOTO_SUFFIXES,cut_files,list_skipped
-from .sets import locate_voc
+from .data import _list_visible
+from .photos import _PHOTO_SUFFIXES,cut_files,_list_skipped
+from .sets import _locate_voc
 from .shapes import SHAPES,draw_shapes
 
 # %% ../nbs/17_segmented.ipynb #fdd67452
@@ -166,7 +166,7 @@ def _read_part(root, pairs, known, *, size, workers, progress):
                                 workers=workers, progress=progress),
                       dict(pairs))
     if skipped := found['skipped']:
-        warnings.warn(f"skipped {len(skipped)} of {len(pairs)} photos: {list_skipped(skipped)}",
+        warnings.warn(f"skipped {len(skipped)} of {len(pairs)} photos: {_list_skipped(skipped)}",
                       stacklevel=3)
     def read(name): return _cut_mask(_open_mask(root/mask_of[name], root/name, known), size=size)
     with (ThreadPoolExecutor(workers or os.cpu_count()) as pool,
@@ -186,7 +186,7 @@ _VOC_CLASSES = ('background', *(
 def _find_voc(root, lists, progress):
     "Where VOC lies, and (photo, mask) of each part."
     files = [f'ImageSets/Segmentation/{p}.txt' for p in lists]
-    voc = locate_voc('JPEGImages', 'SegmentationClass', *files, root=root, progress=progress)
+    voc = _locate_voc('JPEGImages', 'SegmentationClass', *files, root=root, progress=progress)
     parts = [[line.split()[0] for line in (voc/f).read_text().splitlines() if line.strip()]
              for f in files]
     for f,part in zip(files, parts):
@@ -207,11 +207,11 @@ def _find_folder(folder):
         if lost := [d for d in ('images', 'masks') if not (folder/part/d).is_dir()]:
             raise InputError(f"{folder/part/lost[0]} is no folder; a segmented set has "
                              "train/images, train/masks, test/images and test/masks (or val/).")
-        photos = [n for n in list_visible(folder/part/'images')
-                  if Path(n).suffix.lower() in PHOTO_SUFFIXES]
+        photos = [n for n in _list_visible(folder/part/'images')
+                  if Path(n).suffix.lower() in _PHOTO_SUFFIXES]
         if not photos:
             raise InputError(f"{folder/part/'images'} holds no photo. "
-                             f"Photos end in {' '.join(PHOTO_SUFFIXES)}.")
+                             f"Photos end in {' '.join(_PHOTO_SUFFIXES)}.")
         if len({Path(n).stem for n in photos}) < len(photos):
             raise InputError(f"two photos in {folder/part/'images'} have one name, "
                              "and so one mask: rename one.")

@@ -18,7 +18,7 @@ from torch import nn
 # %% ../nbs/51_state.ipynb #cc082541
 from .choices import check_choices
 from .config import GANConfig,get_preset
-from .devices import check_accelerator,check_share,make_accelerator,prepare
+from .devices import _check_accelerator,_check_share,make_accelerator,_prepare
 from .machine import fork_random
 from .discriminator import Discriminator
 from .encoder import check_encoder,make_encoder
@@ -103,9 +103,9 @@ def make_state(
     """Networks, optimisers and task for a config: all random starting values come from `cfg.seed`,
     and the caller's random numbers stay as they are."""
     check_choices(cfg, changed=changed)
-    acc = check_accelerator(acc, cfg.precision) if acc else make_accelerator(cfg.precision)
+    acc = _check_accelerator(acc, cfg.precision) if acc else make_accelerator(cfg.precision)
     task = make_task(cfg)
-    check_share(min(cfg.bs, len(train)), acc.num_processes)
+    _check_share(min(cfg.bs, len(train)), acc.num_processes)
     with fork_random(acc.device):
         torch.manual_seed(cfg.seed)
         made = make_networks(cfg)
@@ -114,7 +114,7 @@ def make_state(
             for net in made if net is not None]
     if cfg.compile:
         for net in nets: net.compile()
-    gen,disc,opt_g,opt_d = _prepare(acc, nets, _make_optimizers(cfg, nets, acc.device))
+    gen,disc,opt_g,opt_d = _make_ready(acc, nets, _make_optimizers(cfg, nets, acc.device))
     adv = ADV[cfg.adv]
     return TrainState(cfg, task, photos, train, valid, acc, gen, disc, opt_g, opt_d, adv,
                       Path(run_dir) if run_dir else None)
@@ -128,8 +128,8 @@ def _make_optimizers(cfg, nets, device):
     return [_optimizers[cfg.optimizer](net.parameters(), lr, **how)
             for net,lr in zip(nets, (cfg.lr_g, cfg.lr_d))]
 
-def _prepare(acc, nets, opts): # G, D, their optimisers; None for a D that is not there
-    ready = prepare(acc, *nets, *opts)
+def _make_ready(acc, nets, opts): # G, D, their optimisers; None for a D that is not there
+    ready = _prepare(acc, *nets, *opts)
     if len(nets) == 2: return ready
     gen,opt_g = ready
     return gen, None, opt_g, None

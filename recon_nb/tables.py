@@ -14,7 +14,7 @@ import pandas as pd
 from scipy import stats
 from .core import InputError,check_name
 from .classification import FROZEN
-from .show import line_style,spread_labels
+from .show import line_style,_spread_labels
 
 # %% ../nbs/76_tables.ipynb #2e167074
 def interval(
@@ -322,7 +322,7 @@ def _name_lines(ax, ends, chance):
     low = min(low, chance)
     ax.set_ylim(low-.04*(high-low), high)
     at_end = [*(y for _,_,y,_ in ends), chance]
-    heights = spread_labels(at_end, [.0325*(high-low)]*len(at_end))
+    heights = _spread_labels(at_end, [.0325*(high-low)]*len(at_end))
     for (name,x,y,color),at in zip(ends, heights):
         ax.annotate(name, (x,y), (1.04,at), textcoords=ax.get_yaxis_transform(),
                     color=color, va='center', fontsize=9,

@@ -15,7 +15,7 @@ from torch import Tensor,nn
 from torch.nn import functional as F
 from .core import InputError
 from .generator import Output
-from .losses import masked_mean
+from .losses import _masked_mean
 from .pixels import Images
 from .targets import SCORES,TARGETS,Target
 
@@ -96,7 +96,7 @@ class CodeTarget(Target):
     def loss(self, outs:tuple, goals:tuple, asked:tuple|None=None, *, norm:str='')->Tensor:
         "Cross-entropy, as a mean over the places looked at."
         err = F.cross_entropy(outs[0], goals[0], reduction='none')[:,None]
-        return masked_mean(err, asked and asked[0])
+        return _masked_mean(err, asked and asked[0])
 
     def score(self, outs:tuple, goals:tuple, asked:tuple)->dict:
         "The share of the codes named."

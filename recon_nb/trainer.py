@@ -16,12 +16,12 @@ from accelerate.utils import gather_object
 
 # %% ../nbs/55_trainer.ipynb #dc5ab30b
 from .batches import batch_index,fetch
-from .checkpoint import (load_checkpoint,pack_optimizer,save_checkpoint,save_tensors,
-                                 unpack_optimizer)
+from .checkpoint import (load_checkpoint,_pack_optimizer,save_checkpoint,save_tensors,
+                                 _unpack_optimizer)
 from .core import TrainingDiverged,append_jsonl,progress_bar,read_jsonl,write_atomic
-from .devices import agree,explain_memory,mean_over
+from .devices import _agree,_explain_memory,_mean_over
 from .machine import fork_random
-from .evaluation import evaluate,evaluating,evaluation_epochs
+from .evaluation import evaluate,_evaluating,_evaluation_epochs
 from .state import TrainState
 from .steps import set_lr,train_step
 
@@ -31,7 +31,7 @@ _kept = "The last good checkpoint is kept. Start a new run with a lower lr_g or 
 def _read_losses(st): # the pending ones: from the device, checked, into the history
     if not st.pending: return
     losses = torch.stack([v.float() for _,found in st.pending for v in found.values()])
-    rows, numbers = [], iter(mean_over(st.acc, losses).tolist())
+    rows, numbers = [], iter(_mean_over(st.acc, losses).tolist())
     for step,found in st.pending:
         row = {k: next(numbers) for k in found}
         bad = [k for k,v in row.items() if not np.isfinite(v)]
@@ -80,7 +80,7 @@ def _write_checkpoint(st):
     state = dict(step=st.step, seconds=st.seconds, scaler=scaler,
                  config=json.loads(st.cfg.to_json()))
     for name,opt in opts:
-        moments, state[name] = pack_optimizer(opt, name)
+        moments, state[name] = _pack_optimizer(opt, name)
         tensors.update(moments)
     save_checkpoint(st.run_dir, tensors, state)
     _save_weights(st, st.run_dir/'weights.safetensors')
@@ -96,7 +96,7 @@ def restore(
     for name,net in nets:
         net.load_state_dict({k[len(name)+1:]: v
                              for k,v in tensors.items() if k.startswith(f'{name}.')})
-    for name,opt in opts: unpack_optimizer(opt, name, tensors, state[name])
+    for name,opt in opts: _unpack_optimizer(opt, name, tensors, state[name])
     if st.acc.scaler and state.get('scaler'): st.acc.scaler.load_state_dict(state['scaler'])
     st.step,st.seconds = state['step'],state['seconds']
     if st.acc.is_main_process: _cut_records(st)
@@ -134,13 +134,13 @@ def _call_hooks(hooks, st, event):
     if not (hooks and st.acc.is_main_process): return
     st.event = event
     # so that a forward pass in a hook moves no running statistics
-    with evaluating(*st.nets):
+    with _evaluating(*st.nets):
         for hook in hooks: hook(st)
     if st.stop and not st.why: st.why = 'hook'
 
 # %% ../nbs/55_trainer.ipynb #2dd47f12
 def _agree_to_leave(st, save_due): # (leave?, save now?): the same answer in all processes
-    leave, save_now = agree(st.acc, st.stop, save_due)
+    leave, save_now = _agree(st.acc, st.stop, save_due)
     if leave and st.acc.num_processes > 1: # the first process that has a reason gives it to all
         st.stop, st.why = True, next((why for why in gather_object([st.why]) if why), '')
     return leave, save_now
@@ -158,7 +158,7 @@ def fit(
 )->TrainState: # `st`
     """Train to the config's last epoch, or to a stop.
     Raises `TrainingDiverged` at a loss that is no number, `InputError` if memory runs out."""
-    looks, begun, st.stop, st.why = evaluation_epochs(st.cfg.epochs), time.monotonic(), False, ''
+    looks, begun, st.stop, st.why = _evaluation_epochs(st.cfg.epochs), time.monotonic(), False, ''
     alone, saved = st.acc.num_processes == 1, begun
     end = begun + 60*max_minutes if max_minutes else math.inf
     for net in st.nets: net.train()
@@ -166,7 +166,7 @@ def fit(
     bar = progress_bar(total=st.total_steps*st.bs, initial=st.step*st.bs, unit='img',
                        show=progress and st.acc.is_main_process)
     with (fork_random(st.acc.device), _stop_on_signal(st), bar,
-          explain_memory(st.bs, st.cfg.size, st.cfg.precision, st.acc.device)):
+          _explain_memory(st.bs, st.cfg.size, st.cfg.precision, st.acc.device)):
         _call_hooks(hooks, st, 'begin')
         while st.step < st.total_steps:
             start, epoch = time.monotonic(), st.epoch

@@ -13,21 +13,21 @@ from dataclasses import asdict,replace
 from pathlib import Path
 
 # %% ../nbs/59_training.ipynb #574ca994
-from .batches import check_state,choose_evenly,make_teacher,teach
+from .batches import check_state,_choose_evenly,make_teacher,teach
 from .choices import check_choices
-from .checkpoint import has_checkpoint,load_tensors,save_tensors
+from .checkpoint import _has_checkpoint,load_tensors,save_tensors
 from .config import config_from_dict,deviations,get_preset,with_overrides
-from .core import InputError,describe_machine,duration,megabytes,write_atomic
+from .core import InputError,describe_machine,duration,_megabytes,write_atomic
 from .cost import estimate_cost
 from .data import SETS,load_photos,split_photos
-from .devices import end_together,main_first,make_accelerator,on_main
+from .devices import _end_together,_main_first,make_accelerator,_on_main
 from .machine import fork_random
-from .encoder import encoder_choices
+from .encoder import _encoder_choices
 from .evaluation import score_predictors
-from .folder import check_place,fingerprint_photos,own_folder
+from .folder import _check_place,_fingerprint_photos,_own_folder
 from .metrics import best_psnr
-from .plugins import load_plugins,plugins_of
-from .run import GANRun,load_encoder,run_info
+from .plugins import load_plugins,_plugins_of
+from .run import GANRun,load_encoder,_run_info
 from .state import TrainState,make_state
 from .task import make_task
 from .teacher import Teacher
@@ -103,7 +103,7 @@ def _check_minutes(max_minutes):
 
 # %% ../nbs/59_training.ipynb #a479511d
 # long: the one call, its checks in the order they are made
-@end_together()
+@_end_together()
 def train_gan(
     # folder of photos, name of a set, or uint8 array `n h w 3`; the preset's own if not given
     data=None,
@@ -126,7 +126,7 @@ def train_gan(
     Ctrl-C saves and returns the run."""
     load_plugins(plugins)
     cfg = _choose_config(overrides, run_dir=run_dir, resume=resume, seed=seed, preset=preset)
-    known = run_info(run_dir) if resume else {}
+    known = _run_info(run_dir) if resume else {}
     changed = {k for k,v in overrides.items() if v is not None} if resume else None
     check_choices(cfg, changed=changed, noted=known.get('plugins', ()))
     root = root or known.get('root')
@@ -135,17 +135,17 @@ def train_gan(
     hooks = _check_hooks(hooks)
     _check_minutes(max_minutes)
     acc = accelerator or make_accelerator(cfg.precision)
-    on_main(acc, lambda: check_place(run_dir, cfg, resume=resume))
+    _on_main(acc, lambda: _check_place(run_dir, cfg, resume=resume))
     with fork_random(acc.device):
-        photos = main_first(acc, lambda: load_photos(
+        photos = _main_first(acc, lambda: load_photos(
             data, root=root, size=cfg.size, cuts=make_task(cfg).cuts, progress=progress))
         _check_held_out(photos, overrides)
         train,valid = split_photos(photos, valid=cfg.valid, seed=cfg.seed)
-        with own_folder(acc, run_dir, cfg, resume=resume) as run_dir:
+        with _own_folder(acc, run_dir, cfg, resume=resume) as run_dir:
             st = make_state(cfg, photos, train, valid, acc=acc, run_dir=run_dir, changed=changed)
             if cfg.teacher: _open_teacher(st, earlier)
             check_state(st)
-            _open(st, root=root, plugins=plugins_of(cfg), progress=progress)
+            _open(st, root=root, plugins=_plugins_of(cfg), progress=progress)
             fit(st, hooks, max_minutes=max_minutes, progress=progress)
     run = GANRun.load(run_dir, device=str(acc.device))
     run.stopped = st.why
@@ -155,7 +155,7 @@ def train_gan(
 # %% ../nbs/59_training.ipynb #60c95533
 def _open_earlier(cfg): # the encoder of the run that is to teach
     earlier, enc = load_encoder(cfg.teacher)
-    fields = [k for k in ('encoder', *encoder_choices(cfg.encoder)) if k != 'dropout']
+    fields = [k for k in ('encoder', *_encoder_choices(cfg.encoder)) if k != 'dropout']
     there = {k: getattr(earlier, k) for k in fields if getattr(earlier, k) != getattr(cfg, k)}
     if there:
         differ = ', '.join(f'{k} {v}, this run {getattr(cfg, k)}' for k,v in there.items())
@@ -172,7 +172,7 @@ def _open_teacher(
     def write():
         teacher = make_teacher(st, earlier)
         save_tensors(path, teacher.state_dict(), dict(teacher=st.cfg.teacher_name))
-    if earlier is not None: on_main(st.acc, write)
+    if earlier is not None: _on_main(st.acc, write)
     teacher = Teacher(st.gen_net.enc)
     teacher.load_state_dict(load_tensors(path)[0])
     teach(st, teacher)
@@ -190,14 +190,14 @@ def _info(st, root, plugins):
 # %% ../nbs/59_training.ipynb #7a3c0eaf
 def _open(st, *, root, plugins, progress):
     "Go to the last checkpoint, if there is one; write what is known before the first step."
-    known, fingerprint = run_info(st.run_dir), fingerprint_photos(st.photos, st.train, st.valid)
+    known, fingerprint = _run_info(st.run_dir), _fingerprint_photos(st.photos, st.train, st.valid)
     if known and known['fingerprint'] != fingerprint:
         raise InputError(f"the photos are not those of the run in {st.run_dir} "
                          f"({known['train']} + {known['held_out']} there, "
                          f"{len(st.train)} + {len(st.valid)} here): "
                          "a resumed run must see the same ones.")
     # steps without a checkpoint are an error, not a new beginning
-    if has_checkpoint(st.run_dir) or (st.run_dir/'history.jsonl').exists(): restore(st)
+    if _has_checkpoint(st.run_dir) or (st.run_dir/'history.jsonl').exists(): restore(st)
     if st.step > st.total_steps:
         raise InputError(f"the run has done {st.step} steps, "
                          f"more than epochs={st.cfg.epochs} has ({st.total_steps}): "
@@ -225,13 +225,13 @@ def _announce(st):
     plan = (f'{st.cfg.label} on {st.photos.source}: '
             f'{len(st.train)} photos to train, {len(st.valid)} held out, {st.cfg.size} px; '
             f'batch {st.bs}{small}, {st.cfg.epochs} epochs = {st.total_steps} updates; '
-            f'about {duration(seconds)} and {megabytes(memory)} on {st.acc.device}')
+            f'about {duration(seconds)} and {_megabytes(memory)} on {st.acc.device}')
     differ = [f'differs from {st.cfg.preset}: {k} {a} -> {b}'
               for k,(a,b) in deviations(st.cfg).items()]
     return '\n  '.join([plan, _say_shares(st), *differ])
 
 def _say_shares(st): # of the photos in an epoch, of a picture's area
-    index = choose_evenly(st.train, 64)
+    index = _choose_evenly(st.train, 64)
     hidden = st.task.mask(index, epoch=0, seed=st.cfg.seed).float().mean().item()
     out, seen = len(st.train) % st.bs, f'{1-hidden:.0%} of a picture is seen'
     if not out: return f'each photo once an epoch; {seen}'

@@ -21,11 +21,11 @@ from PIL import Image
 from fastcore.basics import patch
 
 # %% ../nbs/81_widgets.ipynb #26491fee
-from .compare import Records,caption_of
+from .compare import _Records,_caption_of
 from .core import InputError,check_name,duration
-from .figures import Outputs,features_of,read_outputs
+from .figures import _Outputs,_features_of,_read_outputs
 from .heads import nearest_neighbours
-from .flipbook import STYLE,Control,Fragment,Layer,Panel,draw_chart,make_flipbook
+from .flipbook import _STYLE,Control,_Fragment,Layer,Panel,draw_chart,make_flipbook
 from .labelled import LabelledSet
 from .masks import compose,scale_bias,window_size
 from .metrics import hidden_psnr
@@ -34,7 +34,7 @@ from .pixels import to_model,to_pixels
 from .run import GANRun
 from .training import train_gan
 from .shapes import draw_shapes
-from .show import COLORS,png_bytes
+from .show import COLORS,_png_bytes
 from .state import TrainState
 
 # %% ../nbs/81_widgets.ipynb #bef0550b
@@ -100,7 +100,7 @@ class _Viewer:
         self.says.value = _sentence(' '.join(t for t in said if t))
 
     def _note(self): return '' # more to say
-    def _show(self, body): self.view.value = f'<div class="rnb"><style>{STYLE}</style>{body}</div>'
+    def _show(self, body): self.view.value = f'<div class="rnb"><style>{_STYLE}</style>{body}</div>'
     def settle(self)->None:
         "Wait until all changes are drawn."
         self.latest.settle()
@@ -112,7 +112,7 @@ def _figure(photo, caption, note='', *, mark=None, style=None):
     "A picture with its caption, as HTML."
     kind = 'rnb-pic rnb-small' if photo.shape[0] < 100 else 'rnb-pic'
     alt = html.escape(f'{caption}: {note}' if note else caption)
-    uri = base64.b64encode(png_bytes(photo)).decode()
+    uri = base64.b64encode(_png_bytes(photo)).decode()
     edge = f'box-shadow:0 0 0 3px {mark};' if mark else ''
     frame = f' class="rnb-wide" style="{style}"' if style else ''
     return (f'<figure{frame}><img class="{kind}" style="{edge}height:auto" '
@@ -257,7 +257,7 @@ _places = {
 def static(self:MaskExplorer,
     *,
     shares=(.15, .25, 1/3, .4, .5, .6, .75), # the visible shares to leaf through
-)->Fragment: # HTML that needs no kernel
+)->_Fragment: # HTML that needs no kernel
     "The photo and the output chosen now, for several shares, places and both views."
     make = lambda s, p, v: self._explain(visible=s, across=p[0], down=p[1], view=v)
     made = [[[make(s, p, v) for v in _views] for p in _places.values()] for s in shares]
@@ -284,7 +284,7 @@ def static(self:MaskExplorer,
 class _Shown(NamedTuple):
     "A run in the browser."
     name:str
-    made:Outputs # what it made of the photos, along its epochs
+    made:_Outputs # what it made of the photos, along its epochs
     psnr:np.ndarray # (epochs, n), dB on the hidden part
 
     def at(self, epoch): # its last look that is not later
@@ -297,7 +297,7 @@ class _Shown(NamedTuple):
 
 def _open_run(run, name, photos):
     run = run if isinstance(run, GANRun) else GANRun.load(run)
-    made = read_outputs(run, photos)
+    made = _read_outputs(run, photos)
     i_r, hidden = to_model(made.i_r), torch.from_numpy(made.hidden[:,None].copy())
     psnr = [hidden_psnr(to_model(p), i_r, hidden).numpy() for p in made.outputs]
     return _Shown(name or run.dir.resolve().name, made, np.stack(psnr))
@@ -407,7 +407,7 @@ def static(self:ReconBrowser, # noqa: F811
     *,
     photos:int=8, # how many, spread over the chosen order
     epochs:int=7, # how many, spread over the looks
-)->Fragment: # HTML that needs no kernel
+)->_Fragment: # HTML that needs no kernel
     "Some photos and epochs of all runs, to leaf through; what could not be opened is named."
     self._check()
     spread = lambda n, k: np.unique(np.linspace(0, n-1, min(n, k)).round().astype(int))
@@ -577,7 +577,7 @@ def _read(self:TrainingMonitor):
                          'no run, or one that has not begun yet.') from None
     except ValueError: raise InputError(f"{self.dir/'run.json'} is damaged.") from None
     history, metrics, probe = (t.read() for t in self.tails.values())
-    return Records(history, metrics, info), probe
+    return _Records(history, metrics, info), probe
 
 # %% ../nbs/81_widgets.ipynb #fc9bfcf6
 _watching = WeakValueDictionary() # folder -> the monitor that looks at it
@@ -625,7 +625,7 @@ def _stamps(self:TrainingMonitor): # what changes as soon as the run goes on
 def _loss_chart(records):
     last = records.history[-1] if records.history else {}
     keys = [k for k in ('loss_d','adv','idt') if k in last]
-    return draw_chart('losses', {caption_of(k, short=True): records.curve(k, most=150)
+    return draw_chart('losses', {_caption_of(k, short=True): records.curve(k, most=150)
                                  for k in keys})
 
 def _score_chart(records):
@@ -633,7 +633,7 @@ def _score_chart(records):
     if key is None: return draw_chart('scores on held-out photos', {})
     best = records.trivial_level(key)
     levels = {f'best trivial ({best[0]})': best[1]} if best else {}
-    return draw_chart(caption_of(key), {key: records.curve(key, most=150)}, levels=levels)
+    return draw_chart(_caption_of(key), {key: records.curve(key, most=150)}, levels=levels)
 
 def _probe_chart(probe):
     series = {}
@@ -692,7 +692,7 @@ def _note(self:TrainingMonitor): return self.fault
 def static(self:TrainingMonitor, # noqa: F811
     *,
     epochs:int=8, # how many sample grids, spread over the looks
-)->Fragment: # HTML that needs no kernel
+)->_Fragment: # HTML that needs no kernel
     "The curves as they are now, and sample grids to leaf through."
     records, probe = self._read()
     grids = self._grids()
@@ -711,7 +711,7 @@ def static(self:TrainingMonitor, # noqa: F811
 # %% ../nbs/81_widgets.ipynb #7053854b
 def _find_neighbours(encoder, images, *, k=6, first=None):
     "Indices (n or `first`, k) of the nearest images, the nearest first, never the image itself."
-    f = features_of(encoder, images)
+    f = _features_of(encoder, images)
     return nearest_neighbours(f, range(min(first or len(f), len(f))), k=min(k, len(f)-1))[0]
 
 def _name(e):
@@ -768,7 +768,7 @@ def _button(self:NeighbourExplorer, i):
 
 @patch
 def _face(self:NeighbourExplorer, i): # a button's picture, as a rule of CSS
-    uri = base64.b64encode(png_bytes(self.images[i])).decode()
+    uri = base64.b64encode(_png_bytes(self.images[i])).decode()
     return (f'.rnb-{id(self)}-{i}{{background:url(data:image/png;base64,{uri}) '
             'center/cover!important}')
 
@@ -813,7 +813,7 @@ def _note(self:NeighbourExplorer): return ' '.join(self.faults)
 def static(self:NeighbourExplorer, # noqa: F811
     *,
     shown:int=12, # how many images can be clicked
-)->Fragment: # HTML that needs no kernel
+)->_Fragment: # HTML that needs no kernel
     "The first images and their neighbours, to click through; what could not be opened is named."
     self._check()
     n, panels = min(shown, len(self.buttons)), []

@@ -99,7 +99,7 @@ def train(*, run_dir, trace, hook_names=(), data='array', save_every=0.1, real_t
 def cut(*, folder, cache, size=32, points=None):
     "Cut the photos of a folder, as `train_gan` does; says what came out."
     os.environ['RECON_NB_CACHE'] = cache
-    if points: Points(recon_nb.photos.cache_dir(), **points).install()
+    if points: Points(recon_nb.photos._cache_dir(), **points).install()
     p = recon_nb.data.load_photos(folder, size=size, cuts=dict(i_r=1., i_in=1/3), workers=1, progress=False)
     print(json.dumps([p.names, {k: np.asarray(a).tobytes().hex() for k,a in p.cuts.items()}]))
 

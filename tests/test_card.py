@@ -16,7 +16,7 @@ from recon_nb.experiments import compare_encoders
 from recon_nb.labelled import LabelledSet
 from recon_nb.run import GANRun
 from recon_nb.shapes import SHAPES, draw_shapes
-from recon_nb.show import save_png
+from recon_nb.show import _save_png
 
 
 @pytest.fixture(scope='module')
@@ -55,7 +55,7 @@ def test_card_can_be_read_and_its_lines_run(run, records, tmp_path, monkeypatch)
     acc = 100*np.array([r['test_accuracy'] for r in records[1] if r['job']['arm'] == 'mine'])
     assert f'| {acc.mean():.1f} ± {acc.std(ddof=1):.1f} (2) |' in text
     monkeypatch.chdir(folder)
-    save_png(draw_shapes(1, size=64, seed=9)[0][0], 'photo.jpg.png')
+    _save_png(draw_shapes(1, size=64, seed=9)[0][0], 'photo.jpg.png')
     code, = re.findall(r'```python\n(.*?)```', text, re.S)
     names = {}
     exec(code.replace('photo.jpg', 'photo.jpg.png'), names)

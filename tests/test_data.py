@@ -10,7 +10,7 @@ from PIL import ExifTags, Image, ImageFile
 from recon_nb import photos as reading
 from recon_nb.core import InputError
 from recon_nb.data import load_photos, split_photos
-from recon_nb.photos import cache_dir, clear_cache, open_rgb
+from recon_nb.photos import _cache_dir, clear_cache, open_rgb
 
 HOW = dict(size=16, cuts=dict(i_r=1., i_in=1/3), workers=2, progress=False)
 FORMATS = dict(jpg='JPEG', png='PNG', webp='WEBP', bmp='BMP', tiff='TIFF')
@@ -25,7 +25,7 @@ def encoded(fmt, im=None, **kw):
 
 def crcs(photos): return {k: zlib.crc32(np.array(v)) for k,v in photos.cuts.items()}
 
-def entries(hidden=False): return sorted(p for p in (cache_dir()/'photos').glob('*') if p.name.startswith('.') == hidden)
+def entries(hidden=False): return sorted(p for p in (_cache_dir()/'photos').glob('*') if p.name.startswith('.') == hidden)
 
 def quiet(*args, **kw):
     with warnings.catch_warnings():

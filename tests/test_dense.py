@@ -8,7 +8,7 @@ from PIL import Image
 from torch import nn
 
 from recon_nb.core import InputError, TrainingDiverged, read_jsonl
-from recon_nb.probing import fingerprint_photos, search_recipe, unpack_shares
+from recon_nb.probing import _fingerprint_photos, search_recipe, unpack_shares
 from recon_nb.segmentation import Segmentation, count_places, dense_recipe, encode_places, fit_segmenter, mean_iou, photo_accuracy, place_loss, probe_dense, segment
 from recon_nb.contenders import as_contender
 from recon_nb.finetune import augment
@@ -311,7 +311,7 @@ def test_what_is_segmented_does_not_depend_on_the_batch(data):
 def test_records_say_what_became_of_each_photo(data):
     r = ask(None, data, width=4, size=32, seeds=1).rows[0]
     shares = unpack_shares(r['test_photo_accuracy'])
-    assert r['schema'] == 2 and r['task'] == 'segmentation' and len(shares) == r['n_test'] == 20 and r['test_pixels'] == fingerprint_photos(data.test_x)
+    assert r['schema'] == 2 and r['task'] == 'segmentation' and len(shares) == r['n_test'] == 20 and r['test_pixels'] == _fingerprint_photos(data.test_x)
     model = fit_segmenter(as_contender(None, width=4, size=32).build(0), data.train_x, data.train_y, QUICK, mode='linear', classes=10, seed=0)
     said = segment(model, data.test_x)
     by_hand = [np.mean([said[n, i, j] == data.test_y[n, i, j] for i in range(32) for j in range(32)]) for n in range(20)]

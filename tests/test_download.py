@@ -8,7 +8,7 @@ import pytest
 import rude
 from recon_nb import download as dl
 from recon_nb.core import InputError
-from recon_nb.download import download, file_checksum, hold, unpack
+from recon_nb.download import download, file_checksum, _hold, _unpack
 
 BODY = np.random.default_rng(0).bytes(300_000)
 SUM = 'sha256:'+hashlib.sha256(BODY).hexdigest()
@@ -287,10 +287,10 @@ def test_two_at_once(server, tmp_path):
 def test_waiting_is_said(tmp_path, capsys):
     inside, done = threading.Event(), threading.Event()
     def first():
-        with hold(tmp_path/'f'): inside.set(); done.wait(10)
+        with _hold(tmp_path/'f'): inside.set(); done.wait(10)
     t = threading.Thread(target=first); t.start(); inside.wait(10)
     threading.Timer(.2, done.set).start()
-    with hold(tmp_path/'f'): assert done.is_set()
+    with _hold(tmp_path/'f'): assert done.is_set()
     t.join()
     assert 'another process is busy with f' in capsys.readouterr().out
 
@@ -320,23 +320,23 @@ LINK, HARD = dict(type=tarfile.SYMTYPE), dict(type=tarfile.LNKTYPE)
 @pytest.mark.parametrize('mode', ['w', 'w:gz', 'w:bz2', 'w:xz', 'zip'])
 def test_unpack(tmp_path, mode):
     f = zipped(tmp_path/'f', *GOOD) if mode == 'zip' else tar(tmp_path/'f', *GOOD, mode=mode)
-    out = unpack(f, tmp_path/'out', progress=False)
+    out = _unpack(f, tmp_path/'out', progress=False)
     assert {p.relative_to(out).as_posix(): p.read_bytes() for p in out.rglob('*') if p.is_file()} == dict(GOOD)
     f.unlink()
-    assert unpack(f, out, progress=False) == out                # it is there: nothing to do
+    assert _unpack(f, out, progress=False) == out                # it is there: nothing to do
 
 def test_several_archives_make_one_folder(tmp_path):
     both = [tar(tmp_path/'1.tar', ('x/1', b'1')), tar(tmp_path/'2.tar', ('2', b'2'))]
-    assert sorted(p.name for p in unpack(both, tmp_path/'out', progress=False).rglob('*')) == ['1', '2', 'x']
-    with pytest.raises(InputError, match='3.tar is missing'): unpack([*both, tmp_path/'3.tar'], tmp_path/'other', progress=False)
+    assert sorted(p.name for p in _unpack(both, tmp_path/'out', progress=False).rglob('*')) == ['1', '2', 'x']
+    with pytest.raises(InputError, match='3.tar is missing'): _unpack([*both, tmp_path/'3.tar'], tmp_path/'other', progress=False)
     assert not (tmp_path/'other').exists()
 
 def test_links_inside_become_copies(tmp_path):
     f = tar(tmp_path/'f.tar', *GOOD, ('a/soft', {**LINK, 'linkname': 'b/2.txt'}), ('hard', {**HARD, 'linkname': 'a/1.txt'}), ('c', {**HARD, 'linkname': 'c'}))
-    out = unpack(f, tmp_path/'out', progress=False)
+    out = _unpack(f, tmp_path/'out', progress=False)
     assert (out/'a/soft').read_bytes() == b'two' and (out/'hard').read_bytes() == b'one' and not any(p.is_symlink() for p in out.rglob('*'))
     f = zipped(tmp_path/'f.zip', *GOOD, ('a/soft', (0o120777, b'1.txt')))
-    assert (unpack(f, tmp_path/'zip', progress=False)/'a/soft').read_bytes() == b'one'
+    assert (_unpack(f, tmp_path/'zip', progress=False)/'a/soft').read_bytes() == b'one'
 
 SECRET = [('../up', b'x'), ('a/../../up', b'x'), ('/up', b'x'), ('//up', b'x'), ('..', b'x'), ('a\\..\\..\\up', b'x'), ('C:/up', b'x'), ('c:up', b'x')]
 BAD_TAR = [*([e] for e in SECRET),
@@ -351,26 +351,26 @@ BAD_ZIP = [*([e] for e in SECRET), [('mine', (0o120777, b'../secret'))], [('out'
 def test_harm_is_refused(tmp_path, make, entries):
     box = tmp_path/'box'; box.mkdir(); (tmp_path/'secret').write_text('secret')
     f = make(box/'f', *GOOD, *entries)
-    with pytest.raises(InputError, match='f can.t be unpacked: '): unpack(f, box/'out', progress=False)
+    with pytest.raises(InputError, match='f can.t be unpacked: '): _unpack(f, box/'out', progress=False)
     assert left(box) == ['f'] and sorted(p.name for p in tmp_path.iterdir()) == ['box', 'secret']
 
 def test_bombs(tmp_path, monkeypatch):
     zeros = bytes(10_000_000)
     for f in (zipped(tmp_path/'z', ('0', zeros)), tar(tmp_path/'t', ('0', zeros), mode='w:xz')):
         assert f.stat().st_size < 20_000
-        with pytest.raises(InputError, match='more than 5.0 MB'): unpack(f, tmp_path/'out', most=5_000_000, progress=False)
+        with pytest.raises(InputError, match='more than 5.0 MB'): _unpack(f, tmp_path/'out', most=5_000_000, progress=False)
     monkeypatch.setattr(dl, '_most_entries', 100)
     f = tar(tmp_path/'many', *((str(i), b'') for i in range(101)))
-    with pytest.raises(InputError, match='100 entries'): unpack(f, tmp_path/'out', progress=False)
+    with pytest.raises(InputError, match='100 entries'): _unpack(f, tmp_path/'out', progress=False)
     monkeypatch.setattr(dl.shutil, 'disk_usage', lambda p: shutil._ntuple_diskusage(100, 100, 0))
-    with pytest.raises(InputError, match='Free some space'): unpack(tmp_path/'t', tmp_path/'out', progress=False)
+    with pytest.raises(InputError, match='Free some space'): _unpack(tmp_path/'t', tmp_path/'out', progress=False)
     assert left(tmp_path) == ['many', 't', 'z']
 
 def test_a_zip_that_lies_about_a_size(tmp_path):
     f = zipped(tmp_path/'f', ('0', bytes(1_000_000)))
     b = bytearray(f.read_bytes())
     at = b.rindex(b'PK\x01\x02')+24; b[at:at+4] = (1000).to_bytes(4, 'little'); f.write_bytes(b)
-    with pytest.raises(InputError, match="can't be unpacked"): unpack(f, tmp_path/'out', progress=False)
+    with pytest.raises(InputError, match="can't be unpacked"): _unpack(f, tmp_path/'out', progress=False)
 
 @pytest.mark.parametrize('kind', ['w', 'w:gz', 'w:bz2', 'w:xz', 'zip'])
 @pytest.mark.parametrize('share', [0, .001, .3, .99])
@@ -378,14 +378,14 @@ def test_half_an_archive(tmp_path, kind, share):
     entries = [(str(i), np.random.default_rng(i).bytes(5000)) for i in range(20)]
     f = zipped(tmp_path/'f', *entries) if kind == 'zip' else tar(tmp_path/'f', *entries, mode=kind)
     b = f.read_bytes(); f.write_bytes(b[:min(int(share*len(b)), 100_000)])
-    with pytest.raises(InputError, match="can't be unpacked"): unpack(f, tmp_path/'out', progress=False)
+    with pytest.raises(InputError, match="can't be unpacked"): _unpack(f, tmp_path/'out', progress=False)
     assert left(tmp_path) == ['f']
 
 def slow_unpack(f, out):
     real = dl._unpack_entry
     def slow(*args): time.sleep(.05); real(*args)
     dl._unpack_entry = slow
-    unpack(f, out, progress=False)
+    _unpack(f, out, progress=False)
 
 @needs_kill
 def test_killed_while_unpacking(tmp_path):
@@ -395,7 +395,7 @@ def test_killed_while_unpacking(tmp_path):
     wait_for(started)
     os.kill(p.pid, signal.SIGKILL); p.join(60)
     assert started() and not (tmp_path/'out').exists()
-    assert len(list(unpack(f, tmp_path/'out', progress=False).iterdir())) == 100 and left(tmp_path) == ['f', 'out']
+    assert len(list(_unpack(f, tmp_path/'out', progress=False).iterdir())) == 100 and left(tmp_path) == ['f', 'out']
 
 def test_two_unpack_at_once(tmp_path):
     f = tar(tmp_path/'f', *((str(i), b'x') for i in range(10)))

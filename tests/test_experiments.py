@@ -12,7 +12,7 @@ from torch import nn
 
 from recon_nb import cli, experiments, protocols
 from recon_nb.core import InputError, read_jsonl
-from recon_nb.experiments import compare_encoders, estimate, in_order, list_jobs, plan, run_jobs
+from recon_nb.experiments import compare_encoders, estimate, _in_order, list_jobs, plan, run_jobs
 from recon_nb.contenders import fingerprint, as_contender
 from recon_nb.encoder import Encoder
 from recon_nb.labelled import LabelledSet, development_images
@@ -130,7 +130,7 @@ def test_a_file_cut_at_any_byte(monkeypatch, tmp_path, toy, arms):
 
 def test_a_second_process_is_told(monkeypatch, tmp_path, toy, arms):
     use_fake(monkeypatch, tmp_path/'t.txt')
-    with experiments.locked_records(tmp_path/'a.jsonl'):
+    with experiments._locked_records(tmp_path/'a.jsonl'):
         with pytest.raises(InputError, match='in use'): compare_encoders(arms, toy, **HOW, out=tmp_path/'a.jsonl')
     compare_encoders(arms, toy, **HOW, out=tmp_path/'a.jsonl', progress=False)
     (tmp_path/'file').write_text('')
@@ -178,12 +178,12 @@ def test_matched_seeds(toy, arms):
 
 def test_order(toy, arms):
     jobs = list_jobs(arms, [toy, replace(toy, name='other')], modes=('finetune', 'paper-frozen', 'knn'), labels=(None, 3), seeds=2, size=32)
-    assert {j.key for j in jobs} == {j.key for j in in_order(random.Random(0).sample(jobs, len(jobs)))}
+    assert {j.key for j in jobs} == {j.key for j in _in_order(random.Random(0).sample(jobs, len(jobs)))}
     modes = [j.mode for j in jobs]
     assert modes == sorted(modes, key=['knn', 'paper-frozen', 'finetune'].index)
     trained = [j for j in jobs if j.mode == 'finetune' and j.kind == 'probe']
     assert [j.labels for j in trained] == [3]*12 + [None]*12 and [j.seed for j in trained[:12]] == [0]*6 + [1]*6
-    assert in_order(jobs+jobs) == jobs
+    assert _in_order(jobs+jobs) == jobs
 
 
 def test_time_left(monkeypatch, tmp_path, toy, arms):
@@ -325,7 +325,7 @@ def home(tmp_path_factory):
 def test_the_shell_makes_a_whole_table(monkeypatch, home, tmp_path, capsys):
     "From photos to a table; a pretraining that was stopped is resumed, and a second call runs nothing."
     monkeypatch.setitem(protocols.PROTOCOLS, 'tiny', replace(TINY, photos=str(home/'photos')))
-    monkeypatch.setitem(protocols.COUNTS, str(home/'photos'), (24,)); monkeypatch.setitem(protocols.COUNTS, 'toy', (100, 50))
+    monkeypatch.setitem(protocols._COUNTS, str(home/'photos'), (24,)); monkeypatch.setitem(protocols._COUNTS, 'toy', (100, 50))
     argv = ['--scale', 'tiny', '--runs', str(tmp_path/'runs'), '--out', str(tmp_path/'a.jsonl'), '--root', str(home), '--device', 'cpu']
     assert cli.table(argv) == 0
     said = capsys.readouterr().out

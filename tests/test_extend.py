@@ -1,18 +1,15 @@
 """Parts of one's own: a target, a mask, a loss and an encoder, each in a file of at most 25 lines, from Python and from
 the shell, opened again in another process. And wrong ones, each refused before the first update in one sentence."""
 import subprocess, sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from recon_nb import GANRun, export_encoder, load_pretrained, probe, train_gan
-from recon_nb.config import GANConfig
+from recon_nb import export_encoder, load_pretrained, probe, train_gan
 from recon_nb.core import InputError
 from recon_nb.plugins import REGISTRIES
 from recon_nb.shapes import draw_shapes
-from recon_nb.tables import table
 
 PHOTOS = draw_shapes(60, size=48, seed=4)[0]
 TINY = dict(size=32, width=4, bs=16, epochs=2)

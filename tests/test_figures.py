@@ -2,9 +2,9 @@
 import numpy as np
 import pytest
 from matplotlib import pyplot as plt
-from recon_nb.compare import Records, RunComparison, caption_of, compare_runs, plot_quantity
+from recon_nb.compare import _Records, RunComparison, _caption_of, compare_runs, _plot_quantity
 from recon_nb.core import InputError
-from recon_nb.figures import Picture, draw_architecture, draw_crop, draw_curves, draw_feature_maps, draw_filters, draw_neighbours, draw_reconstructions, draw_scale_bias, read_outputs
+from recon_nb.figures import Picture, draw_architecture, draw_crop, draw_curves, draw_feature_maps, draw_filters, draw_neighbours, draw_reconstructions, draw_scale_bias, _read_outputs
 from recon_nb.flipbook import draw_chart
 from recon_nb.run import GANRun, Reconstruction
 from recon_nb.training import train_gan
@@ -111,7 +111,7 @@ def test_a_grey_target_is_shown_like_any_other(runs, monkeypatch):
     made = np.repeat(r.painted.mean(-1, keepdims=True).astype(np.uint8), 3, -1)
     monkeypatch.setattr(GANRun, 'reconstruct', lambda self, images: Reconstruction(r.i_in, made, made, r.i_r, r.goal))
     monkeypatch.setattr(run, 'task', type('Task', (), dict(mask=run.task.mask, seed=run.task.seed))())             # no target to ask
-    out = read_outputs(run, photos).outputs[0]
+    out = _read_outputs(run, photos).outputs[0]
     assert (out == made).all()
     assert (images(draw_reconstructions(run, photos, what='output'))[1] == out[0]).all() and (images(draw_scale_bias(run, photos))[3] == out[0]).all()
     w = ReconBrowser(run, photos=photos)
@@ -128,7 +128,7 @@ def test_a_run_has_one_colour_and_one_caption_everywhere(runs):
     assert isinstance(both, RunComparison)
     ours = {ax.get_title(loc='left'): ax for ax in fig.axes if ax.lines}
     theirs = {ax.get_title(): ax for part in both.figure().subfigs[:2] for ax in part.axes}
-    assert ours.keys() == theirs.keys() and caption_of('psnr') in ours
+    assert ours.keys() == theirs.keys() and _caption_of('psnr') in ours
     for title,ax in ours.items():
         a, b = ([(l.get_color(), [*l.get_ydata()]) for l in x.lines] for x in (ax, theirs[title]))
         assert a == b, title
@@ -139,7 +139,7 @@ def test_a_run_has_one_colour_and_one_caption_everywhere(runs):
 def test_dotted_lines_belong_to_their_runs():
     trivial = lambda v: dict(train=8, bs=4, trivial={'ridge': dict(psnr=v, ssim=None), 'mean image': dict(psnr=v-1, ssim=None)})
     rows = [dict(step=2, psnr=10., ssim=.1), dict(step=4, psnr=14., ssim=.2)]
-    draw = lambda values, key='psnr': plot_quantity(plt.Figure().subplots(), {f'r{v}{i}': Records([], rows, trivial(v)) for i,v in enumerate(values)}, key)
+    draw = lambda values, key='psnr': _plot_quantity(plt.Figure().subplots(), {f'r{v}{i}': _Records([], rows, trivial(v)) for i,v in enumerate(values)}, key)
     assert [(n, y, c) for n,_,y,c in draw([12., 13.])[2:]] == [('ridge (trivial)', 12., COLORS[0]), ('ridge (trivial)', 13., COLORS[1])]
     assert [(n, y, c) for n,_,y,c in draw([12., 12.])[2:]] == [('ridge (trivial)', 12., '#777777')]
     assert len(draw([12., 13.], 'ssim')) == 2                                             # no predictor has it

@@ -18,7 +18,7 @@ from recon_nb.finetune import Recipe, paper_recipe
 from recon_nb.encoder import Encoder
 from recon_nb.labelled import DEV_SEED, LabelledSet, development_images, label_subset, load_labelled
 from recon_nb.online import OnlineProbe
-from recon_nb.probing import fingerprint_photos, pack_bits, pack_shares, search_recipe, unpack_bits, unpack_shares
+from recon_nb.probing import _fingerprint_photos, _pack_bits, _pack_shares, search_recipe, unpack_bits, unpack_shares
 from recon_nb.classification import MODES, Classification, probe
 from recon_nb.run import GANRun
 from recon_nb.training import train_gan
@@ -246,7 +246,7 @@ def test_records_say_which_test_photos_were_right(data):
     right, truth = unpack_bits(r['test_right'], r['n_test']), data.test_y
     assert r['schema'] == 2 and r['task'] == 'classification' and right.mean() == pytest.approx(r['test_accuracy'])
     assert [right[truth == c].sum() for c in range(10)] == np.diag(r['confusion']).tolist()
-    assert ask('pixels', data, 'linear', size=32).rows[0]['test_pixels'] == r['test_pixels'] == fingerprint_photos(data.test_x)
+    assert ask('pixels', data, 'linear', size=32).rows[0]['test_pixels'] == r['test_pixels'] == _fingerprint_photos(data.test_x)
     changed = data.test_x.copy(); changed[7, 0, 0, 0] ^= 1
     other = LabelledSet('toy', data.train_x, data.train_y, changed, data.test_y, SHAPES)
     assert ask(None, other, 'knn', width=4, size=32).rows[0]['test_pixels'] != r['test_pixels']
@@ -257,8 +257,8 @@ def test_bits_and_shares_come_back(n):
     rng = np.random.default_rng(n)
     right, shares = rng.random(n) < .5, rng.random(n)
     shares[::3] = np.nan
-    assert np.array_equal(unpack_bits(pack_bits(right), n), right) and len(pack_bits(right)) == ((n+7)//8+2)//3*4
-    back = unpack_shares(pack_shares(shares))
+    assert np.array_equal(unpack_bits(_pack_bits(right), n), right) and len(_pack_bits(right)) == ((n+7)//8+2)//3*4
+    back = unpack_shares(_pack_shares(shares))
     assert np.array_equal(np.isnan(back), np.isnan(shares)) and (n < 2 or np.nanmax(abs(back-shares)) <= .005+1e-9)
 
 

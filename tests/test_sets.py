@@ -13,7 +13,7 @@ import rude
 from recon_nb import download as dl, sets
 from recon_nb.core import InputError
 from recon_nb.data import SETS, load_photos, split_photos
-from recon_nb.photos import cache_dir, clear_cache
+from recon_nb.photos import _cache_dir, clear_cache
 from recon_nb.sets import Source, _find_set, locate_set
 
 HOW = dict(size=32, cuts=dict(i_r=1.), workers=2, progress=False)
@@ -271,7 +271,7 @@ def test_recon_nb_data(tmp_path, monkeypatch, offline, folder):
     assert same(load('cifar10'), [made['train'], made['test']])
 
 def test_the_order_of_places(tmp_path, monkeypatch, offline):
-    for i,at in enumerate([cache_dir()/'sets', tmp_path/'own', tmp_path/'given']):
+    for i,at in enumerate([_cache_dir()/'sets', tmp_path/'own', tmp_path/'given']):
         make_voc(at/'voc2012')
         for f in (at/'voc2012/VOCdevkit/VOC2012/ImageSets/Main').glob('train.txt'): f.write_text(f'2008_00000{i+6}\n')
     first = lambda *args: load('voc2012', *args).names[0][-5]
@@ -283,7 +283,7 @@ def test_a_copy_in_another_layout_keeps_it_from_being_downloaded(tmp_path, monke
     monkeypatch.setenv('RECON_NB_DATA', str(tmp_path/'own'))
     for c in ('cat', 'dog'): (tmp_path/'own/cifar10/train'/c).mkdir(parents=True); Image.fromarray(pixels(0, 1)[0]).save(tmp_path/'own/cifar10/train'/c/'1.jpg')
     with pytest.raises(InputError, match="no cifar10 in .*class folders .*own/cifar10/train' without root=.*rename the folder: then cifar10 is downloaded"): load('cifar10')
-    make_cifar(cache_dir()/'sets/cifar10', monkeypatch)
+    make_cifar(_cache_dir()/'sets/cifar10', monkeypatch)
     assert len(load('cifar10')) == 24                                              # an original in the cache will do
     monkeypatch.setenv('RECON_NB_DATA', str(tmp_path/'gone'))
     with pytest.raises(InputError, match='RECON_NB_DATA=.*gone is no folder'): load('cifar10')
@@ -327,13 +327,13 @@ def offered(tmp_path, monkeypatch, server):
     return made
 
 def asked(server): return [p for p,_ in server.log]
-def in_cache(): return sorted(p.name for p in (cache_dir()/'sets').iterdir() if p.suffix != '.lock')
+def in_cache(): return sorted(p.name for p in (_cache_dir()/'sets').iterdir() if p.suffix != '.lock')
 
 @pytest.mark.parametrize('name,n,held', [('cifar10', 24, 4), ('stl10', 21, 10), ('stl10-unlabeled', 27, 10), ('svhn', 17, 5), ('svhn-extra', 24, 5), ('stanford_dogs', 15, 6), ('voc2012', 5, 2)])
 def test_downloaded_once(server, offered, name, n, held, capsys):
     got = load(name, progress=True)
     said = capsys.readouterr()
-    assert (len(got), len(got.held_out)) == (n, held) and f"{name.split('-')[0]} is not on this machine" in said.out and str(cache_dir()) in said.out
+    assert (len(got), len(got.held_out)) == (n, held) and f"{name.split('-')[0]} is not on this machine" in said.out and str(_cache_dir()) in said.out
     base = name.split('-')[0]
     assert in_cache() == [base]                                                    # no archive is left
     asked_for = len(server.log)
@@ -357,16 +357,16 @@ def test_cut_off_and_continued(server, offered, monkeypatch):
 def test_wrong_bytes_never_become_a_set(server, offered):
     server.routes['/a/cifar10.tar.gz'] = server.routes['/a/stl10.tar.gz']
     with pytest.raises(InputError, match='another file: md5 differs'): load('cifar10')
-    assert not (cache_dir()/'sets/cifar10').exists()
+    assert not (_cache_dir()/'sets/cifar10').exists()
 
 def test_a_set_that_is_damaged_later(server, offered):
     load('cifar10'); clear_cache()
-    f = cache_dir()/'sets/cifar10/cifar-10-batches-py/test_batch'
+    f = _cache_dir()/'sets/cifar10/cifar-10-batches-py/test_batch'
     f.write_bytes(f.read_bytes()[:-1]+b'x')
     with pytest.raises(InputError, match='remove .*sets/cifar10, then it is downloaded anew'): load('cifar10')
     f.unlink()
     with pytest.raises(InputError, match='lacks cifar-10-batches-py/test_batch. Remove that folder'): load('cifar10')
-    shutil.rmtree(cache_dir()/'sets/cifar10')
+    shutil.rmtree(_cache_dir()/'sets/cifar10')
     assert len(load('cifar10')) == 24
 
 def test_two_threads_fetch_once(server, offered):
@@ -386,7 +386,7 @@ def test_without_network(monkeypatch, name):
     text = str(e.value)
     assert e.value.__cause__ is None and text.count('host not found (Temporary failure') == len(sources[0].urls)
     for url in sources[0].urls: assert f'{url}: ' in text
-    assert f'put it at {cache_dir()}' in text and sources[0].checksum in text and 'or give root=, a folder that holds' in text and 'RECON_NB_DATA' in text
+    assert f'put it at {_cache_dir()}' in text and sources[0].checksum in text and 'or give root=, a folder that holds' in text and 'RECON_NB_DATA' in text
 
 def test_a_file_brought_by_hand(server, offered, tmp_path, monkeypatch):
     "What the error advises works: the archive at the place it names."

@@ -18,7 +18,7 @@ from recon_nb.task import make_task
 from recon_nb.online import OnlineProbe
 from recon_nb.classification import probe
 from recon_nb.run import GANRun
-from recon_nb.cost import _noisy_state, count_flops, estimate_cost, seconds_per_photo
+from recon_nb.cost import _noisy_state, count_flops, estimate_cost, _seconds_per_photo
 from recon_nb.trainer import fit, restore, save
 from recon_nb.training import train_gan
 from recon_nb.shapes import SHAPES, draw_shapes
@@ -73,7 +73,7 @@ def test_the_time_of_a_protocol_is_taken_with_its_own_batch(monkeypatch):
     import recon_nb.cost as page
     seen = []
     monkeypatch.setattr(page, 'estimate_cost', lambda st: (seen.append((st.bs, len(st.train), st.total_steps)), (st.bs*6., 0))[1])
-    assert seconds_per_photo(get_preset('quick', **{**TINY, 'bs': 128})) == 6. and seen == [(128, 128, 1)]
+    assert _seconds_per_photo(get_preset('quick', **{**TINY, 'bs': 128})) == 6. and seen == [(128, 128, 1)]
     assert _noisy_state(get_preset('quick', **TINY), bs=8).bs == 8
 
 
@@ -263,9 +263,9 @@ def test_a_run_without_pictures_says_so_before_it_opens_a_photo(tmp_path, monkey
 def test_a_folder_that_filled_meanwhile_is_not_called_busy(tmp_path):
     "The run came while the photos were read; whoever arrives has the lock, and says what is there."
     from recon_nb.devices import make_accelerator
-    from recon_nb.folder import own_folder
+    from recon_nb.folder import _own_folder
     (tmp_path/'config.json').write_text('{}')
     for _ in range(2):                                                           # and gives the lock back
         with pytest.raises(InputError, match='already holds a run'):
-            with own_folder(make_accelerator(), tmp_path, get_preset('quick'), resume=False): pass
-    with own_folder(make_accelerator(), tmp_path, get_preset('quick'), resume=True): pass
+            with _own_folder(make_accelerator(), tmp_path, get_preset('quick'), resume=False): pass
+    with _own_folder(make_accelerator(), tmp_path, get_preset('quick'), resume=True): pass

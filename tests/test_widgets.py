@@ -353,12 +353,12 @@ def test_labels_are_text_not_html():
 
 
 def test_charts_of_a_run_that_predicts_no_pictures():
-    from recon_nb.compare import Records
+    from recon_nb.compare import _Records
     from recon_nb.widgets import _charts
     info, history, metrics = dict(train=20, bs=10), [dict(step=2, epoch=0, seconds=1., loss_g=.1, idt=.1)], [dict(step=2, epoch=1, n=4, l1=.2, explained=.07)]
-    html = _charts(Records(history, metrics, info), [])
+    html = _charts(_Records(history, metrics, info), [])
     assert 'held-out share explained, % (more is better): explained 7"' in html and 'PSNR' not in html and 'L_D' not in html
-    mine = _charts(Records(history, [dict(step=2, epoch=1, n=4, sharpness=.2)], info), [])
+    mine = _charts(_Records(history, [dict(step=2, epoch=1, n=4, sharpness=.2)], info), [])
     assert 'held-out sharpness' in mine                                                  # a target of one's own with a score of its own
-    few = _charts(Records(history, metrics, dict(train=3, bs=10)), [])                   # fewer photos than a batch
+    few = _charts(_Records(history, metrics, dict(train=3, bs=10)), [])                   # fewer photos than a batch
     assert 'L_idt 0.1' in few
