@@ -200,7 +200,7 @@ def test_an_export_does_not_replace_a_run_s_own_weights(tmp_path):
 
 
 def test_messages_speak_the_shells_language(tmp_path):
-    for argv, says in ((['--resume'], '--resume needs --run-dir, the folder'), ([''], 'an empty text'), (['--preset', 'second-round'], 'no --teacher')):
+    for argv, says in ((['--resume'], '--resume needs --run-dir, the folder'), ([''], 'an empty text'), (['--preset', 'second-round'], 'give --teacher, the folder')):
         rc, out, err = run('train', *argv)
         assert rc == 2 and says in err and err.count('\n') == 1, err
     rc, out, err = run('train', '--epochs', 'many')
