@@ -292,7 +292,7 @@ def _export(args):
         export_encoder(p, args.out), p.preprocess.size,
         sum(w.numel() for w in p.encoder.parameters()))
     print(f"{out}: {n:,} weights, photos at {size} px in [-1, 1], "
-        f"{p.encoder.num_features} features; "
+        f"{p.encoder.channels[-1]} features; "
         f"{p.config['training']['step']} steps of {p.config['training']['preset']}")
 
 def export(
