@@ -139,6 +139,7 @@ def check_choices(
     *,
     changed=None, # the fields that somebody chose; what differs from the preset, if not given
     noted=(), # what the run has noted of files of its own, as for `check_parts`
+    train:bool=True, # is the run to be trained, or only opened?
 )->GANConfig: # `cfg`
     "Every rule between fields. Raises `InputError` with what is wrong and what would be right."
     if cfg.adv in PRESETS and cfg.adv not in ADV:
@@ -148,7 +149,7 @@ def check_choices(
     changed = {*deviations(cfg)} if changed is None else {*changed}
     refused = [*_impossible(p), *_impossible_view(p), *_impossible_penalty(p)]
     if not refused: refused = [*_without_effect(p, changed)]
-    if not refused and not cfg.on_purpose:
+    if train and not refused and not cfg.on_purpose:
         wrong = "{} If this is the experiment, say on_purpose=True."
         refused = [wrong.format(s) for s in _known_wrong(p)]
     if refused: raise InputError(refused[0])

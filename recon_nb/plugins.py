@@ -90,10 +90,11 @@ def _plugins_of(
             for (field,n),part in known['parts'].items())
     return [dict(file=p['file'], gives=p['gives']) for p in _loaded.values() if is_used(p)]
 
+# %% ../nbs/45_plugins.ipynb #1ec5c9de
 def check_parts(
     cfg:GANConfig, # names its parts
     *,
-    noted=(), # what its run has noted, from `plugins_of`
+    noted=(), # what its run has noted, from `_plugins_of`
     fields=tuple(REGISTRIES), # which parts are needed
 )->GANConfig: # `cfg`
     "Raises `InputError` if a part is not there, and says how to give it."

@@ -17,8 +17,8 @@ import numpy as np
 from .config import get_preset
 from .core import InputError,append_jsonl,check_name,read_jsonl
 from .data import SETS,load_photos,split_photos
-from .experiments import (Job,_count_work,_in_order,list_jobs,_locked_records,_measure_speed,
-                                  run_jobs)
+from .experiments import (Job,_count_work,_in_order,list_jobs,_locked_records,
+                                  _measure_speed,run_jobs)
 from .contenders import as_contender
 from .finetune import Recipe
 from .labelled import load_labelled

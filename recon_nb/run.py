@@ -19,6 +19,7 @@ from torch import nn
 
 # %% ../nbs/56_run.ipynb #56eec6f0
 from .checkpoint import load_tensors
+from .choices import check_choices
 from .config import GANConfig,config_from_dict
 from .core import InputError,read_jsonl
 from .machine import check_device,fork_random
@@ -144,7 +145,8 @@ def load(cls,
     tensors,state = load_tensors(path)
     try:
         cfg = config_from_dict(state['config'])
-        check_parts(cfg, noted=_run_info(run_dir).get('plugins', ()))
+        noted = _run_info(run_dir).get('plugins', ())
+        check_choices(cfg, changed=(), noted=noted, train=False)
         gen,disc = _fill_networks(tensors, cfg)
     except (KeyError, RuntimeError) as e:
         raise InputError(f"{path} holds other weights than a run's "
@@ -197,8 +199,10 @@ def show(self:GANRun,
 ):
     """Draw what the generator sees and paints, the composition and the photo, a row each;
     returns the matplotlib `Axes`."""
-    titles = ['sees', 'paints', 'with the\nreal centre', 'photo']
     _check_paints(self)
+    given = 'with what\nwas seen' if self.task.mask.window is None else 'with the\nreal centre'
+    asked = 'photo' if self.task.target.outputs[0].channels == 3 else 'asked for'
+    titles = ['sees', 'paints', given, asked]
     if images is not None: return show_images(self.reconstruct(images).rows, titles=titles)
     grids = sorted((self.dir/'samples').glob('*.png'))
     if not grids:

@@ -254,7 +254,7 @@ COMMANDS = dict(train=['--resume', '--run-dir', 'none'], reconstruct=['none', 'x
 
 @pytest.mark.parametrize('name', COMMANDS)
 def test_files_of_ones_own_are_read_first(name, monkeypatch, capsys, tmp_path):
-    import recon_nb.export, recon_nb.training                 # they take `load_plugins` as it is
+    import recon_nb.export, recon_nb.training                 # noqa: F401 (they take `load_plugins` as it is)
     from recon_nb import cli, plugins
     monkeypatch.chdir(tmp_path)
     read = []
