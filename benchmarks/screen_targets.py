@@ -57,8 +57,24 @@ class EdgesAndColour(TwoScaleTarget):
     def __call__(self, i_r):
         return torch.cat([w*p for w,p in zip(self.weights, self.parts(i_r))], 1)
 
+class QuarterColour(EdgesAndColour):
+    "Edges, and hues and brightness at a quarter of their weight."
+    weights = 1, 1, .25, .25
+
+class EdgesAndHues(EdgesAndColour):
+    "Edges and hues, without brightness."
+    channels, weights = 8+8+6, (1, 1, .5)
+    def parts(self, i_r): return super().parts(i_r)[:3]
+
+class EdgesAndLight(EdgesAndColour):
+    "Edges and brightness, without hues."
+    channels, weights = 8+8+1, (1, 1, .5)
+    def parts(self, i_r):
+        fine, coarse, _, light = super().parts(i_r)
+        return [fine, coarse, light]
+
 class EdgesAndColourByShare(EdgesAndColour):
-    "The same; each part has a given share of the whole variance on the training photos."
+    "Edges, hues and brightness; each part has its share of the variance on the training photos."
     shares, least = (.4, .4, .15, .05), .02    # a part that hardly varies is not blown up
     @classmethod
     def fitted(cls, photos):
@@ -82,7 +98,9 @@ class ColourGradients(TwoScaleTarget):
         return torch.cat([w*p for w,p in zip(self.weights, parts)], 1)
 
 TRIALS = {'edges': TwoScaleTarget, 'edges-hues-half': EdgesAndColour,
+          'edges-hues-quarter': QuarterColour,
           'edges-hues-shares': EdgesAndColourByShare, 'edges-hues-equal': EqualShares,
+          'edges-hues-only': EdgesAndHues, 'edges-light-only': EdgesAndLight,
           'colour-gradients': ColourGradients}
 NUMBERS = 'channels', 'weights', 'shares', 'least', 'variances', 'floor', 'hue_floor' # of a target
 
