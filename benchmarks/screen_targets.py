@@ -109,8 +109,13 @@ NUMBERS = 'channels', 'weights', 'shares', 'least', 'variances', 'floor', 'hue_f
 SETS = dict(flowers128=dict(epochs=40), svhn=dict(epochs=25, flip=False), cifar10=dict(epochs=4),
             imagenette=dict(epochs=40))
 CALLED = dict(flowers128='flowers (128 px copy)')
-PLAN = [(c, s, 0) for some in (('flowers128','svhn'), ('cifar10','imagenette')) for c in TRIALS
-        for s in some]
+FIRST = 'edges', 'edges-hues-half', 'edges-hues-shares', 'edges-hues-only'
+PLAN = [(c, s) for some,targets in (
+    (('flowers128','svhn'), FIRST),
+    (('cifar10','imagenette'), ('edges-hues-only','edges','edges-hues-half')),
+    (('svhn','flowers128'), ('edges-light-only','edges-hues-quarter')),
+    (('flowers128','svhn'), ('colour-gradients','edges-hues-equal')))
+    for c in targets for s in some]
 BESIDE = 'random weights', 'raw pixels'
 MODES, LABELS, DRAWS = ('knn','linear'), (25, 100), 5
 
@@ -223,7 +228,7 @@ def main():
     out = a.out or Path(__file__).parents[1]/'nbs/results/colour_trials.jsonl'
     for n in a.sets or (): check_name(n, SETS, 'set')
     for n in a.targets or (): check_name(n, TRIALS, 'target')
-    kept = [(c, s) for c,s,_ in PLAN]
+    kept = PLAN
     if a.sets or a.targets: kept = [(c, s) for s in a.sets or SETS for c in a.targets or TRIALS]
     plan = whole_plan([(c, s, k) for k in a.seeds for c,s in kept])
     if a.list: return show(out, plan)
