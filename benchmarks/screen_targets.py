@@ -17,16 +17,18 @@ from functools import cache
 from pathlib import Path
 import numpy as np, torch
 from torch.nn import functional as F
+from recon_nb.classification import probe
 from recon_nb.config import get_preset
+from recon_nb.contenders import as_contender
 from recon_nb.core import append_jsonl, check_name, describe_machine, read_jsonl
-from recon_nb.experiments import locked_records
-from recon_nb.features import as_arm
+from recon_nb.experiments import _locked_records
+from recon_nb.generator import Output
 from recon_nb.labelled import LabelledSet, development_images
 from recon_nb.pixels import to_model
-from recon_nb.probe import probe
 from recon_nb.protocols import find_labelled
-from recon_nb.run import GANRun, train_gan
-from recon_nb.targets import TARGETS, TwoScaleTarget, oriented_gradients
+from recon_nb.run import GANRun
+from recon_nb.targets import TARGETS, _oriented_gradients, _TwoScaleTarget
+from recon_nb.training import train_gan
 
 # Targets. A place is 2 x 2 pixels; what has coarser cells is repeated.
 
@@ -47,14 +49,15 @@ def soft_hues(i_r, *, floor, hues=6):
     h = cells((a.square()+c.square()).sqrt()[:,None] * (1-away).clamp_min(0))
     return h/(h.norm(dim=1, keepdim=True)+floor)
 
-class EdgesAndColour(TwoScaleTarget):
+class EdgesAndColour(_TwoScaleTarget):
     "Edges at two scales, hues and mean brightness, each part times a weight."
-    channels, weights, hue_floor = 8+8+6+1, (1, 1, .5, .5), .1
+    outputs = Output(8+8+6+1, 2),
+    weights, hue_floor = (1, 1, .5, .5), .1
     def parts(self, i_r):
-        g = oriented_gradients(i_r)
+        g = _oriented_gradients(i_r)
         hues, light = soft_hues(i_r, floor=self.hue_floor), cells(i_r.mean(1, keepdim=True))
         return [self.histogram(g, 2), *map(repeat, (self.histogram(g, 4), hues, light))]
-    def __call__(self, i_r):
+    def make(self, i_r):
         return torch.cat([w*p for w,p in zip(self.weights, self.parts(i_r))], 1)
 
 class QuarterColour(EdgesAndColour):
@@ -63,12 +66,12 @@ class QuarterColour(EdgesAndColour):
 
 class EdgesAndHues(EdgesAndColour):
     "Edges and hues, without brightness."
-    channels, weights = 8+8+6, (1, 1, .5)
+    outputs, weights = (Output(8+8+6, 2),), (1, 1, .5)
     def parts(self, i_r): return super().parts(i_r)[:3]
 
 class EdgesAndLight(EdgesAndColour):
     "Edges and brightness, without hues."
-    channels, weights = 8+8+1, (1, 1, .5)
+    outputs, weights = (Output(8+8+1, 2),), (1, 1, .5)
     def parts(self, i_r):
         fine, coarse, _, light = super().parts(i_r)
         return [fine, coarse, light]
@@ -87,22 +90,22 @@ class EqualShares(EdgesAndColourByShare):
     "Fine edges, coarse edges, hues and brightness, a quarter each: nothing is chosen."
     shares = .25, .25, .25, .25
 
-class ColourGradients(TwoScaleTarget):
+class ColourGradients(_TwoScaleTarget):
     "Directions of edges in brightness and two opponent colours, normalised together; brightness."
-    channels, weights = 2*24+1, (1, 1, .5)
-    def __call__(self, i_r):
+    outputs, weights = (Output(2*24+1, 2),), (1, 1, .5)
+    def make(self, i_r):
         planes = (i_r.mean(1), *opponents(i_r))
-        g = torch.cat([oriented_gradients(p[:,None]) for p in planes], 1)
+        g = torch.cat([_oriented_gradients(p[:,None]) for p in planes], 1)
         light = cells(i_r.mean(1, keepdim=True))
         parts = self.histogram(g, 2), repeat(self.histogram(g, 4)), repeat(light)
         return torch.cat([w*p for w,p in zip(self.weights, parts)], 1)
 
-TRIALS = {'edges': TwoScaleTarget, 'edges-hues-half': EdgesAndColour,
+TRIALS = {'edges': _TwoScaleTarget, 'edges-hues-half': EdgesAndColour,
           'edges-hues-quarter': QuarterColour,
           'edges-hues-shares': EdgesAndColourByShare, 'edges-hues-equal': EqualShares,
           'edges-hues-only': EdgesAndHues, 'edges-light-only': EdgesAndLight,
           'colour-gradients': ColourGradients}
-NUMBERS = 'channels', 'weights', 'shares', 'least', 'variances', 'floor', 'hue_floor' # of a target
+NUMBERS = 'weights', 'shares', 'least', 'variances', 'floor', 'hue_floor' # of a target
 
 # The plan: what can be learned soonest comes first.
 
@@ -147,6 +150,7 @@ def pretrain(candidate, name, seed, *, runs, end):
         if run.stopped: return None
     run = GANRun.load(folder)
     numbers = {k: getattr(target, k) for k in NUMBERS if hasattr(target, k)}
+    numbers['channels'] = target.outputs[0].channels
     said = {k: v for k,v in asdict(run.cfg).items() if k not in ('data','teacher')}
     return run, dict(
         schema=1, kind='pretraining', what=candidate, set=name, data=judged.name,
@@ -161,8 +165,9 @@ def judge(encoder, candidate, name, seed, mode, labels):
     "One record: mean accuracy on development images, over draws of the labels."
     start, judged = time.monotonic(), load(name)[1]
     like = get_preset('improved', size=32, width=32) if encoder is None else None
-    rows = probe(as_arm(encoder, like=like, size=32), judged, mode=mode, labels_per_class=labels,
-                 seeds=DRAWS, progress=False).records()
+    contender = as_contender(encoder, like=like, size=32)
+    rows = probe(contender, judged, mode=mode, labels_per_class=labels, seeds=DRAWS,
+                 progress=False).records()
     found = [round(r['test_accuracy'], 5) for r in rows]
     return dict(
         schema=1, kind='colour trial', what=candidate, set=name, data=judged.name, seed=seed,
@@ -184,12 +189,15 @@ def work(out, *, runs, end, plan):
             found = pretrain(candidate, name, seed, runs=runs, end=end)
             if found is None: return False
             encoder, record = found
-            if key(record) not in done: append_jsonl(out, record); say(record)
+            if key(record) not in done:
+                append_jsonl(out, record)
+                say(record)
         else: encoder = 'pixels' if candidate == 'raw pixels' else None
         for mode,labels in todo:
             if time.monotonic() > end: return False
             record = judge(encoder, candidate, name, seed, mode, labels)
-            append_jsonl(out, record); say(record)
+            append_jsonl(out, record)
+            say(record)
     return True
 
 def say(r):
@@ -232,7 +240,7 @@ def main():
     if a.sets or a.targets: kept = [(c, s) for s in a.sets or SETS for c in a.targets or TRIALS]
     plan = whole_plan([(c, s, k) for k in a.seeds for c,s in kept])
     if a.list: return show(out, plan)
-    with locked_records(out) as out:
+    with _locked_records(out) as out:
         if not work(out, runs=a.runs, end=time.monotonic()+60*a.minutes, plan=plan): sys.exit(3)
 
 if __name__ == '__main__': main()
