@@ -71,7 +71,8 @@ def _centre4(i_in): # b c h w -> b 49: the input at 4x4 pixels, and a constant
 class TrivialPredictors:
     "Five predictors that need no network: fitted on training photos, asked about others."
     def __init__(self,
-        # of training photos: pairs of what the generator sees (`Images`) and the photos (`Images`)
+        # of training photos: pairs of what the generator sees (`Images`)
+        # and what it should give (`Images`), the photos or another picture of them
         batches,
         *,
         penalty:float=1., # ridge's L2 penalty, in units of one photo
@@ -87,16 +88,19 @@ class TrivialPredictors:
             xx + penalty*torch.eye(len(xx), dtype=xx.dtype, device=xx.device),
             xy - xx[-1][:,None]*mean.double())
 
+    fitted = 'mean image', 'ridge' # these give what they were fitted on; the others give photos
+
     def __call__(self,
         i_in:Images, # what the generator sees
         i_r:Images, # the photos: only the window's border is read
         window:slice|None, # where the window lies; None, if it lies elsewhere in each photo
     )->dict: # name -> `Images`; without a window only the mean image
         "What each predictor paints."
-        mean = {'mean image': self.mean.expand_as(i_r)}
+        mean = {'mean image': self.mean.expand(len(i_in), -1, -1, -1)}
         if window is None: return mean
         n = window.start
-        ridge = (_centre4(i_in).double()@self.w).float().view_as(i_r) + self.mean
+        linear = (_centre4(i_in).double()@self.w).float()
+        ridge = linear.view(len(i_in), *self.mean.shape[1:]) + self.mean
         return mean | {
             'resized centre': i_in,
             'mean colour': i_in.mean((2,3), keepdim=True).expand_as(i_r),

@@ -64,10 +64,14 @@ SCORES = {s.key: s for s in (_PSNR, _EXPLAINED, _NAMED, _L1, _SSIM)}
 # %% ../nbs/42_targets.ipynb #4a5d563b
 class Target:
     "What must be predicted of a photo, and all that depends on it. The base of every target."
-    outputs = Output(3, picture=True), # what a generator must give; a picture stands first
+    # what a generator must give: an `Output`, or a tuple of several; a picture stands first
+    outputs = Output(3, picture=True),
     everywhere = False # asked about at visible places, too?
     norms = 'l1', 'l2' # of its loss, to choose from; none, if it has a loss of its own
     needs_teacher, teacher = False, None # a `Teacher` (`43_teacher`), if it needs one
+
+    def __init_subclass__(cls): # one output may stand without a tuple around it
+        if isinstance(cls.outputs, Output): cls.outputs = cls.outputs,
 
     def make(self,
         i_r:Images, # photos
@@ -140,11 +144,12 @@ def score_trivial(self:Target,
     s, # held-out photos: a sample of the task
     window:slice|None, # where the visible window lies, if it lies in the centre, always
 )->dict: # predictor -> its scores; empty, if the target is no picture
-    "The trivial predictors on the same question: each one's photo, turned into this target."
+    "The trivial predictors on the same question: fitted on it, or their photos turned into it."
     if not self.picture: return {}
-    predictors = TrivialPredictors((b.i_in, b.i_r) for b in batches)
-    photos = predictors(s.i_in, s.i_r, window)
-    return {name: score_picture(self(x)[0], s.goals[0], s.asked[0]) for name,x in photos.items()}
+    predictors = TrivialPredictors((b.i_in, b.goals[0]) for b in batches)
+    pictures = predictors(s.i_in, s.i_r, window)
+    for name in pictures.keys() - {*predictors.fitted}: pictures[name] = self(pictures[name])[0]
+    return {name: score_picture(x, s.goals[0], s.asked[0]) for name,x in pictures.items()}
 
 # %% ../nbs/42_targets.ipynb #cf98b6a1
 class _PixelTarget(Target):

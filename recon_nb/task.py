@@ -15,6 +15,7 @@ from torch import Tensor
 from .config import GANConfig
 from .core import InputError,check_name
 from .encoder import _check_attributes,make_encoder
+from .generator import Output
 from .machine import fork_random
 from .masks import MASKS,VIEWS,Mask
 from .pixels import Hidden,Images
@@ -67,7 +68,10 @@ def make_task(
     target = TARGETS[check_name(cfg.target, TARGETS, 'target')]
     with _blame(f'making view {cfg.view!r} for (size, visible)'): view = view(cfg.size, cfg.visible)
     with _blame(f'making mask {cfg.mask!r} for (size, visible)'): mask = mask(cfg.size, cfg.visible)
-    with _blame(f'making target {cfg.target!r}'): target = target()
+    with _blame(f'making target {cfg.target!r}'):
+        target = target()
+        if not all(isinstance(o, Output) for o in target.outputs):
+            raise TypeError(f'outputs={target.outputs!r}: an Output, or a tuple of them, is due')
     _fit_target(target, cfg)
     return Task(view, mask, target, seed=cfg.seed)
 
