@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import convert_outputs_to_fp32
 from recon_nb import choices
 from recon_nb.config import PRESETS, get_preset
@@ -123,6 +124,7 @@ def move(net, device=None, memory_format=None):
 def device(monkeypatch):
     "Everything inside happens on fake tensors; gives the `Answers`."
     fork_rng = torch.random.fork_rng
+    monkeypatch.setattr(AcceleratorState, '_shared_state', {})                              # the stand-in's state ends with the test
     monkeypatch.setattr(torch.random, 'fork_rng', lambda devices: fork_rng(devices=[]))      # the device has no random numbers
     monkeypatch.setattr(nn.Module, 'to', move)
     monkeypatch.setattr(torch, 'autocast', autocast)
