@@ -149,7 +149,7 @@ def test_one_label_a_class(data):
 }.values(), ids=lambda v: v.replace(' ', '-') if isinstance(v, str) else '')
 def test_wrong_calls_end_before_any_training(data, run, tmp_path, says, call, monkeypatch):
     import recon_nb.classification as p
-    for name in ('finetune', 'encode', 'choose_recipe'): monkeypatch.setattr(p, name, lambda *a, **k: pytest.fail('it was computed'))
+    for name in ('finetune', 'encode', '_choose_recipe'): monkeypatch.setattr(p, name, lambda *a, **k: pytest.fail('it was computed'))
     with pytest.raises(InputError) as e: call(data, run, tmp_path)
     assert says in str(e.value)
 
