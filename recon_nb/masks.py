@@ -1,4 +1,4 @@
-"""What the generator may see: the centre window, alpha and beta (§2, §2.1, eq. 1), and other ways.
+"""What the generator may see: the centre window, alpha and beta (§2, §2.1, eq. 1), and others.
 
 Docs: https://recon-nb.github.io/recon_nb/masks.html.md"""
 
