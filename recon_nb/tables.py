@@ -78,7 +78,7 @@ def _apart(rows):
                 g.run if each.run.notna().all() and each.run.is_unique else g.pretraining)
     return rows
 
-# %% ../nbs/76_tables.ipynb #62834514
+# %% ../nbs/76_tables.ipynb #92e6c5b0
 def _by_test(rows):
     "The same rows, a set of test photos a name; and what has to be said about them."
     said = []
@@ -160,7 +160,7 @@ def _answers(rows, keys, by):
     bits = np.array([unpack_bits(t, n) for t in said], dtype=np.float32)
     return bits.reshape(len(keys), len(keys[0]), n)
 
-# %% ../nbs/76_tables.ipynb #5ff4cc84
+# %% ../nbs/76_tables.ipynb #27fd5887
 def _most(*groups):
     "The variance that the luck of the test photos may have, at most, where no answers are kept."
     shares = [(g.acc.mean()/100, int(g.n_test.iloc[0])) for g in groups if g is not None]
@@ -297,7 +297,7 @@ def _controls(mode): # (row's name, arm, mode to take it from)
 
 def _many(labels): return sorted(set(labels), key=lambda k: (k == 'all', k if k != 'all' else 0))
 
-# %% ../nbs/76_tables.ipynb #8584720a
+# %% ../nbs/76_tables.ipynb #f65312a1
 class Table(pd.DataFrame):
     "A table of text that says below itself what must be known about it."
     @property
