@@ -78,7 +78,7 @@ def _apart(rows):
                 g.run if each.run.notna().all() and each.run.is_unique else g.pretraining)
     return rows
 
-# %% ../nbs/76_tables.ipynb #92e6c5b0
+# %% ../nbs/76_tables.ipynb #7c6732c5
 def _by_test(rows):
     "The same rows, a set of test photos a name; and what has to be said about them."
     said = []
@@ -160,7 +160,7 @@ def _answers(rows, keys, by):
     bits = np.array([unpack_bits(t, n) for t in said], dtype=np.float32)
     return bits.reshape(len(keys), len(keys[0]), n)
 
-# %% ../nbs/76_tables.ipynb #27fd5887
+# %% ../nbs/76_tables.ipynb #97e864e5
 def _most(*groups):
     "The variance that the luck of the test photos may have, at most, where no answers are kept."
     shares = [(g.acc.mean()/100, int(g.n_test.iloc[0])) for g in groups if g is not None]
@@ -270,7 +270,7 @@ def summarize(
         _,low,high,_ = _level(g, None, level)
         out.append(dict(
             mode=mode, data=data, labels=labels, arm=arm,
-            mean=x.mean(), std=x.std(), n=n, mean_low=low, mean_high=high,
+            mean=x.mean(), std=x.std(), n=n, mean_low=max(low, 0.), mean_high=min(high, 100.),
             chance=g.chance.max(), per_class=g.per_class.iloc[0],
             **(_difference(g, cell[cell.arm == ref], level) if arm != ref else {})))
     columns = ('mode data labels arm mean std n mean_low mean_high chance per_class '
@@ -297,7 +297,7 @@ def _controls(mode): # (row's name, arm, mode to take it from)
 
 def _many(labels): return sorted(set(labels), key=lambda k: (k == 'all', k if k != 'all' else 0))
 
-# %% ../nbs/76_tables.ipynb #f65312a1
+# %% ../nbs/76_tables.ipynb #88e394dd
 class Table(pd.DataFrame):
     "A table of text that says below itself what must be known about it."
     @property
@@ -355,7 +355,8 @@ def table(
     t = Table(pd.DataFrame.from_dict(rows, orient='index', columns=cols))
     t.attrs['notes'] = _notes([cells[k] for a in own if a != ref for c in cols
                                if (k := (mode,a,*c)) in cells],
-                              [n for n in s.attrs['notes'] if n.startswith(tuple(sets))])
+                              [n for n in s.attrs['notes']
+                               if n.split(':')[0] in [d.split(', test ')[0] for d in sets]])
     return t
 
 # %% ../nbs/76_tables.ipynb #4ab2c6ac
