@@ -171,11 +171,11 @@ def site():
 
 @gate
 def import_time():
-    "`import recon_nb` costs next to nothing beside `import torch`, and `recon-train --help` answers at once."
+    "`import recon_nb` costs next to nothing beside `import torch`, and `recon --help` and `recon-train --help` answer at once."
     base, ours = (cpu_seconds(sys.executable, '-c', f'import torch{x}') for x in ('', ', recon_nb'))
-    shell = cpu_seconds(Path(sys.executable).parent/'recon-train', '--help')
-    print(f'     import torch {base:.2f} s CPU, and recon_nb {ours:.2f} s; recon-train --help {shell:.2f} s CPU')
-    costs = [('import recon_nb after import torch', ours-base, LIMITS['import_s']), ('recon-train --help', shell, LIMITS['help_s'])]
+    helps = {f'{name} --help': cpu_seconds(Path(sys.executable).parent/name, '--help') for name in ('recon', 'recon-train')}
+    print(f"     import torch {base:.2f} s CPU, and recon_nb {ours:.2f} s; {', '.join(f'{k} {t:.2f} s CPU' for k,t in helps.items())}")
+    costs = [('import recon_nb after import torch', ours-base, LIMITS['import_s']), *((k, t, LIMITS['help_s']) for k,t in helps.items())]
     return [f'{what} takes {t:.2f} s CPU; allowed {most} s' for what,t,most in costs if t > most]
 
 # What only developers install must not be needed by whoever installs the wheel.
