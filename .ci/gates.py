@@ -187,7 +187,7 @@ def opening_seconds():
 
 @gate
 def import_time():
-    "`import recon_nb` costs next to nothing beside `import torch`, opening a run little, and `recon --help` and `recon-train --help` answer at once."
+    "`import recon_nb` costs next to nothing beside `import torch`, opening a run little, and `--help` answers at once."
     base, opened = opening_seconds()
     ours = cpu_seconds(sys.executable, '-c', 'import torch, recon_nb')
     helps = {f'{name} --help': cpu_seconds(Path(sys.executable).parent/name, '--help') for name in ('recon', 'recon-train')}
