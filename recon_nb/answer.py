@@ -7,7 +7,7 @@ Docs: https://recon-nb.github.io/recon_nb/answer.html.md"""
 # %% auto #0
 __all__ = ['does_it_help']
 
-# %% ../nbs/84_answer.ipynb #9fa61735
+# %% ../nbs/84_answer.ipynb #1d078541
 import json,math,time
 from dataclasses import dataclass,field
 from pathlib import Path
@@ -20,14 +20,14 @@ from .experiments import (_as_labels,_measure_speed,_set_fingerprint,estimate,li
 from .labelled import load_labelled
 from .tables import Table,summarize
 
-# %% ../nbs/84_answer.ipynb #d0ee56d1
+# %% ../nbs/84_answer.ipynb #2410b2c7
 def _choose_labels(y):
     "How many labels of each class, by what there is; None for all."
     fewest = int(np.bincount(y).min())
     some = [k for k in (25, 100) if 3*k <= 2*fewest] or [k for k in (5,) if 3*k <= 2*fewest]
     return [*some, None]
 
-# %% ../nbs/84_answer.ipynb #184f48fe
+# %% ../nbs/84_answer.ipynb #21e95600
 @dataclass
 class _Step:
     "Jobs that mean something together only."
@@ -57,7 +57,7 @@ def _trained_steps(encoders, data, labels, seeds, recipe, **how):
                              list(dict.fromkeys([*found, *tuned]))))
     return out
 
-# %% ../nbs/84_answer.ipynb #7323d333
+# %% ../nbs/84_answer.ipynb #e2138a02
 def _known(out): # `Job.key` -> record
     return {json.dumps(r['job'], sort_keys=True): r for r in read_jsonl(out) if 'job' in r}
 
@@ -87,7 +87,7 @@ class _Work:
         if self.minutes is None or len(self.left(done)) == len(self.steps): return True
         return time.monotonic()-self.start+self.cost([step], done) <= 60*self.minutes
 
-# %% ../nbs/84_answer.ipynb #f7c6523c
+# %% ../nbs/84_answer.ipynb #4a782b2f
 def _run_steps(work):
     "Step by step, as long as there is time; returns why it ended, or nothing."
     done = _known(work.out)
@@ -102,26 +102,34 @@ def _run_steps(work):
 
 def _announce(work, rows, data, labels, asked):
     "What will be done and what it costs, before it is done."
-    done, probes = _known(work.out), [j for j in work.jobs if j.mode != 'finetune']
-    tuned, searches = ([j for j in dict.fromkeys(work.jobs) if j.mode == 'finetune'
-                        and j.kind == kind] for kind in ('probe', 'recipe'))
-    cost = work.cost(work.steps, done)
-    split = getattr(data, 'split', 'own')
+    done, split = _known(work.out), getattr(data, 'split', 'own')
     print(f"{data.name}: {len(data.train_y):,} photos to learn from, {len(data.test_y):,} to "
           f"test on{'' if split in ('own', 'official') else f' ({split})'}, "
           f"{len(data.classes)} classes, {data.size} px")
     print(f"rows: {', '.join(rows)}; labels a class: "
           f"{', '.join(str(k or 'all') for k in labels)}{'' if asked else ' (by what there is)'}")
-    print(f"{len(probes)} frozen probes; {len(searches)} searches of 6 trainings or more and "
-          f"{len(tuned)} trainings: about {duration(cost)} in all on {work.device}"
-          + (f', {len(set(j.key for j in work.jobs) & set(done))} jobs of it are there'
-             if done else ''))
-    if work.minutes is not None and cost > 60*work.minutes:
-        print(f"{work.minutes:g} min are allowed: frozen probes first, then pairs of trainings, "
-              "as far as the time goes")
+    for line in _bill(work, done): print(line)
+    if work.minutes is not None and work.cost(work.steps, done) > 60*work.minutes:
+        print(f"{work.minutes:g} min are allowed: what does not fit is not begun")
     print(f'records: {work.out}; the same call goes on with them', flush=True)
 
-# %% ../nbs/84_answer.ipynb #4747d9ab
+def _bill(work, done):
+    "What each part costs, a line each."
+    frozen = [s for s in work.steps if s.jobs[0].mode != 'finetune']
+    counts = dict.fromkeys(s.jobs[-1].labels for s in work.steps if s not in frozen)
+    parts = {'frozen probes': frozen} | {
+        f'fine-tuning, {_words(k)}': [s for s in work.steps
+                                      if s not in frozen and s.jobs[-1].labels == k]
+        for k in counts}
+    for what,steps in parts.items():
+        jobs = list(dict.fromkeys(j for s in steps for j in s.jobs))
+        found, there = sum(j.kind == 'recipe' for j in jobs), sum(j.key in done for j in jobs)
+        yield (f"{what}: {len(jobs)-found} runs"
+               + (f' and {found} searches of 6 or more' if found else '')
+               + (f', {there} of them are there' if there else '')
+               + f', about {duration(work.cost(steps, done))} on {work.device}')
+
+# %% ../nbs/84_answer.ipynb #46e56307
 _MODES = {'knn': 'nearest neighbours', 'linear': 'linear layer', 'finetune': 'fine-tuned'}
 _ROWS = {'random': 'random weights', 'scratch': 'scratch', 'raw pixels': 'raw pixels'}
 
@@ -147,31 +155,34 @@ def _tabulate(s, name, notes):
     t.attrs['notes'] = notes
     return t
 
-# %% ../nbs/84_answer.ipynb #c7fe6448
+# %% ../nbs/84_answer.ipynb #8bd8266b
 def _points(c): return f"{c['diff']:+.1f} points [{c['low']:+.1f}, {c['high']:+.1f}]"
 def _with(k): return 'with all labels' if k == 'all' else f'with {k} labels a class'
 
-def _verdict(c):
-    if c['low'] > 0: return 'it helps'
-    return 'it does harm' if c['high'] < 0 else 'no difference is shown'
+def _verdict(c, better, worse):
+    if c['low'] > 0: return better
+    return worse if c['high'] < 0 else 'no difference is shown'
 
 def _gains(s, name, mode): # few labels first
     g = s[(s.arm == name) & (s['mode'] == mode) & s['diff'].notna()].to_dict('records')
     return sorted(g, key=lambda c: (c['labels'] == 'all', c['labels'] if c['labels'] != 'all' else 0))
 
-def _compose(s, name):
+def _compose(records, s, name):
     "What was found, in words; and what is left out of the intervals."
-    tuned, linear = _gains(s, name, 'finetune'), _gains(s, name, 'linear')
-    cells = tuned or linear
-    if not cells: return 'Nothing was finished.', ''
-    start = (f'Fine-tuned from {name} instead of from scratch: ' if tuned else
-             f'Held still, under a linear layer, {name} against random weights: ')
-    said = '; '.join(f"{_points(c)} {_with(c['labels'])}, {_verdict(c)}" for c in cells)
-    end = '' if tuned else ' Whether it helps when everything is trained was not asked yet.'
-    lacks = dict.fromkeys(x for c in cells for x in c['lacks'].split('; ') if x)
-    return f'{start}{said}.{end}', '; '.join(lacks)
+    if tuned := _gains(s, name, 'finetune'):
+        said = [f"{_points(c)} {_with(c['labels'])}, {_verdict(c, 'it helps', 'it does harm')}"
+                for c in tuned]
+        return f'Fine-tuned from {name} instead of from scratch: {"; ".join(said)}.', tuned
+    linear = _gains(s, name, 'linear')
+    if not linear: return 'Whether it helps cannot be said yet.', []
+    raw = _gains(summarize(records, against='raw pixels'), name, 'linear')
+    said = [f"{_with(c['labels'])} {_points(c)} against random weights, "
+            f"{_verdict(c, 'better', 'worse')}, and {_points(r)} against raw pixels"
+            for c,r in zip(linear, raw)]
+    return (f'Held still, under a linear layer, the features of {name}: {"; ".join(said)}. '
+            'Whether it helps when everything is trained was not asked yet.', linear)
 
-# %% ../nbs/84_answer.ipynb #468cbe68
+# %% ../nbs/84_answer.ipynb #62e37d9c
 _NOTES = ("In per cent of the test photos right, with 95 % intervals. gain: over random weights "
           "(nearest neighbours, linear layer), over scratch (fine-tuned).",
           "* the interval of a gain excludes zero, with three pretrainings or more.")
@@ -193,15 +204,15 @@ class Answer:
     def text(self)->str: return ' '.join(p for p in (self.sentence, self.left) if p)
     def _repr_html_(self): return f'{self.table._repr_html_()}<p><b>{self.text}</b></p>'
 
-# %% ../nbs/84_answer.ipynb #6f0ad102
+# %% ../nbs/84_answer.ipynb #82b76654
 def _say_left(work, done):
     "What was not run, and how long it would take."
     steps = work.left(done)
     if not steps: return ''
-    first = ', '.join(s.what for s in steps[:2])
-    more = f' and {len(steps)-2} steps more' if len(steps) > 2 else ''
-    return (f"Not run: {first}{more}; about {duration(work.cost(steps, done))}. "
-            f"The same call goes on with {work.out}.")
+    first, cost = steps[0], lambda some: duration(work.cost(some, done))
+    more = f', and {len(steps)-1} more, {cost(steps)} in all' if len(steps) > 1 else ''
+    return (f"Not run: {first.what} (about {cost([first])}){more}. The same call goes on with "
+            f"{work.out}; it needs more minutes, or fewer updates in each training.")
 
 def _conclude(work, name, stopped):
     done = _known(work.out)
@@ -212,13 +223,14 @@ def _conclude(work, name, stopped):
         return Answer(records, Table(), 'Nothing was finished.', _say_left(work, done),
                       work.out, stopped)
     s = summarize(records)
-    said, lacks = _compose(s, name)
+    said, cells = _compose(records, s, name)
+    lacks = '; '.join(dict.fromkeys(x for c in cells for x in c['lacks'].split('; ') if x))
     notes = [_NOTES[0], *_NOTES[1:]*bool((s.star == True).any()), *s.attrs['notes']] # noqa: E712
     if lacks: said += f' {lacks[0].upper()}{lacks[1:]}.'
     return Answer(records, _tabulate(s, name, notes), said, _say_left(work, done), work.out,
                   stopped)
 
-# %% ../nbs/84_answer.ipynb #84bd610f
+# %% ../nbs/84_answer.ipynb #07b0f226
 def _name_run(contenders):
     "What the table calls the run, or the pretrainings."
     first = contenders[0].source
@@ -237,7 +249,7 @@ def _as_contenders(run, part, size):
                          "module. Scratch, random weights and raw pixels stand beside it anyway.")
     return [as_contender(r, part=part, size=size) for r in runs]
 
-# %% ../nbs/84_answer.ipynb #82d0586b
+# %% ../nbs/84_answer.ipynb #8934e0e8
 # long: the arguments, then a line for each stage
 def does_it_help(
     # a `GANRun`, the folder of one, an exported encoder or a module;

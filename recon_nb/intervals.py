@@ -7,12 +7,12 @@ Docs: https://recon-nb.github.io/recon_nb/intervals.html.md"""
 # %% auto #0
 __all__ = ['interval', 'crossed_interval']
 
-# %% ../nbs/73_intervals.ipynb #e662f3ab
+# %% ../nbs/73_intervals.ipynb #886e000d
 from itertools import combinations
 import numpy as np
 from scipy import stats
 
-# %% ../nbs/73_intervals.ipynb #95f17976
+# %% ../nbs/73_intervals.ipynb #25bba8fc
 def interval(
     values, # numbers, one a run
     *,
@@ -23,7 +23,7 @@ def interval(
     half = stats.t.ppf((1+level)/2, len(x)-1)*x.std(ddof=1)/len(x)**0.5 if len(x) > 1 else np.nan
     return float(x.mean()), float(x.mean()-half), float(x.mean()+half)
 
-# %% ../nbs/73_intervals.ipynb #69ac7a47
+# %% ../nbs/73_intervals.ipynb #95155f16
 def _variances(d):
     "The parts of the variance of a mean: a set of axes -> (its part, degrees of freedom)."
     axes, out = [i for i,n in enumerate(d.shape) if n > 1], {}
@@ -34,22 +34,26 @@ def _variances(d):
         out[some] = float((e**2).sum()/(np.prod([float(d.shape[i]) for i in some])*df)), df
     return out
 
-# %% ../nbs/73_intervals.ipynb #4a3e116c
+# %% ../nbs/73_intervals.ipynb #8c80cb34
+def _half(total, spread, level): # of a variance, and of what Satterthwaite divides its square by
+    df = total**2/spread if spread else np.inf
+    return float(stats.t.ppf((1+level)/2, max(df, 1.))*total**0.5)
+
+# %% ../nbs/73_intervals.ipynb #d346e981
 def crossed_interval(
     # differences, an axis for each kind of luck: pretrainings, label subsets, test photos;
     # nothing can be known of the luck of an axis of length 1, and it is not in the interval
     d,
     *,
     level:float=0.95, # how often such an interval shall hold the truth
-    more:float=0., # variance of the mean that is known from elsewhere
+    more:float=0., # variance that may come on top, at most: it widens, and never narrows
 )->tuple: # (mean, low, high); low and high are nan if there is nothing to know it from
     "The interval of a mean over several kinds of luck that were all drawn at random."
     d = np.asarray(d, dtype=float)
     parts, m = _variances(d), float(d.mean())
     if not parts and not more: return m, np.nan, np.nan
     total = sum(v if len(a) % 2 else -v for a,(v,_) in parts.items())
-    total = max([total, *(v for a,(v,_) in parts.items() if len(a) == 1)]) + more
+    total = max([total, *(v for a,(v,_) in parts.items() if len(a) == 1)])
     spread = sum(v**2/df for v,df in parts.values())
-    df = total**2/spread if spread else np.inf
-    half = stats.t.ppf((1+level)/2, max(df, 1.))*total**0.5
-    return m, m-float(half), m+float(half)
+    half = max(_half(v, spread, level) for v in (total, total+more))
+    return m, m-half, m+half

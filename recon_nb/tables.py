@@ -78,7 +78,7 @@ def _apart(rows):
                 g.run if each.run.notna().all() and each.run.is_unique else g.pretraining)
     return rows
 
-# %% ../nbs/76_tables.ipynb #7c6732c5
+# %% ../nbs/76_tables.ipynb #8ed10555
 def _by_test(rows):
     "The same rows, a set of test photos a name; and what has to be said about them."
     said = []
@@ -160,7 +160,7 @@ def _answers(rows, keys, by):
     bits = np.array([unpack_bits(t, n) for t in said], dtype=np.float32)
     return bits.reshape(len(keys), len(keys[0]), n)
 
-# %% ../nbs/76_tables.ipynb #97e864e5
+# %% ../nbs/76_tables.ipynb #473c6ab8
 def _most(*groups):
     "The variance that the luck of the test photos may have, at most, where no answers are kept."
     shares = [(g.acc.mean()/100, int(g.n_test.iloc[0])) for g in groups if g is not None]
@@ -210,9 +210,11 @@ def _independent(arm, ref, level):
     parts = [(m.var()/len(m), len(m)-1) for m in (a.mean(axis=1), b.mean(axis=1)) if len(m) > 1]
     if len(seeds) > 1: parts.append(((a.mean()-b.mean()).var()/len(seeds), len(seeds)-1))
     photos, held = _photos_part(arm, ref, a, b)
-    diff = a.mean(axis=1).mean() - b.mean(axis=1).mean()
-    low, high = _welch(diff, [*parts, (photos, arm.n_test.iloc[0]-1)], level)
-    return diff, low, high, dict(pretrainings=len(a), subsets=len(seeds), own=False, held=held)
+    diff, with_photos = (a.mean(axis=1).mean() - b.mean(axis=1).mean(),
+                         [*parts, (photos, arm.n_test.iloc[0]-1)])
+    low, high = zip(*(_welch(diff, p, level) for p in ([with_photos] if held else
+                                                       [with_photos, parts])))
+    return diff, min(low), max(high), dict(pretrainings=len(a), subsets=len(seeds), own=False, held=held)
 
 # %% ../nbs/76_tables.ipynb #ad6f4a05
 def _lacks(arm, ref, luck, chosen):
@@ -297,7 +299,7 @@ def _controls(mode): # (row's name, arm, mode to take it from)
 
 def _many(labels): return sorted(set(labels), key=lambda k: (k == 'all', k if k != 'all' else 0))
 
-# %% ../nbs/76_tables.ipynb #88e394dd
+# %% ../nbs/76_tables.ipynb #07ed7c05
 class Table(pd.DataFrame):
     "A table of text that says below itself what must be known about it."
     @property
