@@ -68,7 +68,7 @@ class _Work:
     out:Path
     device:str
     speed:float|None
-    minutes:float|None
+    minutes:float|int|None
     progress:bool
     start:float = field(default_factory=time.monotonic)
 
@@ -257,7 +257,7 @@ def does_it_help(
     run,
     data, # labelled photos, as for `probe`
     *,
-    minutes:float|None=30, # how long at most; None: until all is done
+    minutes:float|int|None=30, # how long at most; None: until all is done
     labels=None, # of each class, such as (25, 'all'); by what there is if not given
     seeds:int=5, # how many label subsets
     recipe:dict|None=None, # fields of `Recipe` for both sides, such as dict(flip=False)

@@ -86,7 +86,7 @@ def _by_test(rows):
         prints, silent = g.test.dropna().unique(), int(g.test.isna().sum())
         if len(prints) > 1:
             rows.loc[g.index, 'data'] = [
-                data if t is None else f'{data}, test {t[:4]}' for t in g.test]
+                f'{data}, test {t[:4]}' if isinstance(t, str) else data for t in g.test]
             said.append(f"{data}: records of {len(prints)} different sets of test photos, "
                         "a column each; they are not compared."
                         + (f" {silent} records do not say which photos they asked, "
