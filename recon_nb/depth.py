@@ -136,7 +136,7 @@ def _parse_window(window):
 def _family(kind): # of numbers, whatever the file and the bits
     return re.sub(r'^[A-Z]+ |\d+', '', kind)
 
-# %% ../nbs/09_depth.ipynb #3327e4c6
+# %% ../nbs/09_depth.ipynb #7d9589b1
 # long: one class; how it looks for a range stands below
 class Ranges:
     """Which numbers become black and white, for each kind of deep picture.
@@ -162,17 +162,20 @@ class Ranges:
             if kind not in self.met: self.met[kind] = self._known(kind) or self._find(kind)
             return self.met[kind]
 
-    def say(self,
-        stacklevel:int=2, # as for `warnings.warn`
-    )->list: # the sentences
-        "Warn of what was found, once."
+    def sentences(self)->list:
+        "What was found, once."
         said, self._said = self._said, []
         if self.white:
             said.append(f"{self.white} of the pictures are mostly white: more than half of their "
                         "values lie above the range")
         self.white = 0
-        for s in said: warnings.warn(s, stacklevel=stacklevel+1)
         return said
+
+    def say(self,
+        stacklevel:int=2, # as for `warnings.warn`
+    ):
+        "Warn of what was found, once."
+        for s in self.sentences(): warnings.warn(s, stacklevel=stacklevel+1)
 
 # %% ../nbs/09_depth.ipynb #78d36f2c
 @patch

@@ -157,13 +157,13 @@ def _identify(f, name):
     except Image.DecompressionBombError: return _open_huge(f, head, formats)
     except UnidentifiedImageError: raise _why_none(f, head, name) from None
 
-# %% ../nbs/08_formats.ipynb #c90d2130
+# %% ../nbs/08_formats.ipynb #25469d1f
 @contextmanager
 def open_picture(
     src, # a path, or a binary file, which is read from its start
     *,
     side:int|None=None, # pixels of the shorter side that are enough; all if not given
-): # yields a Pillow image, not decoded yet; `info['extent']` is its true size in its pixels
+): # yields a Pillow image, not decoded yet; `info['extent']` is where in it the picture lies
     """A picture file, opened, and closed again if it was given as a path.
     Raises `OSError` with a sentence if it is no single photo that can be read."""
     named = isinstance(src, (str, os.PathLike))
@@ -172,7 +172,7 @@ def open_picture(
         f.seek(0)
         im = _identify(f, src if named else getattr(src, 'name', ''))
         if im.format == 'TIFF': _check_tiff(im, src if named else '')
-        im.info['extent'] = _reduce(im, side)
+        im.info['extent'] = 0, 0, *_reduce(im, side)
         _check_pixels(im)
         yield im
     finally:
