@@ -17,8 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags,Image,ImageFile
 from .core import InputError,_megabytes,progress_bar,write_atomic
-from .depth import Ranges
-from .formats import _PHOTO_SUFFIXES,open_picture
+from .decoding import Ranges,_PHOTO_SUFFIXES,open_picture
 
 # %% ../nbs/11_photos.ipynb #efaca4c0
 def cut_square(
