@@ -273,7 +273,7 @@ def _numbers(src, im):
     if grey: return low[..., [0,2]] << 8 | low[..., [1,3]]
     return np.asarray(im).astype(np.uint16) << 8 | low
 
-# %% ../nbs/07_decoding.ipynb #9ec113d6
+# %% ../nbs/07_decoding.ipynb #d8b24fe5
 def _span(src, kind):
     "Lowest and highest number of a picture, if it is of this kind; else None."
     with nullcontext(src) if isinstance(src, Image.Image) else open_picture(src) as im:
@@ -296,7 +296,7 @@ def _range_of(kind, low, high):
 
 def _say_range(kind, low, high):
     bits = len(f'{int(high):b}') if low == 0 and high > 1 else 0
-    of = f', {bits} bit' if high == 2**bits-1 and kind[-3:] != 'bit' else ''
+    of = f', {bits} bit' if high == 2**bits-1 and 'int' in kind and kind[-3:] != 'bit' else ''
     return f"{kind}{of}: {low:.6g} to {high:.6g} -> 0 to 255"
 
 # %% ../nbs/07_decoding.ipynb #4fa9f711

@@ -38,7 +38,7 @@ def files(tmp_path):
 def opened(monkeypatch):
     "Of every photo that was opened: a weak reference."
     seen, open_rgb = [], photos_page.open_rgb
-    def watched(src): im = open_rgb(src); seen.append(weakref.ref(im)); return im
+    def watched(src, **how): im = open_rgb(src, **how); seen.append(weakref.ref(im)); return im
     monkeypatch.setattr(photos_page, 'open_rgb', watched)
     return seen
 
