@@ -74,7 +74,7 @@ def _convert_line(
 def _refuse(what, kind, name, **how):
     return OSError(f"{what}, not read; make photos of it: {_convert_line(kind, name, **how)}")
 
-# %% ../nbs/07_decoding.ipynb #8560a990
+# %% ../nbs/07_decoding.ipynb #e0e488dd
 _PICTURES = {'.npy': 'an array of NumPy', '.dcm': 'DICOM', **dict.fromkeys(
     '.jxl .jp2 .psd .dng .cr2 .cr3 .nef .arw .raf .orf .rw2'.split(), '')}
 
@@ -90,7 +90,7 @@ def _say_unread(
         how = "pip install 'recon_nb[heic]' reads them"
         if end not in heif:
             kind, one = _PICTURES[end], next(n for n,e in left.items() if e == end)
-            how = _convert_line(kind, one) if kind else 'converted to jpg, png or tif, they are read'
+            how = _convert_line(kind, one) if kind else 'convert them to jpg, png or tif'
         said.append(f'{n} {end} ({how})')
     return '; '.join(said)
 

@@ -78,7 +78,7 @@ def load_labelled(
     share:float=1., # of the shorter side: 1/3 shows the centre third only, enlarged
     workers:int|None=None, # threads that read; all cores if not given
     progress:bool=True, # show a bar while reading
-    window=None, # of photos of more than 8 bits: what becomes black and white, as in `load_photos`
+    window=None, # of more than 8 bits: what becomes black and white, as for `load_photos`
 )->LabelledSet:
     "Images with classes, in two parts. Raises `InputError` if labels or classes are missing."
     if isinstance(data, LabelledSet):
@@ -91,8 +91,8 @@ def load_labelled(
                          "give the name of a labelled set, a folder, or a LabelledSet.")
     how = dict(size=size, cuts={'i_r': share}, workers=workers, progress=progress)
     folder = Path(data).expanduser()
-    parts = (_load_parts(folder, how, window) if data not in SETS and root is None and folder.is_dir() else
-             _load_named(data, root, how))
+    own = data not in SETS and root is None and folder.is_dir()
+    parts = _load_parts(folder, how, window) if own else _load_named(data, root, how)
     return LabelledSet(name or folder.resolve().name, *parts)
 
 # %% ../nbs/15_labelled.ipynb #29531c1b

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags,Image,ImageFile
 from .core import InputError,_megabytes,progress_bar,write_atomic
-from .decoding import Ranges,_PHOTO_SUFFIXES,open_picture
+from .decoding import Ranges,_PHOTO_SUFFIXES,open_picture  # noqa: F401
 
 # %% ../nbs/11_photos.ipynb #efaca4c0
 def cut_square(
@@ -400,7 +400,6 @@ def cut_files(
     root = _check_root(root)
     files = [_stat_photo(root, n) for n in names]
     ranges = Ranges(window, [root/f[0] for f in files if len(f) > 2 and _may_be_deep(f[0])])
-    said = []
     rows = _read_files(root, files, size=size, cuts=cuts, workers=workers, progress=progress,
                        ranges=ranges, whole=whole)
     found = cache_rows((str(root), files, *_reading_of(files, ranges, whole)), rows,

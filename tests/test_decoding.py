@@ -352,7 +352,7 @@ def test_the_lines_make_photos(folder, monkeypatch):
     np.save('a.npy', RAMP); np.save('signed.npy', SIGNED.astype(np.int16))
     (folder/'pages.tif').write_bytes(odd_files()['pages.tif'][0])
     for f in ('a.npy', 'signed.npy', 'pages.tif'):
-        try: read_it = as_images(f)
+        try: as_images(f)
         except InputError as e: line, imports = str(e).split('make photos of it: ')[1].split('  # ')
         exec(imports+'\n'+line)
     os.remove('pages.tif')
