@@ -58,7 +58,7 @@ _LINES = { # what it is -> (the line that makes photos of it, what must be impor
         "photometric='rgb')", 'import tifffile'),
     'numbers': (
         "tifffile.imwrite('{stem}-2.tif', tifffile.imread({src!r}).astype('{dtype}'))",
-        'import tifffile')}
+        'import tifffile,imagecodecs')}
 
 # %% ../nbs/07_decoding.ipynb #ca071904
 def _convert_line(
@@ -160,7 +160,7 @@ def _reduce(im, side):
 def _check_pixels(im):
     n, most = math.prod(im.size), _most_pixels()
     if n > most:
-        raise OSError(f"{n/1e6:.0f} million pixels, and {most/1e6:.0f} million are the most that "
+        raise OSError(f"{n/1e6:.3g} million pixels, and {most/1e6:.3g} million are the most that "
                       f"is read: RECON_NB_MAX_PIXELS={-(-n//10**6):.0f}e6 in the environment "
                       "lets it in")
 

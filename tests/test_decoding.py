@@ -384,7 +384,7 @@ def test_too_many_pixels(folder, monkeypatch):
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 30_000)                                           # Pillow refuses twice that
     got, words = said(lambda: load_photos(folder, **HOW))
     assert got.names == ['a.jpg', 'c.png'] and len(words) == 1
-    assert 'b.png (0 million pixels, and 0 million are the most that is read: RECON_NB_MAX_PIXELS=1e6' in words[0]
+    assert 'b.png (0.16 million pixels, and 0.06 million are the most that is read: RECON_NB_MAX_PIXELS=1e6' in words[0]
     with pytest.raises(InputError, match='RECON_NB_MAX_PIXELS') as e: as_images(folder/'b.png')
     assert 'attack' not in str(e.value)+words[0]
     small = open_rgb(folder/'a.jpg')
