@@ -10,7 +10,7 @@ __all__ = []
 # %% ../nbs/90_cli.ipynb #6b99a1d1
 import argparse,warnings
 from pathlib import Path
-from .config import PRESETS,field_docs
+from .config import PRESETS,_CALLED,field_docs
 from .core import InputError,write_atomic
 from .shell import _Parser,_run
 
@@ -32,7 +32,7 @@ def _existing(path):
 
 # %% ../nbs/90_cli.ipynb #2b4482bd
 def _train_parser():
-    p = _Parser('recon-train', allow_abbrev=False,
+    p = _Parser('recon-train', also=_CALLED,
         description='Train the GAN of the paper on photos.',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument('data', nargs='?', default=argparse.SUPPRESS,
