@@ -39,6 +39,10 @@ def _train_parser():
         help="folder of photos or name of a set; the preset's own if not given")
     p.add_argument('--preset', default=argparse.SUPPRESS,
         help=f"{', '.join(PRESETS)}; quick if not given")
+    p.add_argument('--config', default=argparse.SUPPRESS, metavar='FILE',
+        help='a .json, .toml or .yaml file of choices; those given here win')
+    p.add_argument('--like', default=argparse.SUPPRESS, metavar='RUN',
+        help='the choices of an earlier run; those given here win')
     p.add_argument('--root', default=argparse.SUPPRESS,
         help="where a named set's original copy lies")
     p.add_argument('--run-dir', default=argparse.SUPPRESS,
@@ -69,7 +73,7 @@ def _train(args):
     return 130 if run.stopped == 'signal' else 0
 
 def _preset_meant(args, error): # a preset's name was given for something else, and refused
-    names = 'preset', 'run_dir', 'root', 'teacher'
+    names = 'preset', 'run_dir', 'root', 'teacher', 'config', 'like'
     for field,value in vars(args).items():
         if field in names or not isinstance(value, str): continue
         if value in PRESETS and value in error and 'preset' not in error:
