@@ -74,6 +74,7 @@ def _impossible_view(p): # yields the same, of view and mask
         yield (f"visible={c.visible:g} with mask {c.mask!r} hides no whole place of target "
             f"{c.target!r} ({px}): nothing is left to predict. Choose a smaller share.")
 
+# %% ../nbs/46_choices.ipynb #b4600001
 def _impossible_update(p): # yields the same, of an update and what goes into it
     c = p.cfg
     if c.bs % c.accumulate:

@@ -53,13 +53,17 @@ def _train_parser():
         help='go on with the run in --run-dir')
     p.add_argument('--quiet', dest='progress', action='store_false', default=argparse.SUPPRESS,
         help='no bar and no report; print the run folder only')
-    g = p.add_argument_group("the config's fields; the preset's value if not given")
+    _add_fields(p.add_argument_group("the config's fields; the preset's value if not given"))
+    return p
+
+# %% ../nbs/90_cli.ipynb #b9000001
+def _add_fields(group): # an option for each field of the config
     for name,(kind,_,doc) in field_docs().items():
         if name in ('preset','data','schema'): continue
         how = (dict(action=argparse.BooleanOptionalAction) if kind is bool
             else dict(type=kind, metavar=kind.__name__.upper()))
-        g.add_argument(f"--{name.replace('_','-')}", default=argparse.SUPPRESS, help=doc, **how)
-    return p
+        option = f"--{name.replace('_','-')}"
+        group.add_argument(option, default=argparse.SUPPRESS, help=doc, **how)
 
 # %% ../nbs/90_cli.ipynb #68ef34bd
 def _train(args):

@@ -81,11 +81,12 @@ def _check_share(
         raise InputError(
             f"a batch of {bs} photos can't be shared equally by {processes} processes: "
             f"give bs={max(1, bs//processes)*processes}, or start another number of processes.")
-    if (share := bs//processes) % parts:
+    share = bs//processes
+    if share % parts:
         fit = max(k for k in range(1, parts) if share % k == 0)
         raise InputError(f"{share} photos can't be cut into accumulate={parts} equal parts: "
             f"give bs={max(1, share//parts)*parts*processes}, or accumulate={fit}.")
-    return bs//processes
+    return share
 
 # %% ../nbs/49_devices.ipynb #a1ef6316
 def _on_main(

@@ -96,7 +96,7 @@ def _resumed_config(run_dir, overrides, *, seed, preset):
         differ = ', '.join(f'{k} is {getattr(cfg, k)!r} there, not {v!r}'
             for k,v in sorted(changed.items()))
         raise InputError(f"a resumed run keeps its config: {differ}. Leave it out, or start a "
-            f"new run. What may change: {', '.join(_may_change)}.")
+            f"new run. What may change: {', '.join(f'{k}=' for k in _may_change)}.")
     return new
 
 # %% ../nbs/48_settings.ipynb #9cfa8186

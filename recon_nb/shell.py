@@ -89,10 +89,7 @@ def _meant(parser, option): # the option that was meant, or the place
 # %% ../nbs/89_shell.ipynb #38e8c4f8
 def _run(parser, call, argv): # one command from its words to its exit status
     argv = [str(a) for a in (sys.argv[1:] if argv is None else argv)]
-    parser.add_argument('--plugin', action='append', default=argparse.SUPPRESS, metavar='FILE',
-        help='a Python file of your own that registers masks, targets, losses or encoders; '
-            'repeat for more')
-    args = _parse(parser, argv)
+    args = _parse(_with_plugins(parser), argv)
     def say(words):
         words = _in_shell_words(' '.join(words.split()), parser, argv)
         print(f'{parser.prog}: {words}', file=sys.stderr, flush=True)
@@ -116,6 +113,12 @@ def _run(parser, call, argv): # one command from its words to its exit status
         return status
 
 # %% ../nbs/89_shell.ipynb #c94de3fb
+def _with_plugins(parser):
+    parser.add_argument('--plugin', action='append', default=argparse.SUPPRESS, metavar='FILE',
+        help='a Python file of your own that registers masks, targets, losses or encoders; '
+            'repeat for more')
+    return parser
+
 def _load_plugins(args): # before anything is looked up
     paths = vars(args).pop('plugin', None)
     if not paths: return

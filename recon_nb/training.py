@@ -162,7 +162,7 @@ def _info(st, root, plugins):
                 processes=st.acc.num_processes)
 
 # %% ../nbs/59_training.ipynb #7a3c0eaf
-def _open(st, *, root, plugins, origin, progress):
+def _open(st, *, root, plugins, progress, origin=''):
     "Go to the last checkpoint, if there is one; write what is known before the first step."
     known, fingerprint = _run_info(st.run_dir), _fingerprint_photos(st.photos, st.train, st.valid)
     if known and known['fingerprint'] != fingerprint:
