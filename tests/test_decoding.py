@@ -282,7 +282,7 @@ def test_a_resumed_run_sees_the_same(trained, monkeypatch):
     more, words = said(lambda: train_gan(run_dir=run.dir, resume=True, epochs=2, progress=False))
     assert more.step == 2*run.step and more.cfg.window == run.cfg.window and not [w for w in words if '0 to 255' in w]
     train_gan(run_dir=run.dir, resume=True, epochs=2, window=(0, 4095), progress=False)              # as it is
-    with pytest.raises(InputError, match='window would change'): train_gan(run_dir=run.dir, resume=True, window=(0, 100), progress=False)
+    with pytest.raises(InputError, match='window is .TIFF uint16 0 4095. there'): train_gan(run_dir=run.dir, resume=True, window=(0, 100), progress=False)
 
 def test_a_run_of_an_earlier_version_goes_on(tmp_path):
     "It took all 16 bits for used and decoded all of each JPEG; its photos must stay what they were."
@@ -290,6 +290,7 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path):
     how = _how_to_read(get_preset('quick'), dict(train=3))
     assert how['whole'] and how['window']['TIFF uint16'] == (0, 65535)
     assert _how_to_read(get_preset('quick', window='0 4095'), {}) == dict(window='0 4095', whole=False)
+    assert _how_to_read(get_preset('quick', window='TIFF uint16 0 4095'), {}) == dict(window={'TIFF uint16': (0, 4095)}, whole=False)
 
 
 # --- formats
