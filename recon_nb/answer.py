@@ -100,6 +100,7 @@ def _run_steps(work):
         done = _known(work.out)
     return ''
 
+# %% ../nbs/84_answer.ipynb #7ca4d17b
 def _announce(work, rows, data, labels, asked):
     "What will be done and what it costs, before it is done."
     done, split = _known(work.out), getattr(data, 'split', 'own')
@@ -113,6 +114,7 @@ def _announce(work, rows, data, labels, asked):
         print(f"{work.minutes:g} min are allowed: what does not fit is not begun")
     print(f'records: {work.out}; the same call goes on with them', flush=True)
 
+# %% ../nbs/84_answer.ipynb #767f313e
 def _bill(work, done):
     "What each part costs, a line each."
     frozen = [s for s in work.steps if s.jobs[0].mode != 'finetune']
@@ -133,23 +135,21 @@ def _bill(work, done):
 _MODES = {'knn': 'nearest neighbours', 'linear': 'linear layer', 'finetune': 'fine-tuned'}
 _ROWS = {'random': 'random weights', 'scratch': 'scratch', 'raw pixels': 'raw pixels'}
 
-def _cell(c, diff=False):
-    if diff: return (f"{c['diff']:+.1f} [{c['low']:+.1f}, {c['high']:+.1f}]"
-                     + (' *' if c['star'] else ''))
-    return f"{c['mean']:.1f} [{c['mean_low']:.1f}, {c['mean_high']:.1f}]"
+def _many(labels): return labels == 'all', 0 if labels == 'all' else labels # to sort by
+def _cell(c): return c and f"{c['mean']:.1f} [{c['mean_low']:.1f}, {c['mean_high']:.1f}]" or ''
+def _gain(c):
+    if not c or math.isnan(c['diff']): return 'not run'
+    star = ' *' if c['star'] else ''
+    return f"{c['diff']:+.1f} [{c['low']:+.1f}, {c['high']:+.1f}]{star}"
 
 def _tabulate(s, name, notes):
     "A table for people: rows within numbers of labels, a column for each way to ask."
-    rows, cells = [name, *_ROWS], {(c['labels'],c['arm'],c['mode']): c for c in s.to_dict('records')}
-    counts = sorted(dict.fromkeys(s.labels), key=lambda k: (k == 'all', k if k != 'all' else 0))
-    out = {}
-    for k in counts:
-        at = lambda a, m: cells.get((k, a, m))
-        for a in rows:
-            line = {w: _cell(c) if (c := at(a, m)) else '' for m,w in _MODES.items()}
+    cells, out = {(c['labels'],c['arm'],c['mode']): c for c in s.to_dict('records')}, {}
+    for k in sorted(dict.fromkeys(s.labels), key=_many):
+        for a in (name, *_ROWS):
+            line = {w: _cell(cells.get((k, a, m))) for m,w in _MODES.items()}
             if any(line.values()): out[k, _ROWS.get(a, a)] = line
-        out[k, 'gain'] = {w: _cell(c, True) if (c := at(name, m)) and not math.isnan(c['diff'])
-                          else 'not run' for m,w in _MODES.items()}
+        out[k, 'gain'] = {w: _gain(cells.get((k, name, m))) for m,w in _MODES.items()}
     t = Table(pd.DataFrame.from_dict(out, orient='index'))
     t.index = pd.MultiIndex.from_tuples(t.index, names=['labels a class', ''])
     t.attrs['notes'] = notes
@@ -165,7 +165,7 @@ def _verdict(c, better, worse):
 
 def _gains(s, name, mode): # few labels first
     g = s[(s.arm == name) & (s['mode'] == mode) & s['diff'].notna()].to_dict('records')
-    return sorted(g, key=lambda c: (c['labels'] == 'all', c['labels'] if c['labels'] != 'all' else 0))
+    return sorted(g, key=lambda c: _many(c['labels']))
 
 def _compose(records, s, name):
     "What was found, in words; and what is left out of the intervals."

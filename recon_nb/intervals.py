@@ -1,4 +1,4 @@
-"""How sure is a difference? The luck of pretrainings, of label subsets and of test photos, counted at once.
+"""How sure is a difference? Pretrainings, label subsets, test photos: all their luck at once.
 
 Docs: https://recon-nb.github.io/recon_nb/intervals.html.md"""
 

@@ -201,6 +201,7 @@ def _photos_part(arm, ref, a, b):
     d = 100*(sides[0].mean((0,1)) - sides[1].mean((0,1)))
     return float(d.var(ddof=1)/len(d)), True
 
+# %% ../nbs/76_tables.ipynb #ec993f6d
 def _independent(arm, ref, level):
     """Two arms, each with pretrainings of its own that all met the same seeds:
     the luck of both counts."""
@@ -212,9 +213,10 @@ def _independent(arm, ref, level):
     photos, held = _photos_part(arm, ref, a, b)
     diff, with_photos = (a.mean(axis=1).mean() - b.mean(axis=1).mean(),
                          [*parts, (photos, arm.n_test.iloc[0]-1)])
-    low, high = zip(*(_welch(diff, p, level) for p in ([with_photos] if held else
-                                                       [with_photos, parts])))
-    return diff, min(low), max(high), dict(pretrainings=len(a), subsets=len(seeds), own=False, held=held)
+    # what photos may add at most widens, and never narrows
+    low, high = zip(*(_welch(diff, p, level) for p in [with_photos] + [parts]*(not held)))
+    luck = dict(pretrainings=len(a), subsets=len(seeds), own=False, held=held)
+    return diff, min(low), max(high), luck
 
 # %% ../nbs/76_tables.ipynb #ad6f4a05
 def _lacks(arm, ref, luck, chosen):
@@ -228,6 +230,7 @@ def _lacks(arm, ref, luck, chosen):
         said.append('one label subset: its luck is not included')
     return '; '.join(dict.fromkeys(said))
 
+# %% ../nbs/76_tables.ipynb #20b9ff62
 def _difference(arm, ref, level):
     "How far an arm is from a reference, and how sure that is."
     ref = ref[ref.pair.isin(arm.pair)]
@@ -272,7 +275,8 @@ def summarize(
         _,low,high,_ = _level(g, None, level)
         out.append(dict(
             mode=mode, data=data, labels=labels, arm=arm,
-            mean=x.mean(), std=x.std(), n=n, mean_low=max(low, 0.), mean_high=min(high, 100.),
+            mean=x.mean(), std=x.std(), n=n,
+            mean_low=max(low, 0.), mean_high=min(high, 100.),
             chance=g.chance.max(), per_class=g.per_class.iloc[0],
             **(_difference(g, cell[cell.arm == ref], level) if arm != ref else {})))
     columns = ('mode data labels arm mean std n mean_low mean_high chance per_class '
