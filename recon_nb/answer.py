@@ -169,11 +169,11 @@ def _gains(s, name, mode): # few labels first
 
 def _compose(records, s, name):
     "What was found, in words; and what is left out of the intervals."
-    if tuned := _gains(s, name, 'finetune'):
+    tuned, linear = (_gains(s, name, mode) for mode in ('finetune', 'linear'))
+    if tuned:
         said = [f"{_points(c)} {_with(c['labels'])}, {_verdict(c, 'it helps', 'it does harm')}"
                 for c in tuned]
         return f'Fine-tuned from {name} instead of from scratch: {"; ".join(said)}.', tuned
-    linear = _gains(s, name, 'linear')
     if not linear: return 'Whether it helps cannot be said yet.', []
     raw = _gains(summarize(records, against='raw pixels'), name, 'linear')
     said = [f"{_with(c['labels'])} {_points(c)} against random weights, "
@@ -250,7 +250,6 @@ def _as_contenders(run, part, size):
     return [as_contender(r, part=part, size=size) for r in runs]
 
 # %% ../nbs/84_answer.ipynb #8934e0e8
-# long: the arguments, then a line for each stage
 def does_it_help(
     # a `GANRun`, the folder of one, an exported encoder or a module;
     # or a list of them: pretrainings that differ in their seed
