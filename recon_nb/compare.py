@@ -124,10 +124,15 @@ _DRAWN = 16 # photos in a figure, as many as the trainer keeps
 
 # %% ../nbs/61_compare.ipynb #5a0d7e12
 @patch(as_prop=True)
+def alike(self:RunComparison)->bool: # may their scores be compared?
+    "Were all runs asked the same question?"
+    return len(set(map(_question, self.runs))) == 1
+
+@patch(as_prop=True)
 def notes(self:RunComparison)->list: # of sentences
     "What must be known before two of its numbers are compared."
-    asked, out = [_question(r) for r in self.runs], []
-    if len(set(asked)) > 1:
+    asked, out = list(map(_question, self.runs)), []
+    if not self.alike:
         kinds = [f'({"ABCDEFGH"[i % 8]}) {q}' for i,q in enumerate(dict.fromkeys(asked))]
         out.append(f"These runs answer different questions: {'; '.join(kinds)}. "
                    "Their scores may not be compared.")
@@ -319,7 +324,9 @@ def _draw_panels(part, records, keys):
         part.suptitle('no scores on held-out photos yet', fontsize=9)
         return
     axes = part.subplots(1, len(keys), squeeze=False)[0]
-    for ax,key in zip(axes, keys): _plot_quantity(ax, records, key)
+    for ax,key in zip(axes, keys):
+        _plot_quantity(ax, records, key)
+        ax.set_title(textwrap.fill(ax.get_title(), 108//len(keys)))
 
 # %% ../nbs/61_compare.ipynb #d17e9322
 @patch
@@ -340,6 +347,9 @@ def figure(self:RunComparison,
         parts = fig.subfigures(3, 1, height_ratios=[2, 2, low])
         _draw_panels(parts[0], records, losses)
         _draw_panels(parts[1], records, scores)
+        if not self.alike and scores:
+            parts[1].suptitle('The runs answer different questions: no score of one may be '
+                              'compared with that of another.', fontsize=9)
         if self.scores: _draw_photos(parts[2], self, width)
         else: _draw_grids(parts[2], self.runs, self.names, epoch)
         _draw_legend(fig, self.names)
