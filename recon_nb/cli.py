@@ -377,6 +377,7 @@ def _release(args):
     records = [r for f in args.records for r in read_jsonl(_existing(f))]
     out = write_release(args.run, args.out, records=records, licence=args.licence)
     for path in sorted(out.iterdir()): print(f'{path}: {path.stat().st_size/1e6:.2f} MB')
+    print(f'to the Hugging Face Hub, after `hf auth login`: hf upload USER/NAME {shlex.quote(str(out))}')
 
 def release(
     argv=None, # the words after the command; the shell's if not given
