@@ -106,6 +106,7 @@ def _readable(paths): # PIL images of the photos that can be read; the others ar
     for b in bad: warnings.warn(f'left out: {b}', stacklevel=2)
     return good
 
+# %% ../nbs/90_cli.ipynb #b5aa1841
 def _reconstruct(args):
     from recon_nb.run import GANRun,_row_titles
     from recon_nb.show import image_grid,_label_rows,_save_png
@@ -270,7 +271,8 @@ def _release(args):
     records = [r for f in args.records for r in read_jsonl(_existing(f))]
     out = write_release(args.run, args.out, records=records, licence=args.licence)
     for path in sorted(out.iterdir()): print(f'{path}: {path.stat().st_size/1e6:.2f} MB')
-    print(f'to the Hugging Face Hub, after `hf auth login`: hf upload USER/NAME {shlex.quote(str(out))}')
+    print('to the Hugging Face Hub, after `hf auth login`: '
+        f'hf upload USER/NAME {shlex.quote(str(out))}')
 
 def release(
     argv=None, # the words after the command; the shell's if not given

@@ -105,19 +105,25 @@ def _last_scores(runs):
     return scores[0].name if alike else 'held-out score', told
 
 # %% ../nbs/61_compare.ipynb #5a0d7e11
+def _measure(scores, question, key, mark): # a row: one measure, of those that were asked so
+    its = [s for s in scores if s.question == question]
+    score = its[0].headline if key == its[0].headline.key else _score_of(key)
+    told = [score.text(s.scores[key]) if s.question == question else '-' for s in scores]
+    return [f'{_short(score)} on {its[0].n} photos{mark}', *told]
+
+def _trivial(scores, question, mark): # what needs no network
+    told = [f'{s.headline.text(s.best[1])} ({s.best[0]})' if s.question == question else '-'
+            for s in scores]
+    return [f'best trivial predictor{mark}', *told]
+
 def _photo_rows(scores): # of the table: a row for each measure of each question
-    questions, rows = list(dict.fromkeys(s.question for s in scores)), []
+    rows, questions = [], list(dict.fromkeys(s.question for s in scores))
     for i,q in enumerate(questions):
-        its = [s for s in scores if s.question == q]
+        one = next(s for s in scores if s.question == q)
         mark = '' if len(questions) == 1 else f' ({"ABCDEFGH"[i % 8]})'
-        told = lambda text: [text(s) if s.question == q else '-' for s in scores]
-        for key in [k for k,v in its[0].scores.items() if v is not None]:
-            score = its[0].headline if key == its[0].headline.key else _score_of(key)
-            rows.append([f'{_short(score)} on {its[0].n} photos{mark}',
-                         *told(lambda s: score.text(s.scores[key]))])
-        if its[0].best:
-            best = lambda s: f'{s.headline.text(s.best[1])} ({s.best[0]})'
-            rows.append([f'best trivial predictor{mark}', *told(best)])
+        keys = [k for k,v in one.scores.items() if v is not None]
+        rows += [_measure(scores, q, k, mark) for k in keys]
+        if one.best: rows.append(_trivial(scores, q, mark))
     return rows
 
 _DRAWN = 16 # photos in a figure, as many as the trainer keeps

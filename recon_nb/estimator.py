@@ -27,8 +27,8 @@ from .photos import cut_photos,list_photos
 # %% ../nbs/69_estimator.ipynb #e5710009
 def _as_photos(X): # one entry a photo, none of them opened
     if isinstance(X, (str, os.PathLike)):
-        raise InputError(f"X is one path, {str(X)!r}; give a list with a path for each sample, such "
-                         "as sorted(Path('photos').glob('*.jpg')).")
+        raise InputError(f"X is one path, {str(X)!r}; give a list with a path for each sample, "
+                         "such as sorted(Path('photos').glob('*.jpg')).")
     if hasattr(X, 'to_numpy'): X = X.to_numpy() # a table or a column of one
     if isinstance(X, np.ndarray) and X.dtype.kind in 'OUS':
         if X.ndim == 2 and X.shape[1] == 1: X = X[:,0] # the one column that a selector gives
@@ -103,6 +103,7 @@ def fit(self:ReconFeatures,
     self._n_features_out = sum(enc.channels[i]*s*s for i,s in zip(at, sides))
     return self
 
+# %% ../nbs/69_estimator.ipynb #e5710033
 @patch
 def transform(self:ReconFeatures,
     X, # as for `fit`
@@ -113,9 +114,7 @@ def transform(self:ReconFeatures,
     if mark != self.weights_:
         raise InputError(f"the encoder of {self.run} has changed since this was fitted "
                          "(trained on?), and its features with it. Fit again.")
-    how = dict(stages=self.stages_, side=self.side, bs=self.bs, device=_device(self.device))
+    how = dict(stages=self.stages_, side=self.side, bs=self.bs, device=check_device(self.device))
     cut = lambda i: cut_photos(images[i:i+1024], size=self.size or own)
     parts = [encode(enc, cut(i), remember=False, **how) for i in range(0, len(images), 1024)]
     return np.concatenate([p.numpy() for p in parts])
-
-def _device(given): return check_device(given)

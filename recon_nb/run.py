@@ -323,6 +323,7 @@ def _check_many(images, size):
                          f"Give some of them: photos[::{-(-len(images)//most)}].")
     return images
 
+# %% ../nbs/56_run.ipynb #9d1c0b45
 @patch
 def score(self:GANRun,
     images, # as for `reconstruct`

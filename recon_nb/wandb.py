@@ -10,7 +10,6 @@ __all__ = ['WandbHook']
 # %% ../nbs/63_wandb.ipynb #bd630005
 import json,os,uuid
 from dataclasses import asdict
-from pathlib import Path
 from PIL import Image
 from fastcore.basics import patch
 from .core import InputError,write_atomic
@@ -60,6 +59,7 @@ def _begin(self:WandbHook, st):
     for k in ('train/*', 'held_out/*', 'samples'): self.run.define_metric(k, step_metric='step')
     self._note_sent()
 
+# %% ../nbs/63_wandb.ipynb #bd630029
 @patch
 def _note_sent(self:WandbHook):
     if self.note: write_atomic(self.note, json.dumps(self.sent))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard, ModelCardData, constants
 
-from recon_nb import GANRun, load_pretrained, train_gan
+from recon_nb import load_pretrained, train_gan
 from recon_nb.card import write_release
 from recon_nb.cli import embed, release
 from recon_nb.contenders import as_contender
