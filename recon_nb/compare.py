@@ -121,8 +121,8 @@ def _photo_rows(scores): # of the table: a row for each measure of each question
     for i,q in enumerate(questions):
         one = next(s for s in scores if s.question == q)
         mark = '' if len(questions) == 1 else f' ({"ABCDEFGH"[i % 8]})'
-        keys = [k for k,v in one.scores.items() if v is not None]
-        rows += [_measure(scores, q, k, mark) for k in keys]
+        keys = [one.headline.key, *(k for k,v in one.scores.items() if v is not None)]
+        rows += [_measure(scores, q, k, mark) for k in dict.fromkeys(keys)]
         if one.best: rows.append(_trivial(scores, q, mark))
     return rows
 
@@ -147,7 +147,7 @@ def notes(self:RunComparison)->list: # of sentences
                    "give photos that none of them has seen, photos=.")
     missing = sorted({n for s in self.scores for n in s.unfitted})
     if missing: out.append(f"Not asked: {' and '.join(missing)}. They are fitted on training "
-                           "photos, fit=.")
+                           "photos: fit=, in the shell --fit.")
     if len(self.photos) > _DRAWN:
         out.append(f'All {len(self.photos)} photos are scored, the first {_DRAWN} are drawn.')
     return out

@@ -62,7 +62,6 @@ def _open(source): # -> encoder, size, fingerprint
     return _opened[key]
 
 # %% ../nbs/69_estimator.ipynb #e5710012
-# long: a parameter a line
 class ReconFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """An encoder as a transformer of scikit-learn: photos in, features out.
     It is fitted to nothing; `fit` opens the encoder and looks at the kind of photos."""

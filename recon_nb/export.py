@@ -153,7 +153,6 @@ def _find_source(source, revision): # the file, and what run.json says
     return _find_file(path, source) if path.is_dir() else (path, {})
 
 # %% ../nbs/60_export.ipynb #345e54d2
-# long: a kind of source after the other
 def load_pretrained(
     # a file of `export_encoder`, a run folder, a release's,
     # its `weights.safetensors`, a `GANRun`, or user/name on the Hugging Face Hub;

@@ -16,7 +16,6 @@ from .core import InputError,write_atomic
 from .state import TrainState
 
 # %% ../nbs/63_wandb.ipynb #bd630008
-# long: what it takes, and which moments it looks at
 class WandbHook:
     """A hook for `train_gan`: config, losses, scores on held-out photos and sample grids,
     for Weights & Biases."""
