@@ -22,7 +22,7 @@ from .encoder import stage_index
 from .export import load_pretrained
 from .features import encode,_hash_weights,_stage_sides
 from .machine import check_device
-from .photos import cut_photos,list_photos
+from .photos import cut_photos,list_photos,_ranges_for
 
 # %% ../nbs/69_estimator.ipynb #e5710009
 def _as_photos(X): # one entry a photo, none of them opened
@@ -39,14 +39,14 @@ def _as_photos(X): # one entry a photo, none of them opened
     return list_photos(X)
 
 # %% ../nbs/69_estimator.ipynb #e5710011
-_opened, _most = OrderedDict(), 4 # source and state of its files -> encoder, size, fingerprint
+_opened, _most = OrderedDict(), 4 # source and state of its files -> encoder, preprocessing, fingerprint
 
 def _state_of(source): # of the files behind a name: changes whenever they do
     path = Path(source).expanduser()
     files = sorted(path.glob('*.safetensors')) if path.is_dir() else [path]
     return tuple((f.name, f.stat().st_mtime_ns) for f in files if f.is_file())
 
-def _open(source): # -> encoder, size, fingerprint
+def _open(source): # -> encoder, preprocessing, fingerprint
     if source is None:
         raise InputError("which encoder? Give run=, such as ReconFeatures('runs/quick-001').")
     named = isinstance(source, (str, os.PathLike))
@@ -55,7 +55,7 @@ def _open(source): # -> encoder, size, fingerprint
         p = load_pretrained(source)
         h = hashlib.blake2b(digest_size=8)
         _hash_weights(h, p.encoder)
-        found = p.encoder, p.preprocess.size, h.hexdigest()
+        found = p.encoder, p.preprocess, h.hexdigest()
         if not named: return found
         _opened[key] = found
         while len(_opened) > _most: _opened.popitem(last=False)
@@ -72,11 +72,13 @@ class ReconFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         *,
         side:int=1, # places along a side of each map: 1 averages over all, None leaves all
         size:int|None=None, # side that photos are cut to, in pixels; the run's own if not given
+        # of photos of more than 8 bits: (low, high), black and white; the run's own if not given
+        window=None,
         bs:int=256, # photos at a time
         device=None, # cpu, cuda, mps; the best there is if not given
     ):
-        self.run,self.stage,self.side,self.size,self.bs = run,stage,side,size,bs
-        self.device = device
+        self.run,self.stage,self.side,self.size = run,stage,side,size
+        self.window,self.bs,self.device = window,bs,device
 
     def __sklearn_tags__(self): # what scikit-learn 1.6 and later ask
         tags = super().__sklearn_tags__()
@@ -96,13 +98,21 @@ def fit(self:ReconFeatures,
     enc, own, mark = _open(self.run)
     stages = self.stage if isinstance(self.stage, (tuple, list)) else (self.stage,)
     at = [stage_index(enc, s) for s in stages]
-    sides = [_stage_sides(enc, self.size or own)[i] for i in at]
+    sides = [_stage_sides(enc, self.size or own.size)[i] for i in at]
     if self.side is not None: sides = [min(s, self.side) for s in sides]
     self.stages_, self.weights_ = tuple(stages), mark
     self._n_features_out = sum(enc.channels[i]*s*s for i,s in zip(at, sides))
     return self
 
 # %% ../nbs/69_estimator.ipynb #e5710033
+def _check_ranges(ranges): # found in some photos, they would be others in the next
+    found = {k: v for k,v in ranges.met.items() if ranges._known(k) is None}
+    if not found: return
+    kind, (low, high) = next(iter(found.items()))
+    raise InputError(f"these photos have more than 8 bits ({', '.join(found)}): those of training "
+                     "and those of later need one range. Give it, such as "
+                     f"window=({low:g}, {high:g}), what these {kind} have.")
+
 @patch
 def transform(self:ReconFeatures,
     X, # as for `fit`
@@ -113,7 +123,10 @@ def transform(self:ReconFeatures,
     if mark != self.weights_:
         raise InputError(f"the encoder of {self.run} has changed since this was fitted "
                          "(trained on?), and its features with it. Fit again.")
+    ranges, out = _ranges_for(images, self.window or own.window), []
     how = dict(stages=self.stages_, side=self.side, bs=self.bs, device=check_device(self.device))
-    cut = lambda i: cut_photos(images[i:i+1024], size=self.size or own)
-    parts = [encode(enc, cut(i), remember=False, **how) for i in range(0, len(images), 1024)]
-    return np.concatenate([p.numpy() for p in parts])
+    for i in range(0, len(images), 1024):
+        photos = cut_photos(images[i:i+1024], size=self.size or own.size, window=ranges)
+        _check_ranges(ranges)
+        out.append(encode(enc, photos, remember=False, **how).numpy())
+    return np.concatenate(out)

@@ -108,3 +108,17 @@ def test_another_encoder_under_the_same_name(step, run):
     finally: path.write_bytes(kept)
     for run_, stage, says in ((None, -1, 'which encoder'), ('nowhere', -1, 'nowhere'), (str(run.dir), 9, 'stage')):
         with pytest.raises(InputError, match=says): ReconFeatures(run_, stage).fit(X)
+
+
+def test_photos_of_more_than_8_bits_need_one_range(step, tmp_path):
+    "Found in each batch anew, it would be one for training and another for what comes later."
+    paths = []
+    for i, top in enumerate((1000, 4000)):
+        Image.fromarray(np.linspace(0, top, 1600).reshape(40, 40).astype(np.uint16)).save(tmp_path/f'{i}.png'); paths.append(tmp_path/f'{i}.png')
+    step.fit(paths)
+    with warnings.catch_warnings(), pytest.raises(InputError, match=r'more than 8 bits .*window=\('):
+        warnings.simplefilter('ignore')
+        step.transform(paths)
+    step.set_params(window=(0, 4095)).fit(paths)
+    alone, both = step.transform(paths[:1]), step.transform(paths)
+    np.testing.assert_allclose(alone[0], both[0], atol=1e-5)
