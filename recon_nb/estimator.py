@@ -39,7 +39,8 @@ def _as_photos(X): # one entry a photo, none of them opened
     return list_photos(X)
 
 # %% ../nbs/69_estimator.ipynb #e5710011
-_opened, _most = OrderedDict(), 4 # source and state of its files -> encoder, preprocessing, fingerprint
+# source and state of its files -> encoder, preprocessing, fingerprint
+_opened, _most = OrderedDict(), 4
 
 def _state_of(source): # of the files behind a name: changes whenever they do
     path = Path(source).expanduser()
