@@ -18,6 +18,12 @@ _BLOCK = 1 << 20
 
 def _number(h): return int.from_bytes(h.digest(), 'little') or 1    # 0 means: not known
 
+def _hash_bytes(
+    data, # bytes
+)->int: # never 0
+    "A hash of bytes."
+    return _number(hashlib.blake2b(data, digest_size=8))
+
 def _hash_file(
     path, # of the photo
 )->int: # 0 if it can't be read

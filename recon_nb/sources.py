@@ -10,7 +10,7 @@ __all__ = []
 # %% ../nbs/09_sources.ipynb #3873f4ca
 import glob,os,warnings
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass,replace
 from io import BytesIO
 from pathlib import Path
 import numpy as np
@@ -25,14 +25,18 @@ class _Listing:
     "Photos, not opened yet, and what is known about them."
     items:object # a sequence: paths, or photos that are in memory or fetched one by one
     names:list # of each: its path below `root`, or its index as text
-    kind:str # where they come from, in words
+    kind:str # where they come from: folder, files, pattern, table, array, pictures, Dataset
+    name:str = '' # and which, in a word or two
     root:Path|None = None # where the names of files start; None: not files, or not all
     labels:object = None # of each: a name, a number or None; a function, if only reading tells
     classes:tuple|None = None # the names of labels that are numbers
     parts:list|None = None # of each: train, test, ...
-    seen:object = None # what the data was, for a message
 
     def __len__(self): return len(self.items)
+    def photo(self, i): # a path, an open file, a PIL image, or bytes (h, w, 3)
+        try: return _as_photo(self.items[i], floats=True)
+        except InputError as e:
+            raise InputError(f"photo {self.names[i]} of the {self.kind}: {e}") from None
 
 # %% ../nbs/09_sources.ipynb #6e67048b
 def _list_visible(
@@ -113,31 +117,37 @@ def _fixed(path): # the part of a pattern before its first star
 # %% ../nbs/09_sources.ipynb #91255896
 def _list_paths(
     paths, # of photos
-    kind:str, # where they come from, in words
-    **known, # labels and parts, as for `_Listing`
+    kind:str, # where they come from
+    **known, # what else is known, as for `_Listing`
 )->_Listing:
     "Files from anywhere, named below the folder that they have in common."
     paths = [Path(os.path.abspath(Path(p).expanduser())) for p in paths]
-    known = {k: v for k,v in known.items() if v is not None}
-    rows = list(zip(paths, *known.values()))
-    try: once = list(dict.fromkeys(rows))
-    except TypeError: once = rows # a label that can't be compared is refused later, by its name
-    if len(once) < len(rows):
-        warnings.warn(f"{len(rows)-len(once)} of {len(rows)} photos are given twice, such as "
-                      f"{_twice(rows).name}: each is taken once.", stacklevel=2)
-    paths, *rest = map(list, zip(*once))
     folders = {str(p.parent) for p in paths}
     try: root = Path(os.path.commonpath(folders))
     except ValueError: root = Path(paths[0].anchor) # on several drives
     names = [Path(os.path.relpath(p, root)).as_posix() if p.is_relative_to(root) else str(p)
              for p in paths]
-    return _Listing(paths, names, kind, root, **dict(zip(known, rest)))
+    return _Listing(paths, names, kind, root=root, **known)
 
-def _twice(rows): # the first path that comes again
-    seen = set()
-    return next(r[0] for r in rows if r in seen or seen.add(r))
+# %% ../nbs/09_sources.ipynb #f8cfb315
+def _take_once(
+    found:_Listing, # of files
+)->_Listing: # without those that were there already, under the same label
+    "Each file once. Says how many were given twice."
+    labels, parts = (x if x is not None else [None]*len(found)
+                     for x in (found.labels, found.parts))
+    rows, first = [*zip(found.names, map(str, labels), map(str, parts))], {}
+    for i,row in enumerate(rows): first.setdefault(row, i)
+    keep = sorted(first.values())
+    if len(keep) == len(rows): return found
+    again = next(row[0] for i,row in enumerate(rows) if first[row] != i)
+    warnings.warn(f"{len(rows)-len(keep)} of {len(rows)} photos are given twice, such as {again}: "
+                  "each is taken once.", stacklevel=4)
+    some = {k: [v[i] for i in keep] for k,v in vars(found).items()
+            if k in ('items', 'names', 'labels', 'parts') and v is not None}
+    return replace(found, **some)
 
-# %% ../nbs/09_sources.ipynb #8dce8e07
+# %% ../nbs/09_sources.ipynb #2e70326d
 def _is_array(data): return hasattr(data, 'shape') and hasattr(data, 'dtype')
 
 def _to_numpy(data):
@@ -158,7 +168,7 @@ def _axes(shape):
     if len(shape) == 4: return [k for k,axis in (('last',3), ('first',1)) if shape[axis] in (1,3)]
     return ['grey']*(len(shape) == 3)
 
-# %% ../nbs/09_sources.ipynb #34c42e1a
+# %% ../nbs/09_sources.ipynb #ae57f055
 def _photo_array(
     data, # an array or a tensor of photos
 )->np.ndarray: # bytes (n, h, w, 3), a view where that is possible
@@ -183,7 +193,7 @@ def _photo_array(
     if axes == ['first']: a = a.transpose(0, 2, 3, 1)
     return np.broadcast_to(a, (*a.shape[:3], 3))
 
-# %% ../nbs/09_sources.ipynb #e01e8ee8
+# %% ../nbs/09_sources.ipynb #6836967f
 def _one_array(
     x, # an array or a tensor: (h, w), (h, w, 3), (3, h, w), or with 1 for 3
     *,
@@ -209,7 +219,7 @@ def _bytes_of_floats(x, given):
                          "leave Normalize out of the transform, or undo it: (x*std+mean).clip(0, 1).")
     return np.rint(255*x).astype(np.uint8)
 
-# %% ../nbs/09_sources.ipynb #74d021d4
+# %% ../nbs/09_sources.ipynb #350bd8d7
 def _as_photo(
     x, # one photo as people have it
     *,
@@ -225,7 +235,17 @@ def _as_photo(
     raise InputError(f"a {type(x).__name__} is not a photo: give a path, a PIL image, or uint8 "
                      "arrays (h, w, 3). One with another name: Image.open(file).")
 
-# %% ../nbs/09_sources.ipynb #7089bda1
+# %% ../nbs/09_sources.ipynb #2aa94203
+class _Fetched:
+    "Photos that are fetched one by one, each time they are asked for."
+    def __init__(self, items): self.items = items
+    def __len__(self): return len(self.items)
+    def __getitem__(self, i):
+        if isinstance(i, slice): return [self[j] for j in range(*i.indices(len(self)))]
+        if not 0 <= i < len(self): raise IndexError(i) # so that a loop ends
+        return _as_photo(self.items[i], floats=True)
+
+# %% ../nbs/09_sources.ipynb #ad1708e8
 class _DatasetPhotos:
     "The photos of a map-style Dataset, fetched one by one; the labels are noted on the way."
     def __init__(self, data): self.data, self.noted = data, {}
@@ -247,7 +267,7 @@ def _split_item(item): # a photo, and its label or None
     if isinstance(item, (tuple, list)): return item[0], item[1] if len(item) > 1 else None
     return item, None
 
-# %% ../nbs/09_sources.ipynb #5c93b5bc
+# %% ../nbs/09_sources.ipynb #65a7ef85
 def _is_dataset(data):
     "Has it a length and items, and is it none of the things that Python itself has?"
     own = str, bytes, list, tuple, dict, set, frozenset, range, Image.Image
@@ -266,22 +286,27 @@ def _list_dataset(data):
                       "bytes as they are leave ToTensor out of its transform.", stacklevel=3)
     names = getattr(data, 'classes', None)
     known = tuple(names) if isinstance(names, (list, tuple)) else None
-    return _Listing(photos, [str(i) for i in range(len(data))], name, labels=photos.labels,
-                    classes=known, seen=data)
+    return _Listing(photos, [str(i) for i in range(len(data))], 'Dataset', name,
+                    labels=photos.labels, classes=known)
 
-# %% ../nbs/09_sources.ipynb #59e2e752
+# %% ../nbs/09_sources.ipynb #02487744
 def _list_table(table:_Table)->_Listing:
     "The photos of a table."
     files = [isinstance(p, (str, os.PathLike)) for p in table.photos] if isinstance(
         table.photos, list) else [False]
-    known = dict(labels=table.labels, parts=table.parts)
+    known = dict(labels=table.labels, parts=table.parts, classes=table.classes, name=table.name)
     if files and all(files):
         paths = [table.root/Path(p).expanduser() for p in table.photos]
-        found = _list_paths(paths, table.name, **known)
-        found.classes = table.classes
-        return found
-    names = [str(i) for i in range(len(table.photos))]
-    return _Listing(table.photos, names, table.name, classes=table.classes, **known)
+        _check_there(paths, table)
+        return _list_paths(paths, 'table', **known)
+    return _Listing(table.photos, [str(i) for i in range(len(table.photos))], 'table', **known)
+
+def _check_there(paths, table):
+    gone = [p for p in paths if not p.exists()]
+    if 2*len(gone) <= len(paths): return
+    raise InputError(f"{len(gone)} of {len(paths)} photos of the table {table.name} are not there, "
+                     f"such as {gone[0]}. Relative paths are looked for in {table.root}; if they "
+                     "start elsewhere, give root='FOLDER'.")
 
 def _list_dict(data): # a DatasetDict, or nothing that is known
     parts = ', '.join(map(repr, data))
@@ -293,7 +318,7 @@ def _list_dict(data): # a DatasetDict, or nothing that is known
     raise InputError(f"data is a {type(data).__name__} of {parts or 'nothing'}: choose one, "
                      f"data[{next(iter(data), 'train')!r}].")
 
-# %% ../nbs/09_sources.ipynb #0996b4fc
+# %% ../nbs/09_sources.ipynb #026cf786
 def _list_sequence(data, suffixes): # a list of paths, pictures, arrays
     if not data: raise InputError("no photos were given: the list is empty.")
     if all(isinstance(x, (str, os.PathLike)) for x in data):
@@ -317,7 +342,7 @@ def _list_iterator(data, suffixes): # such as Path.glob gives
     raise InputError(f"a generator of {type(first).__name__} runs once, and forwards only: give "
                      "list(data), or [next(data) for _ in range(10_000)] of one without an end.")
 
-# %% ../nbs/09_sources.ipynb #4320f197
+# %% ../nbs/09_sources.ipynb #00fbacce
 def _refuse(data):
     "Say which line would make photos of it."
     name = type(data).__name__
@@ -336,7 +361,7 @@ def _refuse_text(text): # what is no path, whatever is done to it
                          f"curl -LO {text}, then give the file or the folder.")
     if not text: raise InputError("data is an empty text: give a folder, such as 'photos'.")
 
-# %% ../nbs/09_sources.ipynb #f648e7ef
+# %% ../nbs/09_sources.ipynb #71395faf
 def _list_path(data, suffixes, root=None):
     _refuse_text(str(data) if isinstance(data, str) else str(os.fspath(data)))
     path = Path(data).expanduser()
@@ -348,10 +373,11 @@ def _list_path(data, suffixes, root=None):
         raise InputError(f"{data} is not a photo: there is no such file, nor a folder.")
     found = _expand(data, suffixes)
     if not found: raise InputError(f"no photo in {data}: photos end in {' '.join(suffixes)}.")
-    kind = path.resolve().name or str(path)
-    return _list_paths(found, kind if path.exists() else str(data))
+    if not path.exists(): return _list_paths(found, 'pattern', name=str(data))
+    kind = 'folder' if path.is_dir() else 'file'
+    return _list_paths(found, kind, name=path.resolve().name)
 
-# %% ../nbs/09_sources.ipynb #6196aa6f
+# %% ../nbs/09_sources.ipynb #6ee72aa9
 def _list_source(
     data, # photos as people have them; `how_to/own_photos` has the table
     suffixes:tuple, # what photos end in
