@@ -199,14 +199,17 @@ def load_photos(
     Unlabelled photos of a labelled set have label -1. Warns of skipped files."""
     _check_geometry(size, cuts, workers)
     how = dict(size=size, cuts=cuts, workers=workers, progress=progress)
-    photos = _load(data, root, how)[0]
-    if lost := photos.skipped:
-        warnings.warn(f"skipped {len(lost)} of {len(photos)+len(lost)} photos: "
-                      f"{_list_skipped(lost)}", stacklevel=2)
+    return _say_skipped(_load(data, root, how)[0])
+
+def _say_skipped(photos):
+    "Warn of what was left out; returns the photos."
+    lost = photos.skipped
+    if lost: warnings.warn(f"skipped {len(lost)} of {len(photos)+len(lost)} photos: "
+                           f"{_list_skipped(lost)}", stacklevel=3)
     return photos
 
-# %% ../nbs/14_data.ipynb #2475ecf4
-def _load(data, root, how): # `Photos`, and what each photo is for, or None
+# %% ../nbs/14_data.ipynb #6bd622c1
+def _load(data, root, how, check=lambda found: None): # `Photos`, and what each photo is for, or None
     text = isinstance(data, (str, os.PathLike))
     if isinstance(data, str) and data in SETS: return SETS[data](root=root, **how), None
     path = Path(data).expanduser() if text else Path()
@@ -216,7 +219,9 @@ def _load(data, root, how): # `Photos`, and what each photo is for, or None
                          "not with other data of your own.")
     if text and path.is_dir(): return _load_folder(data, **how), None
     if isinstance(data, str) and not path.exists(): _check_text(data)
-    return _read_listing(_list_source(data, _PHOTO_SUFFIXES, root=root), **how)
+    found = _list_source(data, _PHOTO_SUFFIXES, root=root)
+    check(found) # before a photo is read
+    return _read_listing(found, **how)
 
 def _check_text(data): # that is no path that exists
     _refuse_text(data)

@@ -279,7 +279,7 @@ def _list_dataset(data):
     name = type(data).__name__
     if not len(data): raise InputError(f"the Dataset {name} is empty: there is no photo in it.")
     photos = _DatasetPhotos(data)
-    first, _ = _split_item(data[0])
+    first, label = _split_item(data[0])
     _as_photo(first, floats=True) # what it is, is asked before the work
     if _is_array(first) and 'float' in str(first.dtype):
         warnings.warn(f"the Dataset {name} gives floats from 0 to 1: taken as white = 1. For "
@@ -287,7 +287,7 @@ def _list_dataset(data):
     names = getattr(data, 'classes', None)
     known = tuple(names) if isinstance(names, (list, tuple)) else None
     return _Listing(photos, [str(i) for i in range(len(data))], 'Dataset', name,
-                    labels=photos.labels, classes=known)
+                    labels=None if label is None else photos.labels, classes=known)
 
 # %% ../nbs/09_sources.ipynb #02487744
 def _list_table(table:_Table)->_Listing:

@@ -139,7 +139,7 @@ def test_one_label_a_class(data):
     'a search where nothing is searched': ('chooses by itself', lambda d, r, tmp: ask(r, d, 'linear', search=True)),
     'search as it was spelled': ('search=True', lambda d, r, tmp: ask(r, d, 'finetune', recipe='search')),
     'no such set': ('cifar10', lambda d, r, tmp: ask(r, 'cifar11', 'knn')),
-    'no set at all': ('LabelledSet', lambda d, r, tmp: ask(r, d.train_x, 'knn')),
+    'no set at all': ('(photos, labels)', lambda d, r, tmp: ask(r, d.train_x, 'knn')),
     'an empty folder': ('no folders', lambda d, r, tmp: ask(r, tmp, 'knn')),
     'no test part': ('test/<class>', lambda d, r, tmp: ask(r, tree(tmp/'x', parts=('train',)), 'knn')),
     'labels missing': ('labels are missing', lambda d, r, tmp: ask(r, flat(tree(tmp/'x')), 'knn')),
