@@ -17,17 +17,16 @@ import numpy as np
 from PIL import Image
 from .columns import _TABLE_SUFFIXES,_is_table,_name_labels,_sort_classes
 from .core import InputError,check_name,progress_bar,sample_uniform
+from .decoding import Ranges,_PHOTO_SUFFIXES
 from .identity import _hash_bytes,_hash_file
-from .photos import (_PHOTO_SUFFIXES,Photos,_Cuts,_cut_photo,cache_rows,cut_files,open_rgb,
-                             _list_skipped,_strict_pillow,_why)
+from .photos import (Photos,_Cuts,_cut_one,cache_rows,cut_files,_list_skipped,
+                             _strict_pillow,_why)
 from .sets import PUBLISHED_SETS,_is_voc
 from .shapes import SHAPES,draw_shapes
 from .sources import (_Listing,_is_pattern,_list_source,_refuse_text,_take_once,_walk)
 
 # %% ../nbs/14_data.ipynb #336efe9e
-# pictures all the same: whoever has them must be told
-_unread = {'.heic', '.heif', '.avif', '.gif', '.jxl',
-           '.dng', '.cr2', '.cr3', '.nef', '.arw', '.raf', '.orf', '.rw2'}
+_unread = {'.jxl', '.dng', '.cr2', '.cr3', '.nef', '.arw', '.raf', '.orf', '.rw2'}
 
 def _list_photos(root):
     "The files below `root` that claim to be photos, sorted."
@@ -35,13 +34,13 @@ def _list_photos(root):
     photos = sorted(n for n in names
                     if n.endswith('/') or Path(n).suffix.lower() in _PHOTO_SUFFIXES)
     kinds = Counter(Path(n).suffix.lower() or 'without suffix' for n in names)
-    if photos and (left := ', '.join(f'{n} {k}' for k,n in kinds.most_common() if k in _unread)):
-        warnings.warn(f"left out: {left}. Such files are not read; "
-                      "convert them to jpg or png to have them, too.", stacklevel=4)
+    left = ', '.join(f'{n} {k}' for k,n in kinds.most_common() if k in _unread)
+    if photos and left: warnings.warn(f'left out: {left}', stacklevel=5)
     if photos: return photos
     found = ', '.join(f'{n} {k}' for k,n in kinds.most_common(5)) or 'nothing'
     raise InputError(f"no photo in {root}: it holds {found}. "
-                     f"Photos end in {' '.join(_PHOTO_SUFFIXES)}.")
+                     f"Photos end in {' '.join(_PHOTO_SUFFIXES)}."
+                     + (f' Left out: {left}' if left else ''))
 
 def _labels(names):
     """Each photo's class, which is its first folder, and the classes;
@@ -88,18 +87,19 @@ def _load_shapes(*, root, size, cuts, workers, progress):
                   held_out=np.arange(_shapes_parts[0]['n'], n), source='shapes')
 
 # %% ../nbs/14_data.ipynb #dbd8f5d5
-def _open_item(x):
-    "A photo that is a path, an open file, a PIL image or an array; and the hash of its file."
-    if isinstance(x, np.ndarray): return Image.fromarray(np.ascontiguousarray(x)), 0
-    if isinstance(x, Path): return open_rgb(x), _hash_file(x)
-    return open_rgb(x), _hash_bytes(x.getbuffer()) if isinstance(x, BytesIO) else 0
+def _file_id(x): # the hash of a photo's file, if it has one
+    if isinstance(x, Path): return _hash_file(x)
+    return _hash_bytes(x.getbuffer()) if isinstance(x, BytesIO) else 0
 
-def _cut_rows(found, *, size, cuts, workers, progress):
+def _deep(found): # what may have more than 8 bits, and can be asked before the work
+    return found.items if isinstance(found.items, list) and not any(
+        isinstance(x, np.ndarray) for x in found.items) else ()
+
+def _cut_rows(found, *, size, cuts, workers, progress, ranges, whole):
     "The rows of a listing, as `cache_rows` wants them."
     def cut(item):
-        try:
-            im, file_id = _open_item(item)
-            return _cut_photo(im, size=size, cuts=cuts, file_id=file_id)
+        try: return _cut_one(item, size=size, cuts=cuts, ranges=ranges, whole=whole,
+                             file_id=_file_id(item))
         except (OSError, ValueError) as e: return _why(e)
     block = 256 if isinstance(found.items, np.ndarray) else 16 # so many are open at a time
     with (_strict_pillow(),
@@ -114,11 +114,13 @@ def _cut_rows(found, *, size, cuts, workers, progress):
                 yield name, got
 
 # %% ../nbs/14_data.ipynb #d41a5024
-def _cut_items(found, *, size, cuts, workers, progress):
+def _cut_items(found, *, size, cuts, workers, progress, window, whole):
     "The cuts of a listing, in memory. Raises `InputError` if more than half are bad."
     out = {k: np.empty((len(found),size,size,3), dtype=np.uint8) for k in cuts}
     names, skipped, ids, sides = [], [], [], []
-    for name,got in _cut_rows(found, size=size, cuts=cuts, workers=workers, progress=progress):
+    ranges = Ranges(window, _deep(found))
+    for name,got in _cut_rows(found, size=size, cuts=cuts, workers=workers, progress=progress,
+                              ranges=ranges, whole=whole):
         if isinstance(got, str):
             skipped.append(dict(name=name, why=got))
             continue
@@ -126,11 +128,13 @@ def _cut_items(found, *, size, cuts, workers, progress):
         names.append(name)
         ids.append(got.ids)
         sides.append(got.side)
+    ranges.say(stacklevel=4)
     if 2*len(skipped) > len(found):
         raise InputError(f"{len(skipped)} of {len(found)} photos of the {found.kind} can't be "
                          f"read: {_list_skipped(skipped)}.")
     return dict(cuts={k: x[:len(names)] for k,x in out.items()}, names=names, skipped=skipped,
-                ids=np.array(ids, dtype=np.uint64), side=int(np.median(sides)))
+                ids=np.array(ids, dtype=np.uint64), side=int(np.median(sides)),
+                window={k: tuple(v) for k,v in ranges.met.items()})
 
 # %% ../nbs/14_data.ipynb #388a573f
 _part_words = {'train': 'train', 'training': 'train', 'test': 'test', 'testing': 'test',
@@ -194,34 +198,53 @@ def load_photos(
     root=None,
     workers:int|None=None, # threads that read; all cores if not given
     progress:bool=True, # show a bar, and say what the cache takes
+    # of photos of more than 8 bits: what becomes black and white, (low, high);
+    # or `photos.window` of others; found in the files if not given, and said
+    window=None,
+    whole:bool=False, # decode whole JPEGs only, however large: slower, the pixels of version 0.1
 )->Photos:
     """Photos as bytes, cut as asked; files are read once, then from the cache.
     Unlabelled photos of a labelled set have label -1. Warns of skipped files."""
     _check_geometry(size, cuts, workers)
     how = dict(size=size, cuts=cuts, workers=workers, progress=progress)
-    return _say_skipped(_load(data, root, how)[0])
+    return _say_skipped(_load(data, root, dict(how, window=window, whole=whole))[0])
 
 def _say_skipped(photos):
     "Warn of what was left out; returns the photos."
     lost = photos.skipped
     if lost: warnings.warn(f"skipped {len(lost)} of {len(photos)+len(lost)} photos: "
-                           f"{_list_skipped(lost)}", stacklevel=3)
+                           f"{_list_skipped(lost)}. The whole list: `photos.skipped`, or "
+                           "skipped.jsonl of a run.", stacklevel=3)
     return photos
 
 # %% ../nbs/14_data.ipynb #6bd622c1
-def _load(data, root, how, check=lambda found: None): # `Photos`, and what each photo is for, or None
+def _load(data, root, how, check=lambda found: None): # `Photos`, and what each is for, or None
     text = isinstance(data, (str, os.PathLike))
-    if isinstance(data, str) and data in SETS: return SETS[data](root=root, **how), None
     path = Path(data).expanduser() if text else Path()
+    if isinstance(data, str) and data in SETS: return _load_named(data, root, **how), None
     table = _is_table(data) or (text and path.suffix.lower() in _TABLE_SUFFIXES)
     if root is not None and not table:
         raise InputError(f"root= goes with a named set ({', '.join(SETS)}), or with a table; "
                          "not with other data of your own.")
-    if text and path.is_dir(): return _load_folder(data, **how), None
-    if isinstance(data, str) and not path.exists(): _check_text(data)
-    found = _list_source(data, _PHOTO_SUFFIXES, root=root)
-    check(found) # before a photo is read
-    return _read_listing(found, **how)
+    if text and path.is_dir(): found = _load_folder(data, **how), None
+    else:
+        if isinstance(data, str) and not path.exists(): _check_text(data)
+        listing = _list_source(data, _PHOTO_SUFFIXES, root=root)
+        check(listing) # before a photo is read
+        found = _read_listing(listing, **how)
+    _check_effect(how['window'], found[0])
+    return found
+
+def _load_named(data, root, window=None, whole=False, **how):
+    if window and not isinstance(window, dict): # others' ranges are for where they fit
+        raise InputError(f"window={window!r} has no effect: named sets have 8 bits.")
+    return SETS[data](root=root, **how)
+
+def _check_effect(window, photos):
+    "A range that was asked for must be one of some photo."
+    if isinstance(window, dict) or not window or photos.window: return
+    raise InputError(f"window={window!r} has no effect: none of the {len(photos)} photos "
+                     "has more than 8 bits. Leave it out.")
 
 def _check_text(data): # that is no path that exists
     _refuse_text(data)

@@ -99,12 +99,14 @@ def load_labelled(
     share:float=1., # of the shorter side: 1/3 shows the centre third only, enlarged
     workers:int|None=None, # threads that read; all cores if not given
     progress:bool=True, # show a bar while reading, say how the parts were made
+    window=None, # of photos of more than 8 bits: what becomes black and white, as in `load_photos`
 )->LabelledSet:
     "Images with classes, in two parts. Raises `InputError` if labels or classes are missing."
     if isinstance(data, LabelledSet): return _pass_on(data, size, share, split, name)
     if split is not None and not 0 < split < 1:
         raise InputError(f"split={split}; it is the share to test on, such as split=0.2.")
-    how = dict(size=size, cuts={'i_r': share}, workers=workers, progress=progress)
+    how = dict(size=size, cuts={'i_r': share}, workers=workers, progress=progress, window=window,
+               whole=False)
     parts, way = _read_parts(data, root, how)
     parts = [_drop_unlabelled(p) for p in parts]
     if len(parts) == 1: parts, way = _make_test(parts[0], split or 0.2, seed, progress)
@@ -189,6 +191,12 @@ def _choose_test(names, where):
 def _class_folders_of(p): # the folders that `load_photos` enters
     return [n for n in _list_visible(p) if (p/n).is_dir()] if p.is_dir() else []
 
+def _load_both(data, root, how):
+    "Two parts; what became white in the first becomes white in the second."
+    first = _say_skipped(_load(data[0], root, how, _check_labels)[0])
+    how = dict(how, window=first.window or how['window'])
+    return first, _say_skipped(_load(data[1], root, how, _check_labels)[0])
+
 def _load_parts(folder, train, test, how):
     "A folder of two parts with the same classes."
     classes = [_class_folders_of(folder/p) for p in (train, test)]
@@ -196,7 +204,7 @@ def _load_parts(folder, train, test, how):
         if lost := [c for c in other if c not in has]:
             raise InputError(f"{folder/part} has no folder {', '.join(lost[:5])}. "
                              "Every class must be in both parts.")
-    photos = [_say_skipped(_load(folder/p, None, how)[0]) for p in (train, test)]
+    photos = _load_both([folder/train, folder/test], None, how)
     for part,p in zip((train, test), photos):
         if p.labels is None:
             raise InputError(f"labels are missing: {folder/part} holds photos "
