@@ -18,7 +18,8 @@ from recon_nb.finetune import Recipe, paper_recipe
 from recon_nb.encoder import Encoder
 from recon_nb.labelled import DEV_SEED, LabelledSet, development_images, label_subset, load_labelled
 from recon_nb.online import OnlineProbe
-from recon_nb.probing import _fingerprint_photos, _pack_bits, _pack_shares, search_recipe, unpack_bits, unpack_shares
+from recon_nb.identity import _fingerprint_photos
+from recon_nb.probing import _pack_bits, _pack_shares, search_recipe, unpack_bits, unpack_shares
 from recon_nb.classification import MODES, Classification, probe
 from recon_nb.run import GANRun
 from recon_nb.training import train_gan
