@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from .columns import _TABLE_SUFFIXES,_is_table,_name_labels,_sort_classes
 from .core import InputError,check_name,progress_bar,sample_uniform
-from .decoding import Ranges,_PHOTO_SUFFIXES
+from .decoding import _PHOTO_SUFFIXES,_say_unread,Ranges
 from .identity import _hash_bytes,_hash_file
 from .photos import (Photos,_Cuts,_cut_one,cache_rows,cut_files,_list_skipped,
                              _strict_pillow,_why)
@@ -26,15 +26,13 @@ from .shapes import SHAPES,draw_shapes
 from .sources import (_Listing,_is_pattern,_list_source,_refuse_text,_take_once,_walk)
 
 # %% ../nbs/14_data.ipynb #336efe9e
-_unread = {'.jxl', '.dng', '.cr2', '.cr3', '.nef', '.arw', '.raf', '.orf', '.rw2'}
-
 def _list_photos(root):
     "The files below `root` that claim to be photos, sorted."
     names = list(_walk(root))
     photos = sorted(n for n in names
                     if n.endswith('/') or Path(n).suffix.lower() in _PHOTO_SUFFIXES)
     kinds = Counter(Path(n).suffix.lower() or 'without suffix' for n in names)
-    left = ', '.join(f'{n} {k}' for k,n in kinds.most_common() if k in _unread)
+    left = _say_unread(names)
     if photos and left: warnings.warn(f'left out: {left}', stacklevel=5)
     if photos: return photos
     found = ', '.join(f'{n} {k}' for k,n in kinds.most_common(5)) or 'nothing'

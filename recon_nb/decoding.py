@@ -7,8 +7,9 @@ Docs: https://recon-nb.github.io/recon_nb/decoding.html.md"""
 # %% auto #0
 __all__ = ['open_picture', 'Ranges']
 
-# %% ../nbs/07_decoding.ipynb #45c5c932
+# %% ../nbs/07_decoding.ipynb #127562bc
 import math,os,re,struct,sys,warnings
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager,nullcontext,suppress
 from importlib.util import find_spec
@@ -41,7 +42,7 @@ def _formats_for(head):
     if 'HEIF' not in Image.OPEN: register_heif_opener()
     return (*_formats, 'HEIF')
 
-# %% ../nbs/07_decoding.ipynb #07521a8e
+# %% ../nbs/07_decoding.ipynb #9ee07e76
 _LINES = { # what it is -> (the line that makes photos of it, what must be imported for it)
     'an array of NumPy': (
         "Image.fromarray(np.load({src!r})).save('{stem}.tif')",
@@ -58,7 +59,6 @@ _LINES = { # what it is -> (the line that makes photos of it, what must be impor
     'numbers': (
         "tifffile.imwrite('{stem}-2.tif', tifffile.imread({src!r}).astype('{dtype}'))",
         'import tifffile')}
-_UNREAD = {'.npy': 'an array of NumPy', '.dcm': 'DICOM', '.dicom': 'DICOM'}
 
 # %% ../nbs/07_decoding.ipynb #ca071904
 def _convert_line(
@@ -73,6 +73,26 @@ def _convert_line(
 
 def _refuse(what, kind, name, **how):
     return OSError(f"{what}, not read; make photos of it: {_convert_line(kind, name, **how)}")
+
+# %% ../nbs/07_decoding.ipynb #8560a990
+_PICTURES = {'.npy': 'an array of NumPy', '.dcm': 'DICOM', **dict.fromkeys(
+    '.jxl .jp2 .psd .dng .cr2 .cr3 .nef .arw .raf .orf .rw2'.split(), '')}
+
+def _say_unread(
+    names:list, # of files
+)->str: # empty, if there is none
+    "Which files are pictures all the same and are not read, and what makes photos of them."
+    ends = {n: Path(n).suffix.lower() for n in names}
+    heif = set() if '.heic' in _PHOTO_SUFFIXES else {*_HEIF}
+    left = {n: e for n,e in ends.items() if e in _PICTURES or e in heif}
+    said = []
+    for end,n in Counter(left.values()).most_common():
+        how = "pip install 'recon_nb[heic]' reads them"
+        if end not in heif:
+            kind, one = _PICTURES[end], next(n for n,e in left.items() if e == end)
+            how = _convert_line(kind, one) if kind else 'converted to jpg, png or tif, they are read'
+        said.append(f'{n} {end} ({how})')
+    return '; '.join(said)
 
 # %% ../nbs/07_decoding.ipynb #7774f9c1
 _colours = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}    # a TIFF's photometry -> its bands of color

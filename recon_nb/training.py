@@ -21,6 +21,7 @@ from .core import InputError,describe_machine,duration,_megabytes,write_atomic
 from .cost import estimate_cost
 from .columns import _is_table
 from .data import SETS,load_photos,split_photos
+from .decoding import Ranges
 from .devices import _end_together,_main_first,make_accelerator,_on_main
 from .machine import fork_random
 from .encoder import _encoder_choices
@@ -40,6 +41,9 @@ from .trainer import fit,restore
 # how long, and how the machine computes: not what is computed
 _may_change = 'epochs', 'precision', 'compile', 'fused'
 
+def _same_window(kept, given): # whether a run's ranges are the one that is given
+    return bool(given) and {*Ranges(kept).given.values()} == {*Ranges(given).given.values()}
+
 def _read_config(run_dir):
     path = Path(run_dir).expanduser()/'config.json'
     if not path.parent.is_dir():
@@ -50,6 +54,7 @@ def _read_config(run_dir):
 
 def _resumed_config(run_dir, overrides, *, seed, preset):
     cfg = _read_config(run_dir)
+    if _same_window(cfg.window, overrides.get('window')): del overrides['window']
     new = with_overrides(cfg, **overrides)
     changed = {k for k,v in asdict(new).items() if v != getattr(cfg, k)} - {*_may_change}
     changed |= {k for k,v in dict(seed=seed, preset=preset).items()
@@ -64,6 +69,7 @@ def _resumed_config(run_dir, overrides, *, seed, preset):
 def _choose_config(overrides, *, run_dir, resume, seed, preset):
     if overrides.get('teacher'): # as the config keeps it
         overrides['teacher'] = str(Path(overrides['teacher']).expanduser().resolve())
+    if overrides.get('window'): overrides['window'] = Ranges(overrides['window']).text
     if not resume: return get_preset(preset or 'quick', seed=seed or 0, **overrides)
     if run_dir is None:
         raise InputError("resume=True needs run_dir=, the folder of the run to go on with.")
@@ -73,6 +79,14 @@ def _check_held_out(photos, overrides):
     if photos.held_out is not None and overrides.get('valid') is not None:
         raise InputError(f"valid={overrides['valid']:g} has no effect: {photos.source} has a "
                          "held-out part of its own. Leave it out.")
+
+# %% ../nbs/59_training.ipynb #7ff9e8d2
+def _how_to_read(cfg, known): # what an earlier start of the run decided
+    # version 0.1 took all 16 bits for used, and decoded all of each JPEG
+    old = bool(known) and 'reading' not in known
+    kinds = [f'{f} uint16{c}' for f in ('TIFF', 'PNG') for c in ('', ' color')]
+    given = cfg.window if not known else Ranges(cfg.window).given
+    return dict(window=dict.fromkeys(kinds, (0, 65535)) if old else given, whole=old)
 
 # %% ../nbs/59_training.ipynb #7ff9e8d1
 _given = dict(array='an array', files='a list of files', pictures='pictures in memory',
@@ -156,7 +170,9 @@ def train_gan(
     _on_main(acc, lambda: _check_place(run_dir, cfg, resume=resume))
     with fork_random(acc.device):
         photos = _main_first(acc, lambda: load_photos(
-            data, root=root, size=cfg.size, cuts=make_task(cfg).cuts, progress=progress))
+            data, root=root, size=cfg.size, cuts=make_task(cfg).cuts, progress=progress,
+            **_how_to_read(cfg, known)))
+        cfg = replace(cfg, window=Ranges(photos.window).text)
         _check_held_out(photos, overrides)
         train,valid = split_photos(photos, valid=cfg.valid, seed=cfg.seed)
         with _own_folder(acc, run_dir, cfg, resume=resume) as run_dir:
@@ -203,7 +219,7 @@ def _info(st, root, plugins):
     return dict(photos=st.photos.source, **named, train=len(st.train), held_out=len(st.valid),
                 skipped=len(st.photos.skipped), bs=st.bs, **place, **noted,
                 trivial=score_predictors(st),
-                machine=describe_machine(), device=str(st.acc.device),
+                reading=2, machine=describe_machine(), device=str(st.acc.device),
                 processes=st.acc.num_processes)
 
 # %% ../nbs/59_training.ipynb #7a3c0eaf
@@ -249,7 +265,12 @@ def _announce(st):
             f'about {duration(seconds)} and {_megabytes(memory)} on {st.acc.device}')
     differ = [f'differs from {st.cfg.preset}: {k} {a} -> {b}'
               for k,(a,b) in deviations(st.cfg).items()]
-    return '\n  '.join([plan, _say_shares(st), *_say_small(st), *differ])
+    return '\n  '.join([plan, _say_shares(st), *_say_small(st), *_say_reading(st), *differ])
+
+def _say_reading(st): # what was decided about the photos, and what was left out
+    if st.cfg.window: yield f'black and white of photos of more than 8 bits: {st.cfg.window}'
+    if st.photos.skipped:
+        yield f"{len(st.photos.skipped)} files were skipped: {st.run_dir/'skipped.jsonl'}"
 
 def _say_shares(st): # of the photos in an epoch, of a picture's area
     index = _choose_evenly(st.train, 64)
@@ -258,7 +279,7 @@ def _say_shares(st): # of the photos in an epoch, of a picture's area
     if not out: return f'each photo once an epoch; {seen}'
     return f'{out} of {len(st.train)} photos sit out of each epoch, others each time; {seen}'
 
-# %% ../nbs/59_training.ipynb #c5f37766
+# %% ../nbs/59_training.ipynb #75ac112c
 _few_updates, _few_photos = 300, 1000
 
 def _say_small(st): # what will make a result poor, and what to do about it
