@@ -10,7 +10,6 @@ __all__ = []
 # %% ../nbs/08_columns.ipynb #cae4c3f0
 import math,os
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from .core import InputError
 

@@ -1,4 +1,4 @@
-"""Photos as people have them in, `Photos` out: one call for a name, a folder, files, a table, an array, a Dataset (§2.4).
+"""Photos as people have them in, `Photos` out: one call for whatever that is (§2.4).
 
 Docs: https://recon-nb.github.io/recon_nb/data.html.md"""
 
@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 import numpy as np
-from PIL import Image
 from .columns import _TABLE_SUFFIXES,_is_table,_name_labels,_sort_classes
 from .core import InputError,check_name,progress_bar,sample_uniform
 from .decoding import _PHOTO_SUFFIXES,_say_unread,Ranges
@@ -233,6 +232,7 @@ def _load(data, root, how, check=lambda found: None): # `Photos`, and what each 
     _check_effect(how['window'], found[0])
     return found
 
+# %% ../nbs/14_data.ipynb #1b05d707
 def _load_named(data, root, window=None, whole=False, **how):
     if window and not isinstance(window, dict): # others' ranges are for where they fit
         raise InputError(f"window={window!r} has no effect: named sets have 8 bits.")
@@ -244,6 +244,7 @@ def _check_effect(window, photos):
     raise InputError(f"window={window!r} has no effect: none of the {len(photos)} photos "
                      "has more than 8 bits. Leave it out.")
 
+# %% ../nbs/14_data.ipynb #2d0824ba
 def _check_text(data): # that is no path that exists
     _refuse_text(data)
     if _is_pattern(data): return

@@ -1,4 +1,4 @@
-"""A photo is known by what is in it, never by its name or its place: hashes of its file, its pixels and its look.
+"""A photo is known by what is in it, never by its name or its place.
 
 Docs: https://recon-nb.github.io/recon_nb/identity.html.md"""
 
@@ -9,7 +9,6 @@ __all__ = []
 
 # %% ../nbs/06_identity.ipynb #c53c29cc
 import hashlib
-from pathlib import Path
 import numpy as np
 from PIL import Image
 

@@ -23,6 +23,7 @@ from .photos import _PHOTO_SUFFIXES
 from .sources import _list_source,_list_visible
 
 # %% ../nbs/15_labelled.ipynb #5334da36
+# long: one class, its fields a line each
 @dataclass(frozen=True, eq=False, repr=False)
 class LabelledSet:
     """Images with classes, to train on and to test on.
@@ -115,6 +116,7 @@ def load_labelled(
                          "own. Leave it out.")
     return _warn_doubles(_join(parts, name or parts[0].name, way))
 
+# %% ../nbs/15_labelled.ipynb #ebb69c2d
 def _pass_on(data, size, share, split, name):
     if data.size != size or share != 1 or split is not None:
         raise InputError(f"{data!r} is asked for at {size} px, share {share:g}"
@@ -142,6 +144,7 @@ def _part_of(photos, name=None):
     return _Part(photos.cuts['i_r'], labels, photos.content_ids(), photos.names,
                  photos.classes, name or photos.name or photos.source)
 
+# %% ../nbs/15_labelled.ipynb #c55a7950
 def _refuse_unlabelled(kind, title): # and say what to do about it
     lines = {
         'folder': "photos lie outside class folders; expected <class>/<photo>, or a table: "
@@ -191,6 +194,7 @@ def _choose_test(names, where):
 def _class_folders_of(p): # the folders that `load_photos` enters
     return [n for n in _list_visible(p) if (p/n).is_dir()] if p.is_dir() else []
 
+# %% ../nbs/15_labelled.ipynb #c48ffe92
 def _load_both(data, root, how):
     "Two parts; what became white in the first becomes white in the second."
     first = _say_skipped(_load(data[0], root, how, _check_labels)[0])
@@ -300,6 +304,7 @@ def _read_parts(data, root, how):
                          "((x, y), (test_x, test_y)).")
     return _load_one(data, root, how), 'own'
 
+# %% ../nbs/15_labelled.ipynb #ee9bdaf1
 def _pair_of_dict(data): # of train and test; of one part alone that one
     test = _choose_test(data, 'the dict')
     if 'train' in data: return (data['train'], data[test]) if test else data['train']

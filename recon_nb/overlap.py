@@ -1,4 +1,4 @@
-"""Photos that are in two sets: in train and in test, or in a pretraining and in the test that judges it.
+"""Photos that are in two sets: in train and in test, or in a pretraining and in its test.
 
 Docs: https://recon-nb.github.io/recon_nb/overlap.html.md"""
 
@@ -96,6 +96,7 @@ def _pairs(b, a, near):
     more = alike[~np.isin(alike[:,0], same)]
     return np.concatenate([exact, more]), len(more)
 
+# %% ../nbs/16_overlap.ipynb #a52c6a50
 def _sentence(b, a, pairs, alike):
     if not len(pairs): return ''
     i,j = pairs[0]
@@ -104,7 +105,8 @@ def _sentence(b, a, pairs, alike):
              'test': 'are among those to test on'}[a.name]
     some = f' ({alike} of them alike, not equal)' if alike else ''
     other = f' = {a.called(j)}' if a.names else ''
-    return f"{len(pairs)} of {len(b.ids)} {b.name} photos {where}{some}, such as {b.called(i)}{other}"
+    return (f"{len(pairs)} of {len(b.ids)} {b.name} photos {where}{some}, "
+            f"such as {b.called(i)}{other}")
 
 # %% ../nbs/16_overlap.ipynb #14569906
 def overlap(
@@ -113,7 +115,7 @@ def overlap(
     # the same; without it, the two parts of the labelled set `a` are compared
     b=None,
     *,
-    near:bool=False, # also photos that look alike: copies made smaller, brighter, or of less quality
+    near:bool=False, # also photos that look alike: copies made smaller, brighter, or worse
 )->Overlap: # prints as sentences
     """Which photos of `b` are in `a`, too: by file, by pixels, and if asked by their look.
     Raises `InputError` if that can't be known."""

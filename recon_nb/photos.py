@@ -444,7 +444,6 @@ def cut_files(
     root = Path(root).resolve() if listed else _check_root(root)
     files = [_stat_photo(root, n) for n in names]
     ranges = Ranges(window, [root/f[0] for f in files if len(f) > 2 and _may_be_deep(f[0])])
-    said = []
     rows = _read_files(root, files, size=size, cuts=cuts, workers=workers, progress=progress,
                        ranges=ranges, whole=whole)
     found = cache_rows((str(root), files, *_reading_of(files, ranges, whole)), rows,

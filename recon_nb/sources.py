@@ -1,4 +1,4 @@
-"""Photos as people have them, as one list: files, folders, patterns, tables, arrays, pictures, Datasets.
+"""Photos as people have them, as one list: files, tables, arrays, pictures, Datasets.
 
 Docs: https://recon-nb.github.io/recon_nb/sources.html.md"""
 
@@ -216,7 +216,8 @@ def _bytes_of_floats(x, given):
     low, high = float(x.min()), float(x.max())
     if not (0 <= low and high <= 1):
         raise InputError(f"{given}. Its values run from {low:.3g} to {high:.3g}, not from 0 to 1: "
-                         "leave Normalize out of the transform, or undo it: (x*std+mean).clip(0, 1).")
+                         "leave Normalize out of the transform, or undo it: "
+                         "(x*std+mean).clip(0, 1).")
     return np.rint(255*x).astype(np.uint8)
 
 # %% ../nbs/09_sources.ipynb #350bd8d7

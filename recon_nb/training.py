@@ -109,6 +109,7 @@ def _name_data(data): # what the config remembers: a name, a full path or patter
     if path.exists(): return str(path.resolve())
     return os.path.abspath(path) if _is_pattern(str(data)) else str(data)
 
+# %% ../nbs/59_training.ipynb #98576efe
 def _remember_data(cfg, data): # the config, and what to load
     # a moved folder is remembered at its new place
     if data is not None: return replace(cfg, data=_name_data(data)), data
