@@ -218,6 +218,7 @@ def _say_skipped(photos):
 def _load(data, root, how, check=lambda found: None): # `Photos`, and what each is for, or None
     text = isinstance(data, (str, os.PathLike))
     path = Path(data).expanduser() if text else Path()
+    if isinstance(data, str): _refuse_text(data)
     if isinstance(data, str) and data in SETS: return _load_named(data, root, **how), None
     table = _is_table(data) or (text and path.suffix.lower() in _TABLE_SUFFIXES)
     if root is not None and not table:
@@ -246,7 +247,6 @@ def _check_effect(window, photos):
 
 # %% ../nbs/14_data.ipynb #2d0824ba
 def _check_text(data): # that is no path that exists
-    _refuse_text(data)
     if _is_pattern(data): return
     hub = (f" A set of the Hugging Face hub: datasets.load_dataset({data!r}, split='train')."
            if data.count('/') == 1 and data[0] not in '/.~' and '.' not in data else '')

@@ -263,8 +263,9 @@ def _is_pair(data): return isinstance(data, (tuple, list)) and len(data) == 2
 def _labels_of(y):
     "Labels as a list, or None if these are none."
     if hasattr(y, 'tolist'): y = y.tolist()
-    plain = isinstance(y, (list, tuple)) and len(y) and isinstance(y[0], (int, float, str, list))
-    if not plain or isinstance(y[0], str) and Path(y[0]).expanduser().exists(): return None
+    known = int, float, str, list, np.generic
+    if not (isinstance(y, (list, tuple)) and len(y) and isinstance(y[0], known)): return None
+    if isinstance(y[0], str) and Path(y[0]).expanduser().exists(): return None
     if isinstance(y[0], list):
         if not y[0] or isinstance(y[0][0], list): return None
         raise InputError(f"the labels have {len(y[0])} columns: one label a photo is wanted, "

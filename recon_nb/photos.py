@@ -19,7 +19,7 @@ from PIL import ExifTags,Image,ImageFile
 from .core import InputError,_megabytes,progress_bar,write_atomic
 from .decoding import Ranges,_PHOTO_SUFFIXES,open_picture
 from .identity import _hash_file,_hash_pixels,_pixel_ids
-from .sources import _Fetched,_list_source,_one_array
+from .sources import _Fetched,_as_photo,_list_source,_one_array
 
 # %% ../nbs/11_photos.ipynb #efaca4c0
 def cut_square(
@@ -484,6 +484,7 @@ def list_photos(
     found = [images] if one else _list_source(images, _PHOTO_SUFFIXES).items
     if one or isinstance(found, np.ndarray): return [_one_array(x) for x in found]
     if not isinstance(found, list): return _Fetched(found)
+    found = [_as_photo(im) for im in found]
     for im in found:
         if isinstance(im, Path): _check_path(im)
     return found

@@ -313,8 +313,8 @@ def _list_dict(data): # a DatasetDict, or nothing that is known
     parts = ', '.join(map(repr, data))
     if 'train' in data and _is_hub_table(data['train']):
         rest = [k for k in data if k != 'train']
-        more = f"; data[{rest[0]!r}] and the like are for the others" if rest else ''
-        warnings.warn(f"of {parts} the part 'train' is taken{more}.", stacklevel=3)
+        if rest: warnings.warn(f"of {parts} the part 'train' is taken; for another one give "
+                               f"data[{rest[0]!r}].", stacklevel=3)
         return _list_table(_read_hub(data['train']))
     raise InputError(f"data is a {type(data).__name__} of {parts or 'nothing'}: choose one, "
                      f"data[{next(iter(data), 'train')!r}].")
@@ -391,7 +391,8 @@ def _list_source(
         return _list_sequence([data], suffixes)
     if _is_hub_table(data): return _list_table(_read_hub(data, root=root))
     if _is_table(data): return _list_table(_read_frame(data, root=root))
-    if hasattr(data, 'to_list') or (_is_array(data) and str(data.dtype)[:2] in ('<U', 'ob')):
+    listed = hasattr(data, 'to_list') and hasattr(data, 'dtype')
+    if listed or (_is_array(data) and str(data.dtype)[:2] in ('<U', 'ob')):
         return _list_sequence(list(data), suffixes) # a column, or an array of paths
     if _is_array(data):
         photos = _photo_array(data)
