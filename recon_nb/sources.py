@@ -351,8 +351,9 @@ def _refuse(data):
     if hasattr(data, 'dataset') and hasattr(data, 'batch_size'):
         raise InputError("a DataLoader gives batches: give its data set, loader.dataset.")
     if hasattr(type(data), '__iter__') and not isinstance(data, (int, float)):
-        raise InputError(f"a {name} has no length and no items: give some of them, "
-                         "list(itertools.islice(data, 10_000)).")
+        some = ("datasets.Dataset.from_list(list(data.take(10_000)), features=data.features)"
+                if hasattr(data, 'features') else "list(itertools.islice(data, 10_000))")
+        raise InputError(f"{name} has no length and runs forwards only: give some of it, {some}.")
     raise InputError(f"data is a {name}; give a folder, files, a table, an array, PIL images "
                      "or a Dataset, such as 'photos/*.jpg'.")
 

@@ -262,7 +262,7 @@ def test_real_datasets(home, tmp_path):
     with pytest.warns(UserWarning, match="the part 'train' is taken; for another one give data\\['test'\\]"): assert len(load_photos(parts, **HOW)) == 12
     with pytest.warns(UserWarning, match='4 of 4 test photos'): s = load_labelled(parts, size=24, progress=False)
     assert (s.test_x == SCENES[:4]).all() and s.classes == ('even', 'odd')
-    for data,line in ((table.to_iterable_dataset(), 'islice'), (datasets.DatasetDict(test=table), "data['test']"), (table.remove_columns('image'), 'rename')):
+    for data,line in ((table.to_iterable_dataset(), 'Dataset.from_list\\(list\\(data.take'), (datasets.DatasetDict(test=table), "data\\['test'\\]"), (table.remove_columns('image'), 'rename')):
         with pytest.raises(InputError, match=line): load_photos(data, **HOW)
 
 
