@@ -9,14 +9,14 @@ __all__ = ['train_gan']
 
 # %% ../nbs/59_training.ipynb #79ae6dea
 import json,math,os
-from dataclasses import asdict,replace
+from dataclasses import replace
 from pathlib import Path
 
 # %% ../nbs/59_training.ipynb #574ca994
 from .batches import check_state,_choose_evenly,make_teacher,teach
 from .choices import check_choices
 from .checkpoint import _has_checkpoint,load_tensors,save_tensors
-from .config import config_from_dict,deviations,get_preset,with_overrides
+from .config import deviations
 from .core import InputError,describe_machine,duration,_megabytes,write_atomic
 from .cost import estimate_cost
 from .columns import _is_table
@@ -31,56 +31,20 @@ from .folder import (_check_place,_fingerprint_run,_is_fingerprint,_own_folder,
 from .metrics import best_psnr
 from .plugins import load_plugins,_plugins_of
 from .run import GANRun,load_encoder,_run_info
+from .settings import _choose_config
 from .sources import _is_dataset,_is_pattern
 from .state import TrainState,make_state
 from .task import make_task
 from .teacher import Teacher
 from .trainer import fit,restore
 
-# %% ../nbs/59_training.ipynb #13100a48
-# how long, and how the machine computes: not what is computed
-_may_change = 'epochs', 'precision', 'compile', 'fused'
-
-def _same_window(kept, given): # whether a run's ranges are the one that is given
-    return bool(given) and {*Ranges(kept).given.values()} == {*Ranges(given).given.values()}
-
-def _read_config(run_dir):
-    path = Path(run_dir).expanduser()/'config.json'
-    if not path.parent.is_dir():
-        raise InputError(f"there is no folder {run_dir}: nothing to resume.")
-    if not path.exists():
-        raise InputError(f"{run_dir} holds no config.json: there is nothing to resume.")
-    return config_from_dict(json.loads(path.read_text()))
-
-def _resumed_config(run_dir, overrides, *, seed, preset):
-    cfg = _read_config(run_dir)
-    if _same_window(cfg.window, overrides.get('window')): del overrides['window']
-    new = with_overrides(cfg, **overrides)
-    changed = {k for k,v in asdict(new).items() if v != getattr(cfg, k)} - {*_may_change}
-    changed |= {k for k,v in dict(seed=seed, preset=preset).items()
-                if v not in (None, getattr(cfg, k))}
-    if changed:
-        raise InputError("a resumed run keeps its config; "
-                         f"{', '.join(sorted(changed))} would change. "
-                         f"Only {', '.join(_may_change)} may, or start a new run.")
-    return new
-
 # %% ../nbs/59_training.ipynb #30ed9c15
-def _choose_config(overrides, *, run_dir, resume, seed, preset):
-    if overrides.get('teacher'): # as the config keeps it
-        overrides['teacher'] = str(Path(overrides['teacher']).expanduser().resolve())
-    if overrides.get('window'): overrides['window'] = Ranges(overrides['window']).text
-    if not resume: return get_preset(preset or 'quick', seed=seed or 0, **overrides)
-    if run_dir is None:
-        raise InputError("resume=True needs run_dir=, the folder of the run to go on with.")
-    return _resumed_config(run_dir, overrides, seed=seed, preset=preset)
-
 def _check_held_out(photos, overrides):
     if photos.held_out is not None and overrides.get('valid') is not None:
         raise InputError(f"valid={overrides['valid']:g} has no effect: {photos.source} has a "
                          "held-out part of its own. Leave it out.")
 
-# %% ../nbs/59_training.ipynb #7ff9e8d2
+# %% ../nbs/59_training.ipynb #5194a193
 def _how_to_read(cfg, known): # what an earlier start of the run decided
     # version 0.1 took all 16 bits for used, and decoded all of each JPEG
     old = bool(known) and 'reading' not in known
@@ -109,7 +73,7 @@ def _name_data(data): # what the config remembers: a name, a full path or patter
     if path.exists(): return str(path.resolve())
     return os.path.abspath(path) if _is_pattern(str(data)) else str(data)
 
-# %% ../nbs/59_training.ipynb #98576efe
+# %% ../nbs/59_training.ipynb #55fb4984
 def _remember_data(cfg, data): # the config, and what to load
     # a moved folder is remembered at its new place
     if data is not None: return replace(cfg, data=_name_data(data)), data
@@ -120,6 +84,7 @@ def _remember_data(cfg, data): # the config, and what to load
     if gone and not _is_pattern(cfg.data):
         raise InputError(f"the photos of the run were in {cfg.data}, which is not there: "
                          "pass the folder where they are now as `data`.")
+    cfg = replace(cfg, data=_name_data(cfg.data)) # a config file may name a folder as people do
     return cfg, cfg.data
 
 # %% ../nbs/59_training.ipynb #9d0fac6b
@@ -142,9 +107,11 @@ def train_gan(
     data=None,
     preset:str|None=None, # a name in `config.PRESETS`, such as paper-sb; quick if not given
     *,
-    root=None, # where a named set's original copy lies
+    root=None, # where a named set's original copy lies, or a table's paths start
     run_dir=None, # the run's folder; `runs/<preset>-<number>` if not given
     resume:bool=False, # go on with the run in `run_dir`
+    config=None, # a file of choices (.json, .toml, .yaml), a dict, or a `GANConfig`
+    like=None, # an earlier run, or its folder: the same choices, but for those given here
     seed:int|None=None, # fixes initial weights, order, split and dropout; 0 if not given
     max_minutes:float|None=None, # stop cleanly after so many minutes; `resume=True` goes on
     hooks=(), # functions of the `TrainState`, called at begin, step, epoch, evaluate and end
@@ -158,8 +125,10 @@ def train_gan(
     Raises `InputError` for a wrong call before anything is computed;
     Ctrl-C saves and returns the run."""
     load_plugins(plugins)
-    cfg = _choose_config(overrides, run_dir=run_dir, resume=resume, seed=seed, preset=preset)
-    known = _run_info(run_dir) if resume else {}
+    cfg, origin = _choose_config(overrides, preset=preset, config=config, like=like,
+                                 run_dir=run_dir, resume=resume, seed=seed)
+    origin_dir = run_dir if resume else getattr(like, 'dir', like)
+    known = _run_info(origin_dir) if origin_dir else {}
     changed = {k for k,v in overrides.items() if v is not None} if resume else None
     check_choices(cfg, changed=changed, noted=known.get('plugins', ()))
     root = root or known.get('root')
@@ -172,7 +141,7 @@ def train_gan(
     with fork_random(acc.device):
         photos = _main_first(acc, lambda: load_photos(
             data, root=root, size=cfg.size, cuts=make_task(cfg).cuts, progress=progress,
-            **_how_to_read(cfg, known)))
+            **_how_to_read(cfg, known if resume else {})))
         cfg = replace(cfg, window=Ranges(photos.window).text)
         _check_held_out(photos, overrides)
         train,valid = split_photos(photos, valid=cfg.valid, seed=cfg.seed)
@@ -180,7 +149,7 @@ def train_gan(
             st = make_state(cfg, photos, train, valid, acc=acc, run_dir=run_dir, changed=changed)
             if cfg.teacher: _open_teacher(st, earlier)
             check_state(st)
-            _open(st, root=root, plugins=_plugins_of(cfg), progress=progress)
+            _open(st, root=root, plugins=_plugins_of(cfg), origin=origin, progress=progress)
             fit(st, hooks, max_minutes=max_minutes, progress=progress)
     run = GANRun.load(run_dir, device=str(acc.device))
     run.stopped = st.why
@@ -224,7 +193,7 @@ def _info(st, root, plugins):
                 processes=st.acc.num_processes)
 
 # %% ../nbs/59_training.ipynb #7a3c0eaf
-def _open(st, *, root, plugins, progress):
+def _open(st, *, root, plugins, progress, origin=''):
     "Go to the last checkpoint, if there is one; write what is known before the first step."
     known, seen = _run_info(st.run_dir), (st.photos, st.train, st.valid)
     if known and not _is_fingerprint(known['fingerprint'], *seen):
@@ -235,10 +204,10 @@ def _open(st, *, root, plugins, progress):
     # steps without a checkpoint are an error, not a new beginning
     if _has_checkpoint(st.run_dir) or (st.run_dir/'history.jsonl').exists(): restore(st)
     if st.step > st.total_steps:
-        raise InputError(f"the run has done {st.step} steps, "
-                         f"more than epochs={st.cfg.epochs} has ({st.total_steps}): "
-                         "give more epochs.")
-    if progress: st.acc.print(f'resumed at step {st.step}. ' * bool(known) + _announce(st))
+        bound = f' and max_steps={st.cfg.max_steps}' if st.cfg.max_steps else ''
+        raise InputError(f"the run has done {st.step} steps, more than "
+                         f"epochs={st.cfg.epochs}{bound} have ({st.total_steps}): give more.")
+    if progress: st.acc.print(f'resumed at step {st.step}. ' * bool(known) + _announce(st, origin))
     st.acc.wait_for_everyone() # all have read what lies there; now it may change
     if st.acc.is_main_process:
         _write_info(st, dict(
@@ -256,22 +225,19 @@ def _write_info(st, info):
     write_atomic(st.run_dir/'run.json', json.dumps(info, indent=1))
 
 # %% ../nbs/59_training.ipynb #9f05a751
-def _announce(st):
+def _announce(st, origin=''):
     seconds,memory = estimate_cost(st)
     small = f' (the whole set: smaller than a batch of {st.cfg.bs})' if st.bs < st.cfg.bs else ''
     if (n := st.acc.num_processes) > 1: small += f', shared by {n} processes'
+    if (n := st.cfg.accumulate) > 1: small += f', in {n} parts'
     plan = (f'{st.cfg.label} on {st.photos.title}: '
             f'{len(st.train)} photos to train, {len(st.valid)} held out, {st.cfg.size} px; '
-            f'batch {st.bs}{small}, {st.cfg.epochs} epochs = {st.total_steps} updates; '
+            f'batch {st.bs}{small}, {_say_length(st)}; '
             f'about {duration(seconds)} and {_megabytes(memory)} on {st.acc.device}')
     differ = [f'differs from {st.cfg.preset}: {k} {a} -> {b}'
               for k,(a,b) in deviations(st.cfg).items()]
-    return '\n  '.join([plan, _say_shares(st), *_say_small(st), *_say_reading(st), *differ])
-
-def _say_reading(st): # what was decided about the photos, and what was left out
-    if st.cfg.window: yield f'black and white of photos of more than 8 bits: {st.cfg.window}'
-    if st.photos.skipped:
-        yield f"{len(st.photos.skipped)} files were skipped: {st.run_dir/'skipped.jsonl'}"
+    notes = [_say_shares(st), *_say_small(st), *_say_reading(st), *_say_kept(st)]
+    return '\n  '.join([plan, *notes, *[origin][:bool(origin)], *differ])
 
 def _say_shares(st): # of the photos in an epoch, of a picture's area
     index = _choose_evenly(st.train, 64)
@@ -284,13 +250,14 @@ def _say_shares(st): # of the photos in an epoch, of a picture's area
 _few_updates, _few_photos = 300, 1000
 
 def _say_small(st): # what will make a result poor, and what to do about it
-    n, steps = len(st.train), st.total_steps
+    n, steps, each = len(st.train), st.total_steps, st.steps_per_epoch
     if steps < _few_updates:
-        epochs = math.ceil(_few_updates/max(1, st.steps_per_epoch))
-        yield (f'{steps} updates are few, and the pictures will be grey: '
-               f'epochs={epochs} makes {epochs*st.steps_per_epoch}, a smaller bs makes more')
+        epochs = math.ceil(_few_updates/max(1, each))
+        more = (f'max_steps={_few_updates}' if st.cfg.max_steps else
+                f'epochs={epochs} makes {epochs*each}, a smaller bs makes more')
+        yield f'{steps} updates are few, and little is learned: {more}'
     if n < _few_photos:
-        yield (f'{n} photos are soon known by heart: each is seen {st.cfg.epochs} times; '
+        yield (f'{n} photos are soon known by heart: each is seen {steps/max(1, each):.3g} times; '
                'watch the held-out score, and give more photos')
     side, size = st.photos.side, st.cfg.size
     for share in sorted(set(st.task.cuts.values())):
@@ -300,9 +267,31 @@ def _say_small(st): # what will make a result poor, and what to do about it
             yield (f'enlarged: {part} of photos of {side} px is {shown} px, shown at {size}, and '
                    f'blurred: give larger photos{_smaller(shown, share)}')
 
+# %% ../nbs/59_training.ipynb #c27d1e79
 def _smaller(shown, share): # sizes are multiples of 16
     size = f', or size={shown//16*16}' if shown >= 16 else ''
     return size + (", or view='canvas', mask='patches'" if share < 1 else '')
+
+def _say_reading(st): # what was decided about the photos, and what was left out
+    if st.cfg.window: yield f'black and white of photos of more than 8 bits: {st.cfg.window}'
+    if st.photos.skipped:
+        yield f"{len(st.photos.skipped)} files were skipped: {st.run_dir/'skipped.jsonl'}"
+
+# %% ../nbs/59_training.ipynb #b5900001
+def _say_length(st): # epochs are whole, updates are counted
+    n, epochs = st.total_steps, st.cfg.epochs
+    if not st.cfg.max_steps: return f'{epochs} epochs = {n} updates'
+    if n < epochs*st.steps_per_epoch:
+        return f'{n} updates = {n/st.steps_per_epoch:.3g} of {epochs} epochs (max_steps)'
+    return f'{epochs} epochs = {n} updates (max_steps={st.cfg.max_steps} is not reached)'
+
+def _say_kept(st): # what it will cost on the disk
+    every = st.cfg.keep_every
+    if not every: return []
+    n = st.total_steps//st.steps_per_epoch//every
+    size = sum(v.nbytes for net in st.nets for v in net.state_dict().values())
+    files = f"{n} file{'s'*(n != 1)} of {_megabytes(size)}"
+    return [f'weights kept every {every} epochs: {files}']
 
 # %% ../nbs/59_training.ipynb #bb768f6f
 def _summary(run, st):

@@ -1,6 +1,5 @@
 "Photos and labels as people have them: each kind gives the right pixels, each wrong one a sentence with the line that would do it."
-import io, os, warnings
-from pathlib import Path
+import io
 
 import numpy as np
 import pandas as pd
@@ -12,7 +11,6 @@ from torch.utils.data import DataLoader, IterableDataset, Subset
 from recon_nb import cli
 from recon_nb.core import InputError
 from recon_nb.data import load_photos, split_photos
-from recon_nb.export import load_pretrained
 from recon_nb.labelled import LabelledSet, load_labelled
 from recon_nb.overlap import overlap
 from recon_nb.photos import cut_photos, list_photos
