@@ -58,7 +58,7 @@ _LINES = { # what it is -> (the line that makes photos of it, what must be impor
         "photometric='rgb')", 'import tifffile'),
     'numbers': (
         "tifffile.imwrite('{stem}-2.tif', tifffile.imread({src!r}).astype('{dtype}'))",
-        'import tifffile')}
+        'import tifffile,imagecodecs')}
 
 # %% ../nbs/07_decoding.ipynb #ca071904
 def _convert_line(
@@ -74,7 +74,7 @@ def _convert_line(
 def _refuse(what, kind, name, **how):
     return OSError(f"{what}, not read; make photos of it: {_convert_line(kind, name, **how)}")
 
-# %% ../nbs/07_decoding.ipynb #8560a990
+# %% ../nbs/07_decoding.ipynb #e0e488dd
 _PICTURES = {'.npy': 'an array of NumPy', '.dcm': 'DICOM', **dict.fromkeys(
     '.jxl .jp2 .psd .dng .cr2 .cr3 .nef .arw .raf .orf .rw2'.split(), '')}
 
@@ -90,7 +90,7 @@ def _say_unread(
         how = "pip install 'recon_nb[heic]' reads them"
         if end not in heif:
             kind, one = _PICTURES[end], next(n for n,e in left.items() if e == end)
-            how = _convert_line(kind, one) if kind else 'converted to jpg, png or tif, they are read'
+            how = _convert_line(kind, one) if kind else 'convert them to jpg, png or tif'
         said.append(f'{n} {end} ({how})')
     return '; '.join(said)
 
@@ -160,7 +160,7 @@ def _reduce(im, side):
 def _check_pixels(im):
     n, most = math.prod(im.size), _most_pixels()
     if n > most:
-        raise OSError(f"{n/1e6:.0f} million pixels, and {most/1e6:.0f} million are the most that "
+        raise OSError(f"{n/1e6:.3g} million pixels, and {most/1e6:.3g} million are the most that "
                       f"is read: RECON_NB_MAX_PIXELS={-(-n//10**6):.0f}e6 in the environment "
                       "lets it in")
 
@@ -273,7 +273,7 @@ def _numbers(src, im):
     if grey: return low[..., [0,2]] << 8 | low[..., [1,3]]
     return np.asarray(im).astype(np.uint16) << 8 | low
 
-# %% ../nbs/07_decoding.ipynb #9ec113d6
+# %% ../nbs/07_decoding.ipynb #d8b24fe5
 def _span(src, kind):
     "Lowest and highest number of a picture, if it is of this kind; else None."
     with nullcontext(src) if isinstance(src, Image.Image) else open_picture(src) as im:
@@ -296,7 +296,7 @@ def _range_of(kind, low, high):
 
 def _say_range(kind, low, high):
     bits = len(f'{int(high):b}') if low == 0 and high > 1 else 0
-    of = f', {bits} bit' if high == 2**bits-1 and kind[-3:] != 'bit' else ''
+    of = f', {bits} bit' if high == 2**bits-1 and 'int' in kind and kind[-3:] != 'bit' else ''
     return f"{kind}{of}: {low:.6g} to {high:.6g} -> 0 to 255"
 
 # %% ../nbs/07_decoding.ipynb #4fa9f711

@@ -100,7 +100,7 @@ def load_labelled(
     share:float=1., # of the shorter side: 1/3 shows the centre third only, enlarged
     workers:int|None=None, # threads that read; all cores if not given
     progress:bool=True, # show a bar while reading, say how the parts were made
-    window=None, # of photos of more than 8 bits: what becomes black and white, as in `load_photos`
+    window=None, # of more than 8 bits: what becomes black and white, as for `load_photos`
 )->LabelledSet:
     "Images with classes, in two parts. Raises `InputError` if labels or classes are missing."
     if isinstance(data, LabelledSet): return _pass_on(data, size, share, split, name)

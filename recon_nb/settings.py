@@ -84,9 +84,8 @@ def _open_like(like, preset): # the folder of a run, or a run
 _may_change = 'epochs', 'max_steps', 'accumulate', 'precision', 'compile', 'fused', 'keep_every'
 
 def _same_window(kept, given): # whether a run's ranges are the one that is given
-    return bool(given) and {*Ranges(kept).given.values()} == {*Ranges(given).given.values()}
+    return {*Ranges(kept).given.values()} == {*Ranges(given).given.values()}
 
-# %% ../nbs/48_settings.ipynb #c7c35b2f
 def _resumed_config(run_dir, overrides, *, seed, preset):
     path = Path(run_dir).expanduser()/'config.json'
     if not path.parent.is_dir():
@@ -94,7 +93,8 @@ def _resumed_config(run_dir, overrides, *, seed, preset):
     if not path.exists():
         raise InputError(f"{run_dir} holds no config.json: there is nothing to resume.")
     cfg = config_from_dict(json.loads(path.read_text()))
-    if _same_window(cfg.window, overrides.get('window')): del overrides['window']
+    if overrides.get('window') and _same_window(cfg.window, overrides['window']):
+        overrides['window'] = None
     new = with_overrides(cfg, **overrides)
     asked = asdict(new) | {k: v for k,v in dict(seed=seed, preset=preset).items() if v is not None}
     changed = {k: v for k,v in asked.items() if v != getattr(cfg, k) and k not in _may_change}

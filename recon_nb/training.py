@@ -45,11 +45,13 @@ def _check_held_out(photos, overrides):
                          "held-out part of its own. Leave it out.")
 
 # %% ../nbs/59_training.ipynb #5194a193
-def _how_to_read(cfg, known): # what an earlier start of the run decided
+def _how_to_read(cfg, known): # `known`: of the run that is resumed
     # version 0.1 took all 16 bits for used, and decoded all of each JPEG
     old = bool(known) and 'reading' not in known
     kinds = [f'{f} uint16{c}' for f in ('TIFF', 'PNG') for c in ('', ' color')]
-    given = cfg.window if not known else Ranges(cfg.window).given
+    given = Ranges(cfg.window).given
+    # one that is asked for must have an effect, one that is kept holds where it fits
+    given = cfg.window if '' in given and not known else given
     return dict(window=dict.fromkeys(kinds, (0, 65535)) if old else given, whole=old)
 
 # %% ../nbs/59_training.ipynb #7ff9e8d1
