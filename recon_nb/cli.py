@@ -35,8 +35,9 @@ def _train_parser():
     p = _Parser('recon-train', also=_CALLED,
         description='Train the GAN of the paper on photos.',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.add_argument('data', nargs='?', default=argparse.SUPPRESS,
-        help="folder of photos or name of a set; the preset's own if not given")
+    p.add_argument('data', nargs='*', default=argparse.SUPPRESS,
+        help="a folder of photos, files, 'a/*.jpg', a CSV or Parquet table with a column path, "
+            "or the name of a set; the preset's own if not given")
     p.add_argument('--preset', default=argparse.SUPPRESS,
         help=f"{', '.join(PRESETS)}; quick if not given")
     p.add_argument('--config', default=argparse.SUPPRESS, metavar='FILE',
@@ -69,12 +70,16 @@ def _add_fields(group): # an option for each field of the config
 def _train(args):
     from accelerate import PartialState
     from recon_nb.training import train_gan
+    if 'data' in args: args.data = _one_or_all(args.data)
     try: run = train_gan(**vars(args))
     except InputError as e:
         e.args = (str(e)+_preset_meant(args, str(e)),)
         raise
     if 'progress' in args and PartialState().is_main_process: print(run.dir)
     return 130 if run.stopped == 'signal' else 0
+
+def _one_or_all(paths): # one path may be a name, a folder, a table; several are photos
+    return paths[0] if len(paths) == 1 else paths
 
 def _preset_meant(args, error): # a preset's name was given for something else, and refused
     names = 'preset', 'run_dir', 'root', 'teacher', 'config', 'like'
@@ -182,7 +187,8 @@ def _embed_parser():
     p = _Parser('recon-embed', allow_abbrev=False,
         description="The encoder's features of every photo in a folder, as a NumPy array.")
     p.add_argument('run', help='a run folder, an exported encoder or a release')
-    p.add_argument('folder', help='a folder of photos')
+    p.add_argument('photos', nargs='+',
+        help="photos, folders of them, 'a/*.jpg', or one table with a column path")
     p.add_argument('-o', '--out', default='features.npy',
         help='the array to write, (photos, channels) float32; '
             'their names go to OUT.txt (default: %(default)s)')
@@ -202,7 +208,7 @@ def _embed(args):
     out = _check_out(args.out, '.npy', 'the features are a NumPy file')
     p = load_pretrained(args.run)
     stage_index(p.encoder, args.stage) # a wrong one is refused before the photos are read
-    photos = load_photos(args.folder, size=p.preprocess.size, cuts={'i_r': 1.})
+    photos = load_photos(_one_or_all(args.photos), size=p.preprocess.size, cuts={'i_r': 1.})
     f = encode(p.encoder, photos.cuts['i_r'], stages=(args.stage,),
         device=_device(''), remember=False).numpy()
     buf = io.BytesIO()
