@@ -445,3 +445,16 @@ def test_remarks_on_readable_photos_are_kept_back(folder):
     (folder/'a.jpg').write_bytes(broken)
     got, words = said(lambda: (load_photos(folder, **HOW), as_images(folder/'a.jpg'), cut_photos(folder/'a.jpg', size=8)))
     assert not words and len(got[0]) == 1
+
+def test_probes_show_what_the_run_saw(trained, tmp_path):
+    from recon_nb.contenders import as_contender
+    from recon_nb.experiments import _as_sets, _shared_window
+    root, run = trained
+    c = as_contender(run)
+    assert c.window == {'TIFF uint16': (0, 4095)} and {k: tuple(v) for k,v in as_contender(load_pretrained(run)).window.items()} == c.window
+    for part in ('train', 'test'):
+        for k in 'ab':
+            (tmp_path/f'set/{part}/{k}').mkdir(parents=True)
+            for i in range(3): (tmp_path/f'set/{part}/{k}/{i}.tif').write_bytes(tiff(camera(6*(part == 'test')+2*i+(k == 'b'), .1)))
+    (s,), words = said(lambda: _as_sets(tmp_path/'set', 32, None, _shared_window(dict(mine=[c], scratch=[]))))
+    assert not words and s.train_x.max() < 60                                                        # dark, as they are
