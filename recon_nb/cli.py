@@ -208,7 +208,8 @@ def _embed(args):
     out = _check_out(args.out, '.npy', 'the features are a NumPy file')
     p = load_pretrained(args.run)
     stage_index(p.encoder, args.stage) # a wrong one is refused before the photos are read
-    photos = load_photos(_one_or_all(args.photos), size=p.preprocess.size, cuts={'i_r': 1.})
+    photos = load_photos(_one_or_all(args.photos), size=p.preprocess.size, cuts={'i_r': 1.},
+                         window=p.preprocess.window or {})
     f = encode(p.encoder, photos.cuts['i_r'], stages=(args.stage,),
         device=_device(''), remember=False).numpy()
     buf = io.BytesIO()

@@ -91,13 +91,18 @@ def _first_trained(groups):
     return trained[0].net if isinstance(trained[0], Contender) else trained[0]
 
 # %% ../nbs/75_experiments.ipynb #0624f6ba
-def _as_sets(datasets, size, root):
+def _shared_window(rows): # of photos of more than 8 bits: that of the runs, if they agree
+    given = [c.window for contenders in rows.values() for c in contenders if c.window]
+    return given[0] if all(w == given[0] for w in given) and given else {}
+
+def _as_sets(datasets, size, root, window):
     "The sets, loaded."
     if isinstance(datasets, dict): named = datasets
     elif isinstance(datasets, (list, tuple)): named = dict(enumerate(datasets))
     else: named = {None: datasets}
     if not named: raise InputError("datasets is empty; give names, folders, or a dict of them.")
-    sets = [load_labelled(d, size=size, root=root, name=k if isinstance(k, str) else None)
+    sets = [load_labelled(d, size=size, root=root, name=k if isinstance(k, str) else None,
+                          window=window)
             for k,d in named.items()]
     sets = [replace(s, name=k) if isinstance(k, str) else s for k,s in zip(named, sets)]
     if len({s.name for s in sets}) < len(sets):
@@ -154,7 +159,7 @@ def list_jobs(
         raise InputError(
             f"the encoders are for pictures of {' and '.join(map(str, sorted(sizes)))} px; "
             "give size=, or compare them apart.")
-    sets = _as_sets(datasets, sizes.pop(), root)
+    sets = _as_sets(datasets, sizes.pop(), root, _shared_window(rows))
     for k in recipes: check_name(k, ['*', *(s.name for s in sets)], 'set with a recipe')
     jobs = []
     for d in sets:

@@ -29,7 +29,7 @@ from .flipbook import _STYLE,Control,_Fragment,Layer,Panel,draw_chart,make_flipb
 from .labelled import LabelledSet
 from .masks import compose,scale_bias,window_size
 from .metrics import hidden_psnr
-from .photos import cut_square,as_images
+from .photos import as_images,cut_square,list_photos
 from .pixels import to_model,to_pixels
 from .run import GANRun
 from .training import train_gan
@@ -332,7 +332,7 @@ class ReconBrowser(_Viewer):
         self.runs, self.faults = [], []
         self.one, self.all = (('one of your photos', 'your photos') if photos is not None
                               else ('a held-out photo', 'held-out photos'))
-        if photos is not None: photos = as_images(photos)
+        if photos is not None: photos = [*list_photos(photos)]
         for name,r in _listed(runs):
             try: self.runs.append(_open_run(r, name, photos))
             except (InputError, OSError, ValueError) as e: self.faults.append(str(e))
