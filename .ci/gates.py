@@ -187,13 +187,14 @@ def opening_seconds():
 
 @gate
 def import_time():
-    "`import recon_nb` costs next to nothing beside `import torch`, opening a run little, and `recon-train --help` answers at once."
+    "`import recon_nb` costs next to nothing beside `import torch`, opening a run little, and `--help` answers at once."
     base, opened = opening_seconds()
     ours = cpu_seconds(sys.executable, '-c', 'import torch, recon_nb')
-    shell = cpu_seconds(Path(sys.executable).parent/'recon-train', '--help')
-    print(f'     CPU seconds: torch {base:.2f}, and recon_nb {ours:.2f}, and a run opened {opened:.2f}; recon-train --help {shell:.2f}')
+    helps = {f'{name} --help': cpu_seconds(Path(sys.executable).parent/name, '--help') for name in ('recon', 'recon-train')}
+    print(f"     CPU seconds: torch {base:.2f}, and recon_nb {ours:.2f}, and a run opened {opened:.2f}; "
+          f"{', '.join(f'{k} {t:.2f}' for k,t in helps.items())}")
     costs = [('import recon_nb after import torch', ours-base, LIMITS['import_s']),
-             ('opening a run after import torch', opened-base, LIMITS['open_s']), ('recon-train --help', shell, LIMITS['help_s'])]
+             ('opening a run after import torch', opened-base, LIMITS['open_s']), *((k, t, LIMITS['help_s']) for k,t in helps.items())]
     return [f'{what} takes {t:.2f} s CPU; allowed {most} s' for what,t,most in costs if t > most]
 
 # What only developers install must not be needed by whoever installs the wheel.
