@@ -21,10 +21,13 @@ def _count(text):
             f'{text!r} is no number of labels; give a whole number, or all')
     return None if text == 'all' else int(text)
 
+def _add_device(p, default=None): # for the commands that compute
+    p.add_argument('--device', default=default,
+        help='cpu, cuda, cuda:1 or mps; the best there is, if not given')
+
 def _device(name):
-    import torch
     from recon_nb.machine import check_device
-    return str(check_device(name or ('cuda' if torch.cuda.is_available() else 'cpu')))
+    return str(check_device(name))
 
 def _existing(path):
     if not Path(path).is_file(): raise InputError(f'{path} is no file of records.')
@@ -47,6 +50,7 @@ def _train_parser():
         help='stop cleanly after so many minutes; --resume goes on')
     p.add_argument('--resume', action='store_true', default=argparse.SUPPRESS,
         help='go on with the run in --run-dir')
+    _add_device(p, default=argparse.SUPPRESS)
     p.add_argument('--quiet', dest='progress', action='store_false', default=argparse.SUPPRESS,
         help='no bar and no report; print the run folder only')
     g = p.add_argument_group("the config's fields; the preset's value if not given")
@@ -91,6 +95,7 @@ def _reconstruct_parser():
     p.add_argument('photos', nargs='+', help='photos of any format and size')
     p.add_argument('-o', '--out', default='reconstruction.png',
         help='the picture to write (default: %(default)s)')
+    _add_device(p)
     return p
 
 # %% ../nbs/90_cli.ipynb #b5aa1840
@@ -100,7 +105,7 @@ def _reconstruct(args):
     from recon_nb.show import image_grid,_save_png
     if Path(args.out).suffix.lower() != '.png':
         raise InputError(f'the picture is a PNG file; --out {args.out!r} should end in .png.')
-    run, good, bad = GANRun.load(args.run), [], []
+    run, good, bad = GANRun.load(args.run, device=args.device), [], []
     for p in args.photos:
         try: good += as_images(p)
         except InputError as e: bad.append(str(e))
@@ -127,6 +132,7 @@ def _embed_parser():
     p.add_argument('--stage', type=int, default=-1, metavar='N',
         help="the encoder's stage, counted from 1, or from the end: -1 is the last, "
             'and what is taken if not given')
+    _add_device(p)
     return p
 
 # %% ../nbs/90_cli.ipynb #91acc0a9
@@ -138,11 +144,11 @@ def _embed(args):
     from recon_nb.export import load_pretrained
     from recon_nb.features import encode
     out = _check_out(args.out, '.npy', 'the features are a NumPy file')
-    p = load_pretrained(args.run)
+    p = load_pretrained(args.run, device=args.device)
     stage_index(p.encoder, args.stage) # a wrong one is refused before the photos are read
     photos = load_photos(args.folder, size=p.preprocess.size, cuts={'i_r': 1.})
     f = encode(p.encoder, photos.cuts['i_r'], stages=(args.stage,),
-        device=_device(''), remember=False).numpy()
+        device=p.preprocess.device, remember=False).numpy()
     buf = io.BytesIO()
     np.save(buf, f, allow_pickle=False)
     write_atomic(out, buf.getvalue())
@@ -180,7 +186,7 @@ def _export_parser():
 
 def _export(args):
     from recon_nb.export import export_encoder,load_pretrained
-    p = load_pretrained(args.run)
+    p = load_pretrained(args.run, device='cpu')
     out, size, n = (
         export_encoder(p, args.out), p.preprocess.size,
         sum(w.numel() for w in p.encoder.parameters()))
@@ -247,7 +253,7 @@ def _probe_parser():
     p.add_argument('--width', type=int,
         help='for scratch without --like: channels of the first stage')
     p.add_argument('--root', help="where a named set's original copy lies")
-    p.add_argument('--device', help='cpu or cuda; cuda if there is one')
+    _add_device(p)
     p.add_argument('--out', metavar='FILE', help='append the records to this file (JSON Lines)')
     return p
 
@@ -295,7 +301,7 @@ def _table_parser():
     p.add_argument('--sets', nargs='+', metavar='NAME', help='only these sets')
     p.add_argument('--modes', nargs='+', metavar='MODE', help='only these modes')
     p.add_argument('--precision', help='of fine-tuning: no or bf16')
-    p.add_argument('--device', help='cpu or cuda; cuda if there is one')
+    _add_device(p)
     return p
 
 # %% ../nbs/90_cli.ipynb #e42770ee

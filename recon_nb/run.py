@@ -97,6 +97,15 @@ class GANRun:
         self.device = next(generator.parameters()).device
         self.stopped = '' # why training ended before its time: signal, max_minutes or hook
 
+    def to(self,
+        device=None, # cpu, cuda, cuda:1 or mps; the best there is, if not given
+    )->'GANRun': # itself
+        "Move the networks; whatever is asked of the run is then computed there."
+        self.device = check_device(device)
+        for net in (self.generator, self.disc):
+            if net is not None: net.to(self.device)
+        return self
+
     @property
     def history(self)->list: return read_jsonl(self.dir/'history.jsonl')
     @property
@@ -134,7 +143,7 @@ def _fill_networks(tensors, cfg):
 def load(cls,
     run_dir, # a run folder, moved or not
     *,
-    device:str='cpu', # where the networks shall live
+    device=None, # where the networks shall live; the best there is, if not given
     plugins=None, # files that register parts of your own, which the run needs
 )->GANRun:
     """Open a run folder. Needs `weights.safetensors` only.
