@@ -230,6 +230,25 @@ def release(
     "`recon-release RUN -o FOLDER --records FILE...`: the shell's `write_release`."
     return _run(_release_parser(), _release, argv)
 
+# %% ../nbs/90_cli.ipynb #3089be2a
+def _health_parser():
+    p = _Parser('recon-health', allow_abbrev=False,
+        description='How is a run? What its losses and scores say, in plain words.')
+    p.add_argument('run', nargs='+', help='a run folder, also of a run in progress; or several')
+    return p
+
+def _health(args):
+    from recon_nb.run import GANRun
+    for path in args.run:
+        run = GANRun.load(path, device='cpu')
+        print(f'{run!r}\n{run.health()}')
+
+def health(
+    argv=None, # the words after the command; the shell's if not given
+)->int: # exit status
+    "`recon-health RUN...`: the shell's `GANRun.health`."
+    return _run(_health_parser(), _health, argv)
+
 # %% ../nbs/90_cli.ipynb #764db9cf
 def _probe_parser():
     p = _Parser('recon-probe', allow_abbrev=False,

@@ -25,6 +25,7 @@ from .core import InputError,read_jsonl
 from .machine import check_device,fork_random
 from .evaluation import generate
 from .encoder import stage_index
+from .health import Health,Seen,Trail,judge
 from .masks import compose
 from .photos import as_images,cut_photos,list_photos
 from .pixels import to_model,to_pixels
@@ -255,6 +256,15 @@ def held_out(self:GANRun)->HeldOut:
         raise InputError(f"{self.dir} has no samples/held-out.webp: it has not been looked at yet, "
                          "or its target is not pixels.") from None
     return HeldOut(i_in, i_r, hidden[..., 0] > 127)
+
+# %% ../nbs/56_run.ipynb #0af1039c
+@patch
+def health(self:GANRun)->Health: # its `findings`, and what could not be judged
+    "What the run's numbers say about it, in plain words."
+    info = self.info
+    return judge(Seen(
+        self.cfg, Trail(self.history), self.metrics, info.get('trivial', {}),
+        self.task.target.headline, self.step, info.get('steps', self.step), info.get('train', 0)))
 
 # %% ../nbs/56_run.ipynb #033a6741
 @patch

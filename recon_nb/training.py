@@ -25,13 +25,14 @@ from .machine import fork_random
 from .encoder import _encoder_choices
 from .evaluation import score_predictors
 from .folder import _check_place,_fingerprint_photos,_own_folder
+from .health import judge
 from .metrics import best_psnr
 from .plugins import load_plugins,_plugins_of
 from .run import GANRun,load_encoder,_run_info
 from .state import TrainState,make_state
 from .task import make_task
 from .teacher import Teacher
-from .trainer import fit,restore
+from .trainer import fit,restore,_seen
 
 # %% ../nbs/59_training.ipynb #13100a48
 # how long, and how the machine computes: not what is computed
@@ -235,7 +236,8 @@ def _announce(st):
             f'about {duration(seconds)} and {_megabytes(memory)} on {st.acc.device}')
     differ = [f'differs from {st.cfg.preset}: {k} {a} -> {b}'
               for k,(a,b) in deviations(st.cfg).items()]
-    return '\n  '.join([plan, _say_shares(st), *differ])
+    short = [f'! {f}' for f in judge(_seen(st), ('few',)).findings]
+    return '\n  '.join([plan, _say_shares(st), *differ, *short])
 
 def _say_shares(st): # of the photos in an epoch, of a picture's area
     index = _choose_evenly(st.train, 64)
@@ -250,7 +252,8 @@ def _summary(run, st):
     done = (f'done in {took}' if st.step >= st.total_steps
             else f'stopped at step {st.step} of {st.total_steps} after {took} '
                  '(to go on, resume it)')
-    return f"{done}: {_say_result(run)}\n{_say_pictures(run)}\nrun folder: {run.dir}"
+    return (f"{done}: {_say_result(run)}\n{_say_pictures(run)}\n{run.health()}\n"
+            f"run folder: {run.dir}")
 
 def _say_result(run):
     if not run.metrics: return 'not evaluated yet'
