@@ -7,7 +7,7 @@ Docs: https://recon-nb.github.io/recon_nb/health.html.md"""
 # %% auto #0
 __all__ = ['SIGNS', 'LIVE', 'Trail', 'Seen', 'Finding', 'Health', 'judge']
 
-# %% ../nbs/48_health.ipynb #e6f662d2
+# %% ../nbs/48_health.ipynb #2f9804dc
 from typing import NamedTuple
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from .config import GANConfig
 from .losses import ADV
 from .metrics import best_psnr
 
-# %% ../nbs/48_health.ipynb #46d5e04a
+# %% ../nbs/48_health.ipynb #53cd66fb
 def _variance(x, where): # over the photos, averaged over the places looked at
     w = where.expand_as(x).to(x.dtype)
     n = w.sum(0)
@@ -35,7 +35,7 @@ def _diversity(outs, goals, asked): # the worst output's; None if the goals are 
         if most > 0: found.append((_variance(out, where)/most)**.5)
     return min(found) if found else None
 
-# %% ../nbs/48_health.ipynb #704fb819
+# %% ../nbs/48_health.ipynb #53a52fa3
 def _stripes(x, where): # mean square of one-pixel stripes that keep in step over 8 x 8 pixels
     a, b, c, d = F.pixel_unshuffle(x, 2).unflatten(1, (-1, 4)).unbind(2)
     three = torch.stack([a-b+c-d, a+b-c-d, a-b-c+d], 1).flatten(1, 2)/4
@@ -49,6 +49,8 @@ def _checkerboard(out, goal, where): # how much stronger than in the photos
     level = (1/127.5)**2/9 # a grey level, in one of the three patterns of one of three channels
     return (_stripes(out, where)/(_stripes(goal, where) + level))**.5
 
+MEASURED = 'diversity', 'checkerboard' # signs, not scores, in a row of `metrics.jsonl`
+
 def measure_outputs(
     outs:tuple, # what the generator gave for held-out photos, a tensor for each output
     goals:tuple, # what it should have given
@@ -61,7 +63,7 @@ def measure_outputs(
     if picture: found['checkerboard'] = _checkerboard(outs[0], goals[0], asked[0])
     return {k: v for k,v in found.items() if v is not None}
 
-# %% ../nbs/48_health.ipynb #b08fa03f
+# %% ../nbs/48_health.ipynb #c7d6d22e
 class Trail:
     "A run's losses as means of at most 128 blocks of equal length, whatever the run's length."
     most = 128
@@ -94,7 +96,7 @@ class Trail:
         has = [b for b in self.blocks if key in b]
         return tuple(np.array([b[k][0]/b[k][1] for b in has]) for k in ('step', key))
 
-# %% ../nbs/48_health.ipynb #4f077bde
+# %% ../nbs/48_health.ipynb #221584c9
 class Seen(NamedTuple):
     "A run, as far as its numbers go."
     cfg: GANConfig
@@ -133,7 +135,7 @@ class Health(NamedTuple):
         return '\n'.join([*found, *(f'({k} is not judged: {v})' for k,v in self.unjudged.items())])
     def __repr__(self): return str(self)
 
-# %% ../nbs/48_health.ipynb #7ce0a7c9
+# %% ../nbs/48_health.ipynb #202466ef
 def _guessing(adv): # what D pays if it says the same of photos and outputs: the least
     same = torch.linspace(-2, 2, 401)
     return min(adv.disc(v, v).item() for v in same[:,None])
@@ -163,14 +165,13 @@ def _distance(s): # what a critic finds between photos and outputs
 def _ran_away(s):
     steps, gap = _distance(s)
     if len(gap) < 20: return None
-    k = _tenth(gap)
-    middle, end = (float(np.abs(g).mean()) for g in (gap[len(gap)//2-k:len(gap)//2], gap[-k:]))
-    if end <= 10*max(middle, 1e-3): return None
-    return Finding('won', 'D has won', f'D has won: the distance that the critic finds has grown '
-        f'from {middle:.3g} to {end:.3g} in the second half of the run.',
-        'hold its slope: lambda_gp=10, or clip_d=0.01', dict(middle=middle, end=end))
+    end, most = float(np.abs(gap[-_tenth(gap):]).mean()), 2*3**.5*s.cfg.size
+    if end <= most: return None
+    return Finding('won', 'D has won', 'D has won: the distance that the critic finds is '
+        f'{end:.3g}; two pictures are at most {most:.0f} apart, so its slope is out of hand.',
+        'hold its slope: lambda_gp=10, or clip_d=0.01', dict(distance=end, most=most))
 
-# %% ../nbs/48_health.ipynb #36e94ab4
+# %% ../nbs/48_health.ipynb #4da6e747
 def _tenths(curve): # means of ten parts
     return np.array([part.mean() for part in np.array_split(curve, 10)])
 
@@ -178,7 +179,8 @@ def _asleep(s):
     if not s.cfg.lambda_adv: return None
     adv, (_, loss) = ADV.get(s.cfg.adv), s.trail.curve('loss_d')
     if adv is None: return f'its loss, {s.cfg.adv}, is from a file that was not given'
-    if s.step < 200 or len(loss) < 20 or s.cfg.lambda_gp and not adv.unbounded: return None
+    young = s.step < (1000 if adv.unbounded else 200)
+    if young or len(loss) < 20 or s.cfg.lambda_gp and not adv.unbounded: return None
     if adv.unbounded:
         _, gap = _distance(s)
         best, bar = float(_tenths(gap).max()), 2*abs(float(gap[0]))
@@ -190,14 +192,14 @@ def _asleep(s):
     return Finding('asleep', 'D sleeps', 'D sleeps: in no part of the run did it tell photos from '
         'outputs better than by guessing.', f'lr_d up (it is {s.cfg.lr_d:g})', numbers)
 
-# %% ../nbs/48_health.ipynb #b6c90774
+# %% ../nbs/48_health.ipynb #90ec842c
 _UNMEASURED = 'the run was evaluated by a version that did not measure it'
 
 def _alike(s):
     if not s.scores: return 'it was not evaluated yet'
     if 'diversity' not in s.last: return _UNMEASURED
     d = s.last['diversity']
-    if d >= .05 or s.last['step'] < 200: return None
+    if d >= .02 or s.last['step'] < 300*s.cfg.n_critic: return None
     turn = f'lr_g down (it is {s.cfg.lr_g:g})'
     if _led_by_adversary(s): turn = f'lambda_idt up (it is {s.cfg.lambda_idt:g}), such as to 100'
     return Finding('alike', 'outputs alike', f'the outputs hardly depend on what is seen: from '
@@ -210,7 +212,7 @@ def _led_by_adversary(s): # whose part of G's loss was the larger, in the last t
     adv, idt = (np.abs(s.trail.curve(k)[1][-13:]) for k in ('adv', 'idt'))
     return bool(s.cfg.lambda_adv*adv.mean() > s.cfg.lambda_idt*idt.mean()) if len(adv) else False
 
-# %% ../nbs/48_health.ipynb #1d732b95
+# %% ../nbs/48_health.ipynb #2a7a2659
 def _striped(s):
     if not s.trivial and 'psnr' not in s.last: return None # no picture
     if not s.scores: return 'it was not evaluated yet'
@@ -222,7 +224,7 @@ def _striped(s):
     return Finding('striped', 'checkerboard', 'the outputs carry a checkerboard: stripes of one '
         f'pixel, {c:.1f} times as strong as in the photos.', turn, dict(checkerboard=c))
 
-# %% ../nbs/48_health.ipynb #1d52ab2a
+# %% ../nbs/48_health.ipynb #cc6e18ca
 def _trivial(s):
     key = s.headline.key
     if not s.done: return None
@@ -242,7 +244,7 @@ def _trivial(s):
         f'{s.headline.say(s.last)}: no better than {than} trivial predictor ({name}).', turn,
         dict(score=value, bar=bar))
 
-# %% ../nbs/48_health.ipynb #4f807381
+# %% ../nbs/48_health.ipynb #e566a5f2
 def _falling(s):
     _, idt = s.trail.curve('idt')
     if not s.done or not s.cfg.lambda_idt or _led_by_adversary(s) or len(idt) < 40: return None
@@ -255,7 +257,7 @@ def _falling(s):
         f'tenth of the run by {fall:.1%}.', f'epochs up (they are {s.cfg.epochs})',
         dict(fall=fall))
 
-# %% ../nbs/48_health.ipynb #fe38dc30
+# %% ../nbs/48_health.ipynb #f5955c3b
 def _few(s):
     if s.total >= 200: return None
     bs = min(s.cfg.bs, s.train)
@@ -266,7 +268,7 @@ def _few(s):
         'learn from: some hundreds are needed before pictures show anything.', turn,
         dict(updates=s.total))
 
-# %% ../nbs/48_health.ipynb #c169ab7b
+# %% ../nbs/48_health.ipynb #cb59e8cc
 SIGNS = dict(won=_won, asleep=_asleep, alike=_alike, striped=_striped, trivial=_trivial,
              falling=_falling, few=_few)
 LIVE = 'won', 'asleep', 'alike'
