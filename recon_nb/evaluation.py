@@ -74,12 +74,8 @@ def evaluate(
     s = held_out(st, n)
     outs = generate(st.gen_net, s.i_in)
     scores = st.task.target.score(outs, s.goals, s.asked)
-<<<<<<< HEAD
     signs = measure_outputs(outs, s.goals, s.asked, picture=st.task.has_picture)
-    row = dict(step=st.step, epoch=st.epoch, n=len(s.i_r), **scores, **signs)
-=======
-    row = dict(step=st.step, epoch=st.begun, n=len(s.i_r), **scores)
->>>>>>> next
+    row = dict(step=st.step, epoch=st.begun, n=len(s.i_r), **scores, **signs)
     if st.run_dir:
         append_jsonl(st.run_dir/'metrics.jsonl', row)
         if st.task.has_picture: _write_samples(st, held_out(st, 16), shown)

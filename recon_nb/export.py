@@ -131,25 +131,17 @@ def load_pretrained(
     # a `Pretrained` stays as it is
     source,
     *,
-<<<<<<< HEAD
     # where it shall live: cpu, cuda, cuda:1 or mps; if not given, where an open source is,
     # or the best there is
     device=None,
-=======
     epoch:int|None=None, # of a run: the weights kept after it (`keep_every`)
->>>>>>> next
     plugins=None, # files that register parts of your own; only an encoder's is needed
 )->Pretrained:
     "An encoder, ready for use. Raises `InputError` if the source is missing, foreign or damaged."
     load_plugins(plugins)
-<<<<<<< HEAD
+    if isinstance(source, GANRun) and epoch is not None: source = source.dir
     if isinstance(source, Pretrained): return source.to(device) if device else source
     if isinstance(source, GANRun): return _of_run(source).to(device or source.device)
-=======
-    if isinstance(source, GANRun) and epoch is not None: source = source.dir
-    if isinstance(source, Pretrained): return source
-    if isinstance(source, GANRun): return _of_run(source)
->>>>>>> next
     path, info = Path(source).expanduser(), {}
     if path.is_dir() and (path/'generator.safetensors').is_file(): # of `write_release`
         path = path/'generator.safetensors'

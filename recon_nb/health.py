@@ -7,7 +7,7 @@ Docs: https://recon-nb.github.io/recon_nb/health.html.md"""
 # %% auto #0
 __all__ = ['SIGNS', 'LIVE', 'Trail', 'Seen', 'Finding', 'Health', 'judge']
 
-# %% ../nbs/48_health.ipynb #4166ec97
+# %% ../nbs/48_health.ipynb #eae6ddf9
 from typing import NamedTuple
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from .config import GANConfig
 from .losses import ADV
 from .metrics import best_psnr
 
-# %% ../nbs/48_health.ipynb #e6475263
+# %% ../nbs/48_health.ipynb #dd180eaf
 def _variance(x, where): # over the photos, averaged over the places looked at
     w = where.expand_as(x).to(x.dtype)
     n = w.sum(0)
@@ -35,7 +35,7 @@ def _diversity(outs, goals, asked): # the worst output's; None if the goals are 
         if most > 0: found.append((_variance(out, where)/most)**.5)
     return min(found) if found else None
 
-# %% ../nbs/48_health.ipynb #2c82bec6
+# %% ../nbs/48_health.ipynb #8a05e47e
 def _stripes(x, where): # mean square of one-pixel stripes that keep in step over 8 x 8 pixels
     a, b, c, d = F.pixel_unshuffle(x, 2).unflatten(1, (-1, 4)).unbind(2)
     three = torch.stack([a-b+c-d, a+b-c-d, a-b-c+d], 1).flatten(1, 2)/4
@@ -63,7 +63,7 @@ def measure_outputs(
     if picture: found['checkerboard'] = _checkerboard(outs[0], goals[0], asked[0])
     return {k: v for k,v in found.items() if v is not None}
 
-# %% ../nbs/48_health.ipynb #f14417a4
+# %% ../nbs/48_health.ipynb #b8e8c279
 class Trail:
     "A run's losses as means of at most 128 blocks of equal length, whatever the run's length."
     most = 128
@@ -96,7 +96,7 @@ class Trail:
         has = [b for b in self.blocks if key in b]
         return tuple(np.array([b[k][0]/b[k][1] for b in has]) for k in ('step', key))
 
-# %% ../nbs/48_health.ipynb #a1a7abe5
+# %% ../nbs/48_health.ipynb #b7c38594
 class Seen(NamedTuple):
     "A run, as far as its numbers go."
     cfg: GANConfig
@@ -135,7 +135,7 @@ class Health(NamedTuple):
         return '\n'.join([*found, *(f'({k} is not judged: {v})' for k,v in self.unjudged.items())])
     def __repr__(self): return str(self)
 
-# %% ../nbs/48_health.ipynb #4f6627b8
+# %% ../nbs/48_health.ipynb #e0ba34b6
 def _guessing(adv): # what D pays if it says the same of photos and outputs: the least
     same = torch.linspace(-2, 2, 401)
     return min(adv.disc(v, v).item() for v in same[:,None])
@@ -171,7 +171,7 @@ def _ran_away(s):
         f'{end:.3g}; two pictures are at most {most:.0f} apart, so its slope is out of hand.',
         'hold its slope: lambda_gp=10, or clip_d=0.01', dict(distance=end, most=most))
 
-# %% ../nbs/48_health.ipynb #0766c14c
+# %% ../nbs/48_health.ipynb #d11e7a55
 def _tenths(curve): # means of ten parts
     return np.array([part.mean() for part in np.array_split(curve, 10)])
 
@@ -192,7 +192,7 @@ def _asleep(s):
     return Finding('asleep', 'D sleeps', 'D sleeps: in no part of the run did it tell photos from '
         'outputs better than by guessing.', f'lr_d up (it is {s.cfg.lr_d:g})', numbers)
 
-# %% ../nbs/48_health.ipynb #ff59d105
+# %% ../nbs/48_health.ipynb #c3b6e461
 _UNMEASURED = 'the run was evaluated by a version that did not measure it'
 
 def _alike(s):
@@ -212,7 +212,7 @@ def _led_by_adversary(s): # whose part of G's loss was the larger, in the last t
     adv, idt = (np.abs(s.trail.curve(k)[1][-13:]) for k in ('adv', 'idt'))
     return bool(s.cfg.lambda_adv*adv.mean() > s.cfg.lambda_idt*idt.mean()) if len(adv) else False
 
-# %% ../nbs/48_health.ipynb #f3fab86b
+# %% ../nbs/48_health.ipynb #f4a7eaa4
 def _striped(s):
     if not s.trivial and 'psnr' not in s.last: return None # no picture
     if not s.scores: return 'it was not evaluated yet'
@@ -224,7 +224,11 @@ def _striped(s):
     return Finding('striped', 'checkerboard', 'the outputs carry a checkerboard: stripes of one '
         f'pixel, {c:.1f} times as strong as in the photos.', turn, dict(checkerboard=c))
 
-# %% ../nbs/48_health.ipynb #8ea34687
+# %% ../nbs/48_health.ipynb #9a9b37f9
+def _longer(s): # what makes a run longer
+    if s.cfg.max_steps: return f'max_steps up (it is {s.cfg.max_steps})'
+    return f'epochs up (they are {s.cfg.epochs})'
+
 def _trivial(s):
     key = s.headline.key
     if not s.done: return None
@@ -238,13 +242,13 @@ def _trivial(s):
         name = min(s.trivial, key=lambda n: s.trivial[n]['psnr'])
         bar = s.trivial[name]['psnr'] - 1
     if value > bar: return None
-    turn = 'lambda_idt up, such as to 100' if led else f'epochs up (they are {s.cfg.epochs})'
+    turn = 'lambda_idt up, such as to 100' if led else _longer(s)
     than = 'the worst' if led else 'the best'
     return Finding('trivial', 'no better than trivial',
         f'{s.headline.say(s.last)}: no better than {than} trivial predictor ({name}).', turn,
         dict(score=value, bar=bar))
 
-# %% ../nbs/48_health.ipynb #d943d215
+# %% ../nbs/48_health.ipynb #f3ce33fd
 def _falling(s):
     _, idt = s.trail.curve('idt')
     if not s.done or not s.cfg.lambda_idt or _led_by_adversary(s) or len(idt) < 40: return None
@@ -254,22 +258,23 @@ def _falling(s):
     error = ((before.var()+end.var())/k)**.5/abs(before.mean())
     if fall <= max(.02, 3*error): return None
     return Finding('falling', 'still falling', 'the loss was still falling at the end: in the last '
-        f'tenth of the run by {fall:.1%}.', f'epochs up (they are {s.cfg.epochs})',
+        f'tenth of the run by {fall:.1%}.', _longer(s),
         dict(fall=fall))
 
-# %% ../nbs/48_health.ipynb #18c5bd0f
+# %% ../nbs/48_health.ipynb #4eba7bb4
 def _few(s):
     if s.total >= 200: return None
     if not s.train: return 'the run does not say how many photos it has'
     bs = min(s.cfg.bs, s.train)
     smaller = max(4, min(64, s.train*s.cfg.epochs//500))
-    turn = f'epochs up (they are {s.cfg.epochs}), such as to {-(-500//max(1, s.train//bs))}'
-    if smaller <= bs//2: turn = f'bs down (it is {bs}), such as to {smaller}'
+    turn = _longer(s)
+    if not s.cfg.max_steps: turn += f', such as to {-(-500//max(1, s.train//bs))}'
+    if smaller <= bs//2 and not s.cfg.max_steps: turn = f'bs down (it is {bs}), such as to {smaller}'
     return Finding('few', 'few updates', f'{s.total} updates of {s.train} photos are too few to '
         'learn from: some hundreds are needed before pictures show anything.', turn,
         dict(updates=s.total))
 
-# %% ../nbs/48_health.ipynb #729c0c0e
+# %% ../nbs/48_health.ipynb #4374e984
 SIGNS = dict(won=_won, asleep=_asleep, alike=_alike, striped=_striped, trivial=_trivial,
              falling=_falling, few=_few)
 LIVE = 'won', 'asleep', 'alike'

@@ -116,7 +116,6 @@ class GANRun:
         self.device = next(generator.parameters()).device
         self.stopped = '' # why training ended before its time: signal, max_minutes or hook
 
-<<<<<<< HEAD
     def to(self,
         device=None, # cpu, cuda, cuda:1 or mps; the best there is, if not given
     )->'GANRun': # itself
@@ -126,11 +125,9 @@ class GANRun:
             if net is not None: net.to(self.device)
         return self
 
-=======
     def _read(self, name): # what was written up to these weights
         rows = read_jsonl(self.dir/name)
         return rows if self.epoch is None else [r for r in rows if r.get('step', 0) <= self.step]
->>>>>>> next
     @property
     def history(self)->list: return self._read('history.jsonl')
     @property
@@ -171,12 +168,8 @@ def _fill_networks(tensors, cfg):
 def load(cls,
     run_dir, # a run folder, moved or not; or a file of weights in it
     *,
-<<<<<<< HEAD
     device=None, # where the networks shall live; the best there is, if not given
-=======
     epoch:int|None=None, # of weights kept on the way (`keep_every`); the last ones if not given
-    device:str='cpu', # where the networks shall live
->>>>>>> next
     plugins=None, # files that register parts of your own, which the run needs
 )->GANRun:
     """Open a run folder. Needs `weights.safetensors` only.
