@@ -7,7 +7,7 @@ Docs: https://recon-nb.github.io/recon_nb/health.html.md"""
 # %% auto #0
 __all__ = ['SIGNS', 'LIVE', 'Trail', 'Seen', 'Finding', 'Health', 'judge']
 
-# %% ../nbs/48_health.ipynb #eae6ddf9
+# %% ../nbs/48_health.ipynb #96e08c00
 from typing import NamedTuple
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from .config import GANConfig
 from .losses import ADV
 from .metrics import best_psnr
 
-# %% ../nbs/48_health.ipynb #dd180eaf
+# %% ../nbs/48_health.ipynb #13ef428b
 def _variance(x, where): # over the photos, averaged over the places looked at
     w = where.expand_as(x).to(x.dtype)
     n = w.sum(0)
@@ -35,7 +35,7 @@ def _diversity(outs, goals, asked): # the worst output's; None if the goals are 
         if most > 0: found.append((_variance(out, where)/most)**.5)
     return min(found) if found else None
 
-# %% ../nbs/48_health.ipynb #8a05e47e
+# %% ../nbs/48_health.ipynb #dff2bf9a
 def _stripes(x, where): # mean square of one-pixel stripes that keep in step over 8 x 8 pixels
     a, b, c, d = F.pixel_unshuffle(x, 2).unflatten(1, (-1, 4)).unbind(2)
     three = torch.stack([a-b+c-d, a+b-c-d, a-b-c+d], 1).flatten(1, 2)/4
@@ -63,7 +63,7 @@ def measure_outputs(
     if picture: found['checkerboard'] = _checkerboard(outs[0], goals[0], asked[0])
     return {k: v for k,v in found.items() if v is not None}
 
-# %% ../nbs/48_health.ipynb #b8e8c279
+# %% ../nbs/48_health.ipynb #54fd5b14
 class Trail:
     "A run's losses as means of at most 128 blocks of equal length, whatever the run's length."
     most = 128
@@ -96,7 +96,7 @@ class Trail:
         has = [b for b in self.blocks if key in b]
         return tuple(np.array([b[k][0]/b[k][1] for b in has]) for k in ('step', key))
 
-# %% ../nbs/48_health.ipynb #b7c38594
+# %% ../nbs/48_health.ipynb #c7e1900c
 class Seen(NamedTuple):
     "A run, as far as its numbers go."
     cfg: GANConfig
@@ -135,7 +135,7 @@ class Health(NamedTuple):
         return '\n'.join([*found, *(f'({k} is not judged: {v})' for k,v in self.unjudged.items())])
     def __repr__(self): return str(self)
 
-# %% ../nbs/48_health.ipynb #e0ba34b6
+# %% ../nbs/48_health.ipynb #f8dbb6a7
 def _guessing(adv): # what D pays if it says the same of photos and outputs: the least
     same = torch.linspace(-2, 2, 401)
     return min(adv.disc(v, v).item() for v in same[:,None])
@@ -154,6 +154,7 @@ def _won(s):
     since = len(low) if low.all() else int(low[::-1].argmin()) # blocks at the end
     if since < max(3, _tenth(low)): return None
     share, step = float(loss[-since:].mean()/_guessing(adv)), int(steps[-since])
+    if s.step-step < 100: return None
     return Finding('won', 'D has won', f'D has won since about step {step}: it pays '
         f'{share:.1%} of the price of guessing, and teaches G nothing.',
         f'lr_d down (it is {s.cfg.lr_d:g})', dict(step=step, share=share))
@@ -171,7 +172,7 @@ def _ran_away(s):
         f'{end:.3g}; two pictures are at most {most:.0f} apart, so its slope is out of hand.',
         'hold its slope: lambda_gp=10, or clip_d=0.01', dict(distance=end, most=most))
 
-# %% ../nbs/48_health.ipynb #d11e7a55
+# %% ../nbs/48_health.ipynb #361d2b8f
 def _tenths(curve): # means of ten parts
     return np.array([part.mean() for part in np.array_split(curve, 10)])
 
@@ -182,17 +183,15 @@ def _asleep(s):
     young = s.step < (1000 if adv.unbounded else 200)
     if young or len(loss) < 20 or s.cfg.lambda_gp and not adv.unbounded: return None
     if adv.unbounded:
-        _, gap = _distance(s)
-        best, bar = float(_tenths(gap).max()), 2*abs(float(gap[0]))
-        if best > bar: return None
-        numbers = dict(distance=best, at_start=bar/2)
+        numbers = dict(distance=float(_tenths(_distance(s)[1])[-1]))
+        if numbers['distance'] > 0: return None
     else:
         numbers = dict(share=float(_tenths(loss).min()/_guessing(adv)))
         if numbers['share'] < .95: return None
     return Finding('asleep', 'D sleeps', 'D sleeps: in no part of the run did it tell photos from '
         'outputs better than by guessing.', f'lr_d up (it is {s.cfg.lr_d:g})', numbers)
 
-# %% ../nbs/48_health.ipynb #c3b6e461
+# %% ../nbs/48_health.ipynb #60d0061b
 _UNMEASURED = 'the run was evaluated by a version that did not measure it'
 
 def _alike(s):
@@ -212,7 +211,7 @@ def _led_by_adversary(s): # whose part of G's loss was the larger, in the last t
     adv, idt = (np.abs(s.trail.curve(k)[1][-13:]) for k in ('adv', 'idt'))
     return bool(s.cfg.lambda_adv*adv.mean() > s.cfg.lambda_idt*idt.mean()) if len(adv) else False
 
-# %% ../nbs/48_health.ipynb #f4a7eaa4
+# %% ../nbs/48_health.ipynb #75477d95
 def _striped(s):
     if not s.trivial and 'psnr' not in s.last: return None # no picture
     if not s.scores: return 'it was not evaluated yet'
@@ -224,7 +223,7 @@ def _striped(s):
     return Finding('striped', 'checkerboard', 'the outputs carry a checkerboard: stripes of one '
         f'pixel, {c:.1f} times as strong as in the photos.', turn, dict(checkerboard=c))
 
-# %% ../nbs/48_health.ipynb #9a9b37f9
+# %% ../nbs/48_health.ipynb #9f5beab4
 def _longer(s): # what makes a run longer
     if s.cfg.max_steps: return f'max_steps up (it is {s.cfg.max_steps})'
     return f'epochs up (they are {s.cfg.epochs})'
@@ -248,7 +247,7 @@ def _trivial(s):
         f'{s.headline.say(s.last)}: no better than {than} trivial predictor ({name}).', turn,
         dict(score=value, bar=bar))
 
-# %% ../nbs/48_health.ipynb #f3ce33fd
+# %% ../nbs/48_health.ipynb #b14c4034
 def _falling(s):
     _, idt = s.trail.curve('idt')
     if not s.done or not s.cfg.lambda_idt or _led_by_adversary(s) or len(idt) < 40: return None
@@ -261,20 +260,20 @@ def _falling(s):
         f'tenth of the run by {fall:.1%}.', _longer(s),
         dict(fall=fall))
 
-# %% ../nbs/48_health.ipynb #4eba7bb4
+# %% ../nbs/48_health.ipynb #5459b439
 def _few(s):
     if s.total >= 200: return None
     if not s.train: return 'the run does not say how many photos it has'
     bs = min(s.cfg.bs, s.train)
     smaller = max(4, min(64, s.train*s.cfg.epochs//500))
-    turn = _longer(s)
-    if not s.cfg.max_steps: turn += f', such as to {-(-500//max(1, s.train//bs))}'
-    if smaller <= bs//2 and not s.cfg.max_steps: turn = f'bs down (it is {bs}), such as to {smaller}'
+    turn, free = _longer(s), not s.cfg.max_steps
+    if free: turn += f', such as to {-(-500//max(1, s.train//bs))}'
+    if smaller <= bs//2 and free: turn = f'bs down (it is {bs}), such as to {smaller}'
     return Finding('few', 'few updates', f'{s.total} updates of {s.train} photos are too few to '
         'learn from: some hundreds are needed before pictures show anything.', turn,
         dict(updates=s.total))
 
-# %% ../nbs/48_health.ipynb #4374e984
+# %% ../nbs/48_health.ipynb #e56c7567
 SIGNS = dict(won=_won, asleep=_asleep, alike=_alike, striped=_striped, trivial=_trivial,
              falling=_falling, few=_few)
 LIVE = 'won', 'asleep', 'alike'
