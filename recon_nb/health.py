@@ -7,7 +7,7 @@ Docs: https://recon-nb.github.io/recon_nb/health.html.md"""
 # %% auto #0
 __all__ = ['SIGNS', 'LIVE', 'Trail', 'Seen', 'Finding', 'Health', 'judge']
 
-# %% ../nbs/48_health.ipynb #96e08c00
+# %% ../nbs/48_health.ipynb #836a8ab5
 from typing import NamedTuple
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from .config import GANConfig
 from .losses import ADV
 from .metrics import best_psnr
 
-# %% ../nbs/48_health.ipynb #13ef428b
+# %% ../nbs/48_health.ipynb #1e3fcec3
 def _variance(x, where): # over the photos, averaged over the places looked at
     w = where.expand_as(x).to(x.dtype)
     n = w.sum(0)
@@ -35,7 +35,7 @@ def _diversity(outs, goals, asked): # the worst output's; None if the goals are 
         if most > 0: found.append((_variance(out, where)/most)**.5)
     return min(found) if found else None
 
-# %% ../nbs/48_health.ipynb #dff2bf9a
+# %% ../nbs/48_health.ipynb #cc9150d3
 def _stripes(x, where): # mean square of one-pixel stripes that keep in step over 8 x 8 pixels
     a, b, c, d = F.pixel_unshuffle(x, 2).unflatten(1, (-1, 4)).unbind(2)
     three = torch.stack([a-b+c-d, a+b-c-d, a-b-c+d], 1).flatten(1, 2)/4
@@ -63,7 +63,7 @@ def measure_outputs(
     if picture: found['checkerboard'] = _checkerboard(outs[0], goals[0], asked[0])
     return {k: v for k,v in found.items() if v is not None}
 
-# %% ../nbs/48_health.ipynb #54fd5b14
+# %% ../nbs/48_health.ipynb #ca2bd4b4
 class Trail:
     "A run's losses as means of at most 128 blocks of equal length, whatever the run's length."
     most = 128
@@ -96,7 +96,7 @@ class Trail:
         has = [b for b in self.blocks if key in b]
         return tuple(np.array([b[k][0]/b[k][1] for b in has]) for k in ('step', key))
 
-# %% ../nbs/48_health.ipynb #c7e1900c
+# %% ../nbs/48_health.ipynb #4b6e5461
 class Seen(NamedTuple):
     "A run, as far as its numbers go."
     cfg: GANConfig
@@ -135,7 +135,7 @@ class Health(NamedTuple):
         return '\n'.join([*found, *(f'({k} is not judged: {v})' for k,v in self.unjudged.items())])
     def __repr__(self): return str(self)
 
-# %% ../nbs/48_health.ipynb #f8dbb6a7
+# %% ../nbs/48_health.ipynb #f05e2fe9
 def _guessing(adv): # what D pays if it says the same of photos and outputs: the least
     same = torch.linspace(-2, 2, 401)
     return min(adv.disc(v, v).item() for v in same[:,None])
@@ -172,7 +172,7 @@ def _ran_away(s):
         f'{end:.3g}; two pictures are at most {most:.0f} apart, so its slope is out of hand.',
         'hold its slope: lambda_gp=10, or clip_d=0.01', dict(distance=end, most=most))
 
-# %% ../nbs/48_health.ipynb #361d2b8f
+# %% ../nbs/48_health.ipynb #1c33fba4
 def _tenths(curve): # means of ten parts
     return np.array([part.mean() for part in np.array_split(curve, 10)])
 
@@ -191,7 +191,7 @@ def _asleep(s):
     return Finding('asleep', 'D sleeps', 'D sleeps: in no part of the run did it tell photos from '
         'outputs better than by guessing.', f'lr_d up (it is {s.cfg.lr_d:g})', numbers)
 
-# %% ../nbs/48_health.ipynb #60d0061b
+# %% ../nbs/48_health.ipynb #fdd185c2
 _UNMEASURED = 'the run was evaluated by a version that did not measure it'
 
 def _alike(s):
@@ -211,7 +211,7 @@ def _led_by_adversary(s): # whose part of G's loss was the larger, in the last t
     adv, idt = (np.abs(s.trail.curve(k)[1][-13:]) for k in ('adv', 'idt'))
     return bool(s.cfg.lambda_adv*adv.mean() > s.cfg.lambda_idt*idt.mean()) if len(adv) else False
 
-# %% ../nbs/48_health.ipynb #75477d95
+# %% ../nbs/48_health.ipynb #31181505
 def _striped(s):
     if not s.trivial and 'psnr' not in s.last: return None # no picture
     if not s.scores: return 'it was not evaluated yet'
@@ -223,7 +223,7 @@ def _striped(s):
     return Finding('striped', 'checkerboard', 'the outputs carry a checkerboard: stripes of one '
         f'pixel, {c:.1f} times as strong as in the photos.', turn, dict(checkerboard=c))
 
-# %% ../nbs/48_health.ipynb #9f5beab4
+# %% ../nbs/48_health.ipynb #e1cc6bd7
 def _longer(s): # what makes a run longer
     if s.cfg.max_steps: return f'max_steps up (it is {s.cfg.max_steps})'
     return f'epochs up (they are {s.cfg.epochs})'
@@ -247,7 +247,7 @@ def _trivial(s):
         f'{s.headline.say(s.last)}: no better than {than} trivial predictor ({name}).', turn,
         dict(score=value, bar=bar))
 
-# %% ../nbs/48_health.ipynb #b14c4034
+# %% ../nbs/48_health.ipynb #b6227a26
 def _falling(s):
     _, idt = s.trail.curve('idt')
     if not s.done or not s.cfg.lambda_idt or _led_by_adversary(s) or len(idt) < 40: return None
@@ -260,7 +260,7 @@ def _falling(s):
         f'tenth of the run by {fall:.1%}.', _longer(s),
         dict(fall=fall))
 
-# %% ../nbs/48_health.ipynb #5459b439
+# %% ../nbs/48_health.ipynb #e9f8f1c8
 def _few(s):
     if s.total >= 200: return None
     if not s.train: return 'the run does not say how many photos it has'
@@ -273,7 +273,7 @@ def _few(s):
         'learn from: some hundreds are needed before pictures show anything.', turn,
         dict(updates=s.total))
 
-# %% ../nbs/48_health.ipynb #e56c7567
+# %% ../nbs/48_health.ipynb #dafeee98
 SIGNS = dict(won=_won, asleep=_asleep, alike=_alike, striped=_striped, trivial=_trivial,
              falling=_falling, few=_few)
 LIVE = 'won', 'asleep', 'alike'
