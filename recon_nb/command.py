@@ -19,6 +19,7 @@ COMMANDS = dict( # word -> its function, and what it does
     reconstruct=('cli:reconstruct', 'draw what a run makes of photos'),
     compare=('cli:compare', 'runs side by side, on photos too'),
     embed=('cli:embed', "an encoder's features of photos, as a NumPy array"),
+    health=('cli:health', 'how is a run? what its losses and scores say'),
     probe=('cli:probe', 'how much an encoder helps to classify'),
     table=('cli:table', 'a whole table: pretrainings, probes, numbers'),
     export=('cli:export', 'the encoder of a run as one file'),

@@ -249,7 +249,7 @@ def search_recipe(
     amount:int|str|None=None,
     recipe=None, # the `Recipe` to start from; the task's own if not given
     root=None, # where a named set lies
-    device='cpu', # where to compute
+    device=None, # where to compute; the best there is, if not given
     progress:bool=True, # show a bar
     **contender, # for `as_contender`: part, like, size, width
 )->Recipe: # with the best rate; `selected` holds every score
@@ -294,7 +294,7 @@ def run_probe(
     search:bool=False, # search the recipe for this contender first
     root=None, # where a named set lies
     name:str|None=None, # what records shall call the set
-    device='cpu', # where to compute
+    device=None, # where to compute; the best there is, if not given
     out=None, # a file (JSON Lines) that gets each record as soon as it is made
     progress:bool=True, # show a bar
     **contender, # for `as_contender`: part, like, size, width
