@@ -109,13 +109,14 @@ def encode_places(
     enc:nn.Module, # the encoder; the same afterwards
     photos:Photo8, # bytes
     *,
+    grid:int|None=None, # side to which finer stages are averaged; the second one's if not given
     device='cpu', # where to compute
     remember:bool=True, # as for `encode`
 )->list: # the stages, on the CPU, those finer than the grid averaged down to it
     """What a frozen encoder makes of photos, place by place.
     Raises `InputError` if it would take more than 8 GB."""
     sides = _stage_sides(enc, photos.shape[1])
-    grid = sides[:2][-1]
+    grid = grid or sides[:2][-1]
     shapes = [(c, min(s, grid), min(s, grid)) for c,s in zip(enc.channels, sides)]
     wide = [int(np.prod(s)) for s in shapes]
     if (need := 4*sum(wide)*len(photos)) > _MOST:
