@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from .core import InputError,check_name,sample_uniform
 from .data import _list_visible
 from .photos import _PHOTO_SUFFIXES,cut_files
-from .pixels import Images,Photo8,to_model
+from .pixels import Photo8,to_model
 from .segmented import _VOC_CLASSES
 from .sets import _locate_voc
 from .shapes import _rgb,draw_shapes
@@ -201,13 +201,13 @@ def _show_boxes(
               loc='upper center', bbox_to_anchor=(.5, 0), ncol=8, frameon=False, fontsize=8)
     return ax
 
-# %% ../nbs/19_boxed.ipynb #3ff5d4ef
+# %% ../nbs/19_boxed.ipynb #b722edef
 _LEAST_SHARE, _LEAST_PX = .25, 2
 
 def _cut_boxes(
     boxes, # (k, 6), in pixels of the photo
     *,
-    left:float, top:float, side:float, # the square that is kept, in pixels of the photo
+    left, top, side, # the square that is kept, in pixels of the photo
     size:int, # what its side becomes
     mirror:bool=False, # left and right change places
 )->np.ndarray: # float32 (at most k, 6), in pixels of the cut

@@ -88,7 +88,8 @@ def _ask(boxes, classes, *, grid, size, device='cpu'): # of each photo
                 care[i,int(c),int(top):math.ceil(bottom),int(left):math.ceil(right)] = 0
                 continue
             w, h, x, y = right-left, bottom-top, (left+right)/2, (top+bottom)/2
-            row, col, sigma = int(y), int(x), (2*_slack(w, h)+1)/6
+            row, col = (min(int(v), grid-1) for v in (y, x))
+            sigma = (2*_slack(w, h)+1)/6
             bump = np.exp(-(line-col)**2/(2*sigma**2))*np.exp(-(line-row)**2/(2*sigma**2))[:,None]
             heat[i,int(c)] = np.maximum(heat[i,int(c)], bump)
             at.append((i, row, col))
