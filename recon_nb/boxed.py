@@ -420,6 +420,13 @@ def _open_boxed(data, lists, root, how): # a name or a folder -> name, parts, cl
     pairs, names = _find_boxed(at, lists)
     return at.resolve().name, *_read_parts(at, pairs, names, **how)
 
+# %% ../nbs/19_boxed.ipynb #ed329124
+def _check_asked(data, size, root):
+    if type(size) is not int or size < 1:
+        raise InputError(f"size={size!r}; it must be a whole number of pixels, 1 or more.")
+    if root is not None and not (isinstance(data, str) and data == 'voc2012'):
+        raise InputError("root= goes with 'voc2012', not with data of your own.")
+
 def _say_left_out(left_out): # the first four of each, in one warning
     said = [f"{why}: {len(n):,} ({'; '.join(n[:4])}{'; ...' if len(n) > 4 else ''})"
             for why,n in left_out.items()]
@@ -443,10 +450,7 @@ def load_detection(
     progress:bool=True, # show a bar while reading
 )->DetectionSet:
     "Photos with boxes, in two parts. Says what is left out; raises `InputError`."
-    if type(size) is not int or size < 1:
-        raise InputError(f"size={size!r}; it must be a whole number of pixels, 1 or more.")
-    if root is not None and not (isinstance(data, str) and data == 'voc2012'):
-        raise InputError("root= goes with 'voc2012', not with data of your own.")
+    _check_asked(data, size, root)
     if isinstance(data, DetectionSet):
         if data.size != size:
             raise InputError(f"{data!r} is asked for at {size} px; make it that way.")

@@ -66,11 +66,12 @@ class _Detector(nn.Module):
 
     def forward(self, x): return self.head(self.enc.features(x))
 
-# %% ../nbs/73_detector.ipynb #3523a1a5
+# %% ../nbs/73_detector.ipynb #452b676f
 def _slack(w, h, overlap=.7): # how far a box may move in both directions and still agree
     common = 1 - 2*overlap/(1+overlap)
     return ((w+h) - np.sqrt((w+h)**2 - 4*common*w*h))/2
 
+# %% ../nbs/73_detector.ipynb #7419b73e
 class _Asked(NamedTuple):
     "What the head is asked for."
     heat:Tensor # b k g g: 1 at a centre
