@@ -47,9 +47,9 @@ def pretrain(a, end):
         how = dict(resume=True)
     else: how = dict(preset='improved', seed=a.seed, **how)
     if (left := (end-time.monotonic())/60) <= 0: return None
-    if a.toy: photos, where = boxes(True).train_x, {}
-    else: photos, where = 'voc2012', dict(root=Path(os.environ['RECON_NB_DATA'])/'voc2012_short240')
-    run = train_gan(photos, run_dir=folder, progress=False, max_minutes=min(left, 1e6), **where, **how)
+    where = {} if a.toy else dict(root=Path(os.environ['RECON_NB_DATA'])/'voc2012_short240')
+    run = train_gan(boxes(True).train_x if a.toy else 'voc2012', run_dir=folder, progress=False,
+                    max_minutes=min(left, 1e6), **where, **how)
     return None if run.stopped else GANRun.load(folder)
 
 def questions(a):
