@@ -49,7 +49,7 @@ class DetectionResult(ProbeResult):
 
     def show(self):
         "Draw the worst and the best test photos of the first seed; returns the axes."
-        return _show_boxes(self.seen, self.names, titles=['worst', 'best'], inches=.95)
+        return _show_boxes(self.seen, self.names, titles=['worst', 'best'], inches=1.2)
 
 # %% ../nbs/74_detection.ipynb #b6e45ce3
 def _worst_and_best(photos, truth, answers, shares, most=6): # two rows for `show`
