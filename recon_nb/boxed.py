@@ -20,7 +20,8 @@ from PIL import ExifTags,Image
 from torch.nn import functional as F
 from .core import InputError,check_name,sample_uniform
 from .data import _list_visible
-from .photos import _PHOTO_SUFFIXES,cut_files
+from .decoding import _PHOTO_SUFFIXES
+from .photos import cut_files
 from .pixels import Photo8,to_model
 from .segmented import _VOC_CLASSES
 from .sets import _locate_voc
@@ -303,10 +304,11 @@ def _square_boxes(boxes, wh, size): # as the photo is cut
 _LOST = ('photos that can\'t be read', 'photos without an annotation',
          'annotations that can\'t be read') # faults of which each costs a photo
 
-def _cut_part(root, pairs, report, *, size, workers, progress):
+def _cut_part(root, pairs, report, *, size, workers, progress, window):
     "Photos of one part, the notes that go with them, and the place of each photo in the cut."
     found = cut_files(root, [p for p,_ in pairs], size=size, cuts={'i_r': 1.},
-                      workers=workers, progress=progress)
+                      workers=workers, progress=progress, window=window)
+    window.update(found['window']) # of more than 8 bits: one range for both parts
     for s in found['skipped']: report(_LOST[0], f"{s['name']} ({s['why']})")
     note_of, notes = dict(pairs), {}
     for i,name in enumerate(found['names']):
@@ -457,7 +459,8 @@ def load_detection(
         found = (data.name, [(data.train_x, data.train_y), (data.test_x, data.test_y)],
                  data.classes, data.left_out)
     elif isinstance(data, (str, os.PathLike)):
-        found = _open_boxed(data, lists, root, dict(size=size, workers=workers, progress=progress))
+        how = dict(size=size, workers=workers, progress=progress, window={})
+        found = _open_boxed(data, lists, root, how)
         _say_left_out(found[3])
     else:
         raise InputError(f"data is a {type(data).__name__}; "
