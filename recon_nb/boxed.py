@@ -19,7 +19,7 @@ import torch
 from PIL import ExifTags,Image
 from torch.nn import functional as F
 from .core import InputError,check_name,sample_uniform
-from .data import _list_visible
+from .sources import _list_visible
 from .decoding import _PHOTO_SUFFIXES
 from .photos import cut_files
 from .pixels import Photo8,to_model

@@ -7,17 +7,116 @@ Docs: https://recon-nb.github.io/recon_nb/detection.html.md"""
 # %% auto #0
 __all__ = ['probe_detect']
 
-# %% ../nbs/74_detection.ipynb #2c65a609
+# %% ../nbs/74_detection.ipynb #018aeb89
+from collections.abc import Callable
 from dataclasses import asdict,replace
+from typing import NamedTuple
 import numpy as np
+import torch
 from fastcore.basics import patch
-from .boxed import _show_boxes,load_detection
-from .core import InputError
-from .detector import _WAYS,detect,fit_detector
-from .finetune import Recipe,_choose_lr
+from torch import nn
 from .average_precision import average_precisions,found_shares
+from .boxed import _crop_boxed,_show_boxes,load_detection
+from .core import InputError,check_name,sample_uniform
+from .detector import _BoxHead,_ask,_grid_side,_shrink,decode_boxes,detection_loss
+from .features import frozen,_stage_sides
+from .finetune import Recipe,_choose_lr,train_model
+from .machine import fork_random
+from .pixels import Photo8,to_model
 from .probing import Finding,ProbeResult,ProbeTask,_fit_finite,_pack_shares,run_probe
-from .segmentation import Segmentation
+from .segmentation import Segmentation,_Given,_Standard,encode_places
+
+# %% ../nbs/74_detection.ipynb #f035ef4e
+class _Detector(nn.Module):
+    "An encoder and its head."
+    def __init__(self, enc, head):
+        super().__init__()
+        self.enc, self.head = enc, head
+
+    def forward(self, x): return self.head(self.enc.features(x))
+
+# %% ../nbs/74_detection.ipynb #8d81010a
+def make_box_head(
+    enc:nn.Module, # the encoder
+    boxes, # of the photos to learn from
+    classes:int, # how many
+    *,
+    size:int, # side of the photo in pixels
+)->_BoxHead:
+    "A head on all stages, that begins with the mean box."
+    grid = _grid_side(_stage_sides(enc, size), size)
+    all_ = np.concatenate([b[b[:,5] > 0] for b in boxes])
+    sides = (all_[:,2:4]-all_[:,:2]).mean(0)*grid/size if len(all_) else (1., 1.)
+    return _BoxHead(enc.channels, classes, grid=grid, mean_size=sides)
+
+def _settle(head, maps): # standardise by these, from now on
+    head.norms = nn.ModuleList(_Standard(_shrink(m, head.grid)) for m in maps)
+    return head
+
+# %% ../nbs/74_detection.ipynb #3cd7f840
+def _fit_frozen(enc, head, photos, boxes, r, remember, ask, how): # the head alone
+    device = how['device']
+    maps = encode_places(enc, photos, grid=head.grid, device=device, remember=remember)
+    def batch(step, i): return [m[i].to(device) for m in maps], ask([boxes[k] for k in i])
+    train_model(_Detector(_Given(), _settle(head, maps).to(device)), batch, r, **how)
+    return _Detector(enc, head).to(device).eval()
+
+def _fit_all(enc, head, photos, boxes, r, remember, ask, how):
+    def batch(step, i):
+        u = sample_uniform(how['seed'], step, i, stream='augment', k=4)
+        x, moved = _crop_boxed(photos[i], [boxes[k] for k in i], u, flip=r.flip, shift=r.shift,
+                               device=how['device'])
+        return x, ask(moved)
+    model = _Detector(enc, head).to(how['device'], memory_format=torch.channels_last)
+    return train_model(model, batch, r, **how)
+
+class _Way(NamedTuple):
+    fit:Callable # trains
+    grid:tuple # learning rates to try first
+    frozen:bool # does the encoder stay as it is?
+
+_WAYS = {'frozen': _Way(_fit_frozen, (1e-3, 3e-3, 1e-2), True),
+         'finetune': _Way(_fit_all, (3e-4, 1e-3, 3e-3), False)}
+
+# %% ../nbs/74_detection.ipynb #06c6f0b0
+def fit_detector(
+    enc:nn.Module, # the encoder; trained in place by finetune
+    photos:Photo8, # to learn from
+    boxes, # an array (k, 6) for each
+    r:Recipe, # how; frozen needs neither flip, shift, layer_decay nor head_first
+    *,
+    mode:str, # frozen or finetune
+    classes:int, # how many
+    seed:int, # of the head, the order, the cuts and dropout
+    device='cpu', # where to compute
+    remember:bool=True, # keep a frozen encoder's stages for the next time
+    tick=None, # a function of 1, called after each update
+)->_Detector: # in evaluation mode
+    "Train a head, and the encoder if wanted. The caller's random numbers stay."
+    fit, size = _WAYS[check_name(mode, _WAYS, 'mode')].fit, photos.shape[1]
+    how = dict(n=len(photos), seed=seed, loss_of=detection_loss, device=device, tick=tick)
+    with fork_random(device):
+        torch.manual_seed(seed)
+        head = make_box_head(enc, boxes, classes, size=size)
+        def ask(some): return _ask(some, classes, grid=head.grid, size=size, device=device)
+        return fit(enc, head, photos, boxes, r, remember, ask, how)
+
+# %% ../nbs/74_detection.ipynb #d3fab01b
+def detect(
+    model:_Detector, # from `fit_detector`; the same afterwards
+    photos:Photo8, # bytes, of any number
+    *,
+    bs:int=64, # at a time
+    device='cpu', # where to compute
+)->list: # float32 (at most 100, 6) of each photo: left, top, right, bottom, class, score
+    "What a model says is where, the surest first."
+    found = []
+    with frozen(model):
+        for i in range(0, len(photos), bs):
+            x = to_model(np.ascontiguousarray(photos[i:i+bs]), device)
+            out = model(x.contiguous(memory_format=torch.channels_last)).float()
+            found += decode_boxes(out, size=photos.shape[1])
+    return found
 
 # %% ../nbs/74_detection.ipynb #af6c94fd
 def _drawn_answers(boxes, n, seed): # n photos get those of others

@@ -11,8 +11,7 @@ from recon_nb import cli
 from recon_nb.average_precision import average_precisions, found_shares
 from recon_nb.boxed import _OBJECTS, DetectionSet, _draw_objects, load_detection
 from recon_nb.core import InputError, read_jsonl
-from recon_nb.detection import Detection, detect_recipe, probe_detect
-from recon_nb.detector import detect, fit_detector
+from recon_nb.detection import Detection, detect, detect_recipe, fit_detector, probe_detect
 from recon_nb.encoder import Encoder
 from recon_nb.probing import search_recipe, unpack_shares
 from recon_nb.segmentation import dense_recipe, fit_segmenter, mean_iou, count_places, segment
