@@ -15,10 +15,10 @@ from .core import InputError,write_atomic
 from .shell import _Parser,_run
 
 # %% ../nbs/90_cli.ipynb #6ce0903f
-def _count(text):
+def _count(text, what='labels'):
     if text != 'all' and not text.isdecimal():
         raise argparse.ArgumentTypeError(
-            f'{text!r} is no number of labels; give a whole number, or all')
+            f'{text!r} is no number of {what}; give a whole number, or all')
     return None if text == 'all' else int(text)
 
 def _add_device(p, default=None): # for the commands that compute
@@ -227,10 +227,10 @@ def _embed(args):
     print(f"{out}: {len(f)} photos, {f.shape[1]} features; names in {names}")
 
 # %% ../nbs/90_cli.ipynb #61a0c178
-def _check_out(path, suffix, what): # before the work, not after it
+def _check_out(path, suffix, what, option='--out'): # before the work, not after it
     path = Path(path)
     if path.suffix.lower() != suffix:
-        raise InputError(f'{what}; --out {str(path)!r} should end in {suffix}.')
+        raise InputError(f'{what}; {option} {str(path)!r} should end in {suffix}.')
     if path.is_dir(): raise InputError(f"{path} can't be written: it is a folder.")
     if not path.parent.is_dir():
         raise InputError(f"{path} can't be written: there is no folder {path.parent}.")
@@ -475,3 +475,73 @@ def table(
 )->int: # exit status
     "`recon-table [--scale NAME] [--yes] [options]`: the shell's `run_protocol` and `table`."
     return _run(_table_parser(), _table, argv)
+
+# %% ../nbs/90_cli.ipynb #d7a1c002
+def _places_parser(name, what, data, modes):
+    p = _Parser(name, description=what, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p.add_argument('encoder',
+        help='a run folder, or scratch, or pixels; scratch with a frozen encoder is a random one')
+    p.add_argument('data', help=data)
+    p.add_argument('--mode', default=modes[0], help=' or '.join(modes))
+    p.add_argument('--photos', type=lambda n: _count(n, 'photos'), metavar='N',
+        help='to learn from, or all')
+    p.add_argument('--classes', nargs='+', metavar='NAME', help='only these classes')
+    p.add_argument('--seeds', type=int, default=3, help='how many')
+    p.add_argument('--search', action=argparse.BooleanOptionalAction, default=True,
+        help='search the learning rate first: three trainings or more')
+    p.add_argument('--part', default='encoder', help='of a run: encoder or disc')
+    p.add_argument('--like', help='for scratch: the run whose architecture it has')
+    p.add_argument('--size', type=int,
+        help="side of the photos in pixels; the run's own if not given")
+    p.add_argument('--width', type=int,
+        help='for scratch without --like: channels of the first stage')
+    p.add_argument('--root', help='where VOC2012 lies, if RECON_NB_DATA does not say')
+    p.add_argument('--device', help='cpu or cuda; cuda if there is one')
+    p.add_argument('--out', metavar='FILE', help='append the records to this file (JSON Lines)')
+    p.add_argument('--picture', metavar='FILE', help='draw test photos with answers: .png')
+    return p
+
+# %% ../nbs/90_cli.ipynb #d7a1c003
+def _ask_places(probe, args):
+    how = vars(args)
+    encoder, data, picture = (how.pop(k) for k in ('encoder', 'data', 'picture'))
+    if encoder != 'scratch' and (how['like'] or how['width']):
+        raise InputError('--like and --width are for scratch: '
+            f'{encoder} has an architecture of its own.')
+    if picture: picture = _check_out(picture, '.png', 'the picture is a PNG file', '--picture')
+    how['device'] = _device(how['device'])
+    result = probe({'scratch': None}.get(encoder, encoder), data, **how)
+    print(result)
+    if not picture: return
+    import matplotlib
+    matplotlib.use('agg')
+    result.show().figure.savefig(picture, dpi=150, bbox_inches='tight')
+    print(picture)
+
+# %% ../nbs/90_cli.ipynb #d7a1c004
+def _segment(args):
+    from recon_nb.segmentation import probe_dense
+    _ask_places(probe_dense, args)
+
+def segment(
+    argv=None, # the words after the command; the shell's if not given
+)->int: # exit status
+    "`recon-segment ENCODER DATA [options]`: the shell's `probe_dense`."
+    return _run(_places_parser('recon-segment',
+        'How much an encoder helps to say what is at each place of a photo.',
+        'voc2012, collages (drawn), or a folder with train/images, train/masks and the same in '
+        'test', ('linear', 'finetune')), _segment, argv)
+
+# %% ../nbs/90_cli.ipynb #d7a1c005
+def _detect(args):
+    from recon_nb.detection import probe_detect
+    _ask_places(probe_detect, args)
+
+def detect(
+    argv=None, # the words after the command; the shell's if not given
+)->int: # exit status
+    "`recon-detect ENCODER DATA [options]`: the shell's `probe_detect`."
+    return _run(_places_parser('recon-detect',
+        'How much an encoder helps to find things: boxes with a class.',
+        "voc2012, objects (drawn), a folder in VOC's layout, or one with train/images, "
+        'train/boxes and the same in test', ('frozen', 'finetune')), _detect, argv)

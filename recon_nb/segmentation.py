@@ -110,12 +110,13 @@ def encode_places(
     photos:Photo8, # bytes
     *,
     device=None, # where to compute; the best there is, if not given
+    grid:int|None=None, # side to which finer stages are averaged; the second one's if not given
     remember:bool=True, # as for `encode`
 )->list: # the stages, on the CPU, those finer than the grid averaged down to it
     """What a frozen encoder makes of photos, place by place.
     Raises `InputError` if it would take more than 8 GB."""
     sides = _stage_sides(enc, photos.shape[1])
-    grid = sides[:2][-1]
+    grid = grid or sides[:2][-1]
     shapes = [(c, min(s, grid), min(s, grid)) for c,s in zip(enc.channels, sides)]
     wide = [int(np.prod(s)) for s in shapes]
     if (need := 4*sum(wide)*len(photos)) > _MOST:
@@ -285,8 +286,12 @@ class Segmentation(ProbeTask):
     "What is where? A class for each place."
     name, modes, trials, result = 'segmentation', tuple(_WAYS), 3, SegmentationResult
 
+    def __init__(self,
+        classes=None, # names of those that are asked for beside the first; all if not given
+    ): self.wanted = classes
+
     def recipe(self, mode): return dense_recipe()
-    def load(self, data, **how): return load_segmentation(data, **how)
+    def load(self, data, **how): return load_segmentation(data, classes=self.wanted, **how)
 
     def check(self, contender, mode):
         if not (contender.trainable or _WAYS[mode].frozen):
@@ -350,6 +355,7 @@ def probe_dense(
     *,
     mode:str='linear', # linear or finetune
     photos:int|str|None=None, # how many training photos; None or 'all' for all
+    classes=None, # names to keep beside the first class, as for `load_segmentation`
     seeds=3, # how many, or which
     part:str='encoder', # of a run: encoder or disc
     like=None, # for scratch: the run, config or module whose architecture it has
@@ -366,6 +372,6 @@ def probe_dense(
 )->SegmentationResult:
     "How much an encoder helps to say what is where. Raises `InputError` before any training."
     return run_probe(
-        Segmentation(), encoder, data, mode=mode, amount=photos, seeds=seeds,
+        Segmentation(classes), encoder, data, mode=mode, amount=photos, seeds=seeds,
         part=part, like=like, size=size, width=width, recipe=recipe, search=search,
         root=root, name=name, device=device, out=out, progress=progress)
