@@ -330,7 +330,8 @@ def _probe_parser():
         help='a run folder, or several that differ in their seed; with --mode also scratch '
             '(in a frozen mode a random encoder) or pixels')
     p.add_argument('data',
-        help='photos with labels: train/<class>/ and test/<class>/, or the name of a set')
+        help='photos with labels: class folders, with or without train/ and test/; a table (CSV); '
+            'or the name of a set')
     p.add_argument('--minutes', type=float, default=argparse.SUPPRESS,
         help='how long at most; what is done is a fair answer at any time, and the same command '
             'goes on. 30 if not given; inf: until all is done')
