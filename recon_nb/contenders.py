@@ -153,7 +153,8 @@ def _load(path): # weights alone, or a run
     from recon_nb.export import load_pretrained,_is_hub_name
     from recon_nb.run import GANRun
     exported = path.is_file() or (path/'generator.safetensors').is_file() or _is_hub_name(path)
-    return load_pretrained(path) if exported else GANRun.load(path)
+    open_net = load_pretrained if exported else GANRun.load
+    return open_net(path, device='cpu') # copies of it will compute where they are asked to
 
 # %% ../nbs/65_contenders.ipynb #1d682853
 def _open_module(net):

@@ -29,6 +29,7 @@ from .core import InputError,check_name
 from .contenders import as_contender,Pixels
 from .features import encode,frozen
 from .heads import nearest_neighbours
+from .health import MEASURED
 from .masks import window_slice
 from .photos import as_images,cut_square,list_photos
 from .pixels import to_model,to_pixels
@@ -522,7 +523,7 @@ def draw_curves(
     return fig
 
 # %% ../nbs/80_figures.ipynb #d1c310c4
-_unasked = 'd_real', 'd_fake', 'loss_g' # drawn only where they are named
+_unasked = 'd_real', 'd_fake', 'loss_g', *MEASURED # drawn only where they are named
 _first = 'loss_d', 'adv', 'idt', 'd_real', 'd_fake', 'loss_g', 'psnr', 'l1', 'ssim'
 
 def _quantities(records):
