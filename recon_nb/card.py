@@ -140,6 +140,9 @@ def _what(run): # in a sentence
     return (f"{start}it predicted what an earlier run's encoder, from which it began, "
             f"gives to the whole ({c.target}){end}")
 
+def _depth(cfg): # for photos of more than 8 bits, if the run saw some
+    return f'of more than 8 bits black and white are {cfg.window}, ' if cfg.window else ''
+
 def _listed(numbers):
     *first, last = map(str, numbers)
     return f'{", ".join(first)} and {last}' if first else last
@@ -200,7 +203,8 @@ f"""{run.cfg.size} px is what it has seen.
 {len(sides)} stages; a place of their maps is {_listed(sides)} px a side; """
 f"""{n:,} weights, {count_macs(enc, run.cfg.size)/1e6:.1f} million multiply-adds """
 f"""for a picture of {run.cfg.size} px. """
-f"""Input: RGB, centre square, resized (bicubic, antialiased), values in [-1, 1].
+f"""Input: upright as EXIF says, transparency over white, {_depth(run.cfg)}RGB, """
+f"""centre square, resized (bicubic, antialiased), values in [-1, 1].
 
 ## Training
 

@@ -77,6 +77,8 @@ class GANConfig:
                              'for each photo anew; what must be predicted is not changed')
     negative:   float = _opt(0., 'share of the training photos that are seen as negatives; '
                              'for digits and drawings')
+    window:     str   = _opt('', 'of photos of more than 8 bits: what becomes black and white, '
+                             'such as 0 4095; found in the photos, and kept here, if not given')
     teacher:    str   = _opt('', "an earlier run's folder: the encoder starts from its encoder, "
                              'and target codes asks for what that one sees')
     bs:         int   = _opt(512, 'images in a batch, over all processes (§2.4)')
@@ -109,7 +111,7 @@ class GANConfig:
 
 # %% ../nbs/02_config.ipynb #73eebb0b
 _FIELD_GROUPS = dict(
-    data=('preset','data','valid','flip','crop','light','negative'),
+    data=('preset','data','valid','window','flip','crop','light','negative'),
     task=('size','visible','view','mask','target','teacher'),
     networks=('encoder','width','between','dropout','decoder','width_dec','std_last'),
     adversary=('adv','lambda_adv','scale_bias','norm_d','width_d','lambda_gp','clip_d',
@@ -258,11 +260,11 @@ def deviations(
     cfg:GANConfig, # the config of a run
 )->dict: # field -> (the preset's value, this run's value)
     """What differs from the preset that the run is named after.
-    The seed and the places of data and teacher are no deviation."""
+    The seed, the range of the photos and the places of data and teacher are no deviation."""
     base = PRESETS[cfg.preset]
     return {f: (getattr(base, f), v)
         for f,v in asdict(cfg).items()
-        if v != getattr(base, f) and f not in ('seed','data','teacher')}
+        if v != getattr(base, f) and f not in ('seed','data','teacher','window')}
 
 # %% ../nbs/02_config.ipynb #264b3fa0
 def _from_schema_1(d): # as version 0.1 wrote it

@@ -13,7 +13,8 @@ from collections import Counter,deque
 from pathlib import Path
 import numpy as np
 from .core import InputError,check_name,sample_uniform
-from .photos import _PHOTO_SUFFIXES,Photos,cache_rows,cut_files,cut_images,_list_skipped
+from .decoding import _PHOTO_SUFFIXES,_say_unread
+from .photos import Photos,cache_rows,cut_files,cut_images,_list_skipped
 from .sets import PUBLISHED_SETS,_is_voc
 from .shapes import SHAPES,draw_shapes
 
@@ -44,23 +45,19 @@ def _walk(root):
         yield from (p.relative_to(root).as_posix() for p in paths if not os.path.isdir(p))
 
 # %% ../nbs/14_data.ipynb #336efe9e
-# pictures all the same: whoever has them must be told
-_unread = {'.heic', '.heif', '.avif', '.gif', '.jxl',
-           '.dng', '.cr2', '.cr3', '.nef', '.arw', '.raf', '.orf', '.rw2'}
-
 def _list_photos(root):
     "The files below `root` that claim to be photos, sorted."
     names = list(_walk(root))
     photos = sorted(n for n in names
                     if n.endswith('/') or Path(n).suffix.lower() in _PHOTO_SUFFIXES)
     kinds = Counter(Path(n).suffix.lower() or 'without suffix' for n in names)
-    if photos and (left := ', '.join(f'{n} {k}' for k,n in kinds.most_common() if k in _unread)):
-        warnings.warn(f"left out: {left}. Such files are not read; "
-                      "convert them to jpg or png to have them, too.", stacklevel=4)
+    left = _say_unread(names)
+    if photos and left: warnings.warn(f'left out: {left}', stacklevel=4)
     if photos: return photos
     found = ', '.join(f'{n} {k}' for k,n in kinds.most_common(5)) or 'nothing'
     raise InputError(f"no photo in {root}: it holds {found}. "
-                     f"Photos end in {' '.join(_PHOTO_SUFFIXES)}.")
+                     f"Photos end in {' '.join(_PHOTO_SUFFIXES)}."
+                     + (f' Left out: {left}' if left else ''))
 
 def _labels(names):
     """Each photo's class, which is its first folder, and the classes;
@@ -152,6 +149,10 @@ def load_photos(
     root=None,
     workers:int|None=None, # threads that read; all cores if not given
     progress:bool=True, # show a bar, and say what the cache takes
+    # of photos of more than 8 bits: what becomes black and white, (low, high);
+    # or `photos.window` of others; found in the files if not given, and said
+    window=None,
+    whole:bool=False, # decode whole JPEGs only, however large: slower, the pixels of version 0.1
 )->Photos:
     """Photos as bytes, cut as asked; read once, then from the cache.
     Unlabelled photos of a labelled set have label -1. Warns of skipped files."""
@@ -161,13 +162,17 @@ def load_photos(
     if root is not None and not named:
         raise InputError(f"root= goes with a named set ({', '.join(SETS)}), "
                          "not with data of your own.")
+    _check_window(window, named)
     if named: photos = SETS[data](root=root, **how)
     else:
-        photos = (_load_folder if isinstance(data, (str,os.PathLike)) else
-                  _cut_array)(data, **how)
+        folder = isinstance(data, (str,os.PathLike))
+        if folder: how |= dict(window=window, whole=whole)
+        photos = (_load_folder if folder else _cut_array)(data, **how)
+    _check_effect(window, photos)
     if lost := photos.skipped:
         warnings.warn(f"skipped {len(lost)} of {len(photos)+len(lost)} photos: "
-                      f"{_list_skipped(lost)}", stacklevel=2)
+                      f"{_list_skipped(lost)}. The whole list: `photos.skipped`, "
+                      "or skipped.jsonl of a run.", stacklevel=2)
     return photos
 
 # %% ../nbs/14_data.ipynb #5d21b7bf
@@ -180,6 +185,17 @@ def _check_geometry(size, cuts, workers):
                          "such as dict(i_r=1., i_in=1/3).")
     if workers is not None and workers < 1:
         raise InputError(f"workers={workers}; it must be 1 or more, or None for all cores.")
+
+# %% ../nbs/14_data.ipynb #5d21b7c0
+def _check_window(window, named):
+    if isinstance(window, dict) or not window: return    # others' ranges, for where they fit
+    if named: raise InputError(f"window={window!r} has no effect: named sets have 8 bits.")
+
+def _check_effect(window, photos):
+    "A range that was asked for must be one of some photo."
+    if isinstance(window, dict) or not window or photos.window: return
+    raise InputError(f"window={window!r} has no effect: none of the {len(photos)} photos "
+                     "has more than 8 bits. Leave it out.")
 
 # %% ../nbs/14_data.ipynb #b12ed1b6
 def split_photos(

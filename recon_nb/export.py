@@ -22,6 +22,7 @@ from .config import GANConfig,config_from_dict,deviations
 from .core import InputError,write_atomic
 from .encoder import ENCODERS,_encoder_choices,make_encoder
 from .pixels import Images,to_model
+from .decoding import Ranges
 from .photos import cut_photos
 from .plugins import check_parts,_has_parts,load_plugins
 from .folder import RUN_FILES
@@ -47,6 +48,9 @@ def _describe_encoder(
         architecture=dict(name=name, encoder=cfg.encoder, **choices),
         channels=list(enc.channels), reductions=list(enc.reductions),
         preprocessing=dict(
+            orientation='upright, as EXIF says', alpha='over white',
+            depth='8 bits; of more, the lowest value of a window is black, its highest white',
+            window={k: list(v) for k,v in Ranges(cfg.window).given.items()},
             size=cfg.size, crop='centre square', resize='bicubic, antialiased',
             channels='RGB', range=[-1,1], mean=[.5]*3, std=[.5]*3),
         training=dict(
@@ -58,6 +62,7 @@ def _describe_encoder(
 class Preprocess:
     "Photos as an encoder expects them: cut square, resized, in [-1, 1]."
     size: int # side in pixels
+    window: dict|None = None # of photos of more than 8 bits: kind -> what is black and white
 
     def __call__(self,
         # a path, a PIL image, an array (h, w, 3) or (n, h, w, 3) of bytes, or a list of these
@@ -66,7 +71,7 @@ class Preprocess:
         share:float=1., # side of the centred square, as a share of the shorter side
     )->Images:
         if not 0 < share <= 1: raise InputError(f"share={share}; it must be in (0, 1].")
-        return to_model(cut_photos(images, share=share, size=self.size))
+        return to_model(cut_photos(images, share=share, size=self.size, window=self.window))
 
 # %% ../nbs/60_export.ipynb #600cf92a
 class Pretrained(NamedTuple):
@@ -79,7 +84,8 @@ class Pretrained(NamedTuple):
     config: dict # what `_describe_encoder` says
 
 def _of_nets(enc, dec, card):
-    prepare = Preprocess(card['preprocessing']['size'])
+    how = card['preprocessing']
+    prepare = Preprocess(how['size'], how.get('window'))
     return Pretrained(enc.eval(), dec and dec.eval(), prepare, card)
 
 def _of_run(run):

@@ -78,6 +78,7 @@ def load_labelled(
     share:float=1., # of the shorter side: 1/3 shows the centre third only, enlarged
     workers:int|None=None, # threads that read; all cores if not given
     progress:bool=True, # show a bar while reading
+    window=None, # of more than 8 bits: what becomes black and white, as for `load_photos`
 )->LabelledSet:
     "Images with classes, in two parts. Raises `InputError` if labels or classes are missing."
     if isinstance(data, LabelledSet):
@@ -90,12 +91,12 @@ def load_labelled(
                          "give the name of a labelled set, a folder, or a LabelledSet.")
     how = dict(size=size, cuts={'i_r': share}, workers=workers, progress=progress)
     folder = Path(data).expanduser()
-    parts = (_load_parts(folder, how) if data not in SETS and root is None and folder.is_dir() else
-             _load_named(data, root, how))
+    own = data not in SETS and root is None and folder.is_dir()
+    parts = _load_parts(folder, how, window) if own else _load_named(data, root, how)
     return LabelledSet(name or folder.resolve().name, *parts)
 
 # %% ../nbs/15_labelled.ipynb #29531c1b
-def _load_parts(folder, how):
+def _load_parts(folder, how, window):
     "A folder of two parts with the same classes."
     # the same folders that `load_photos` enters
     dirs = lambda p: [n for n in _list_visible(p) if (p/n).is_dir()] if p.is_dir() else []
@@ -109,7 +110,9 @@ def _load_parts(folder, how):
         if lost := [c for c in other if c not in has]:
             raise InputError(f"{folder/part} has no folder {', '.join(lost[:5])}. "
                              "Every class must be in both parts.")
-    photos = [load_photos(folder/p, **how) for p in ('train', test)]
+    first = load_photos(folder/'train', window=window, **how)
+    # what became white in the one part does so in the other
+    photos = [first, load_photos(folder/test, window=first.window or window, **how)]
     for part,p in zip(('train', test), photos):
         if p.labels is None:
             raise InputError(f"labels are missing: {folder/part} holds photos "

@@ -26,7 +26,7 @@ from .machine import check_device,fork_random
 from .evaluation import generate
 from .encoder import stage_index
 from .masks import compose
-from .photos import as_images,cut_photos,list_photos
+from .photos import cut_photos,list_photos,_cut_all,_ranges_for
 from .pixels import to_model,to_pixels
 from .plugins import check_parts,load_plugins
 from .show import show_grid,show_images
@@ -199,8 +199,8 @@ def _check_paints(run):
                          "there is nothing to show. Use `run.transform(images)` for its features.")
 
 # %% ../nbs/56_run.ipynb #f184d17d
-def _cut(run, images, share): # `b 3 h w`
-    return to_model(cut_photos(images, share=share, size=run.cfg.size), run.device)
+def _cut(run, images, share, window): # `b 3 h w`
+    return to_model(cut_photos(images, share=share, size=run.cfg.size, window=window), run.device)
 
 @patch
 def reconstruct(self:GANRun,
@@ -209,9 +209,9 @@ def reconstruct(self:GANRun,
     """Whole photos in; what the generator sees of them and what it paints out.
     A photo's index is its place in the list."""
     _check_paints(self)
-    images = as_images(images)
-    s = self.task({k: _cut(self, images, share) for k,share in self.task.cuts.items()},
-                  np.arange(len(images)))
+    cuts = _cut_all(images, size=self.cfg.size, cuts=self.task.cuts, window=self.cfg.window)
+    s = self.task({k: to_model(x, self.device) for k,x in cuts.items()},
+                  np.arange(len(next(iter(cuts.values())))))
     out, goal = generate(self.generator, s.i_in)[0], s.goals[0]
     made = s.i_in, out, compose(out, goal, s.asked[0]), s.i_r, goal
     return Reconstruction(*map(to_pixels, made))
@@ -284,8 +284,8 @@ def transform(self:GANRun,
 )->np.ndarray: # float32, (n, channels), or (n, channels, h, w) without pooling
     "The encoder's features of whole photos, cut square and resized to the run's size."
     images, out = list_photos(images), []
-    at = stage_index(self.encoder, stage)
+    at, ranges = stage_index(self.encoder, stage), _ranges_for(images, self.cfg.window)
     for i in range(0, len(images), bs): # of a batch stays what is asked for, and that on the CPU
-        f = self.encoder.features(_cut(self, images[i:i+bs], 1.))[at]
+        f = self.encoder.features(_cut(self, images[i:i+bs], 1., ranges))[at]
         out.append((f.mean((2,3)) if pool else f).float().cpu())
     return torch.cat(out).numpy()

@@ -20,6 +20,7 @@ from .config import deviations
 from .core import InputError,describe_machine,duration,_megabytes,write_atomic
 from .cost import estimate_cost
 from .data import SETS,load_photos,split_photos
+from .decoding import Ranges
 from .devices import _end_together,_main_first,make_accelerator,_on_main
 from .machine import fork_random
 from .encoder import _encoder_choices
@@ -39,6 +40,16 @@ def _check_held_out(photos, overrides):
     if photos.held_out is not None and overrides.get('valid') is not None:
         raise InputError(f"valid={overrides['valid']:g} has no effect: {photos.source} has a "
                          "held-out part of its own. Leave it out.")
+
+# %% ../nbs/59_training.ipynb #7ff9e8d2
+def _how_to_read(cfg, known): # `known`: of the run that is resumed
+    # version 0.1 took all 16 bits for used, and decoded all of each JPEG
+    old = bool(known) and 'reading' not in known
+    kinds = [f'{f} uint16{c}' for f in ('TIFF', 'PNG') for c in ('', ' color')]
+    given = Ranges(cfg.window).given
+    # one that is asked for must have an effect, one that is kept holds where it fits
+    given = cfg.window if '' in given and not known else given
+    return dict(window=dict.fromkeys(kinds, (0, 65535)) if old else given, whole=old)
 
 # %% ../nbs/59_training.ipynb #7ff9e8d1
 def _name_data(data): # what the config remembers of it: a name, a folder's full path, or 'array'
@@ -112,7 +123,9 @@ def train_gan(
     _on_main(acc, lambda: _check_place(run_dir, cfg, resume=resume))
     with fork_random(acc.device):
         photos = _main_first(acc, lambda: load_photos(
-            data, root=root, size=cfg.size, cuts=make_task(cfg).cuts, progress=progress))
+            data, root=root, size=cfg.size, cuts=make_task(cfg).cuts, progress=progress,
+            **_how_to_read(cfg, known if resume else {})))
+        cfg = replace(cfg, window=Ranges(photos.window).text)
         _check_held_out(photos, overrides)
         train,valid = split_photos(photos, valid=cfg.valid, seed=cfg.seed)
         with _own_folder(acc, run_dir, cfg, resume=resume) as run_dir:
@@ -158,7 +171,7 @@ def _info(st, root, plugins):
     return dict(photos=st.photos.source, train=len(st.train), held_out=len(st.valid),
                 skipped=len(st.photos.skipped), bs=st.bs, **place, **noted,
                 trivial=score_predictors(st),
-                machine=describe_machine(), device=str(st.acc.device),
+                reading=2, machine=describe_machine(), device=str(st.acc.device),
                 processes=st.acc.num_processes)
 
 # %% ../nbs/59_training.ipynb #7a3c0eaf
@@ -203,7 +216,13 @@ def _announce(st, origin=''):
             f'about {duration(seconds)} and {_megabytes(memory)} on {st.acc.device}')
     differ = [f'differs from {st.cfg.preset}: {k} {a} -> {b}'
               for k,(a,b) in deviations(st.cfg).items()]
-    return '\n  '.join([plan, _say_shares(st), *_say_kept(st), *[origin][:bool(origin)], *differ])
+    return '\n  '.join([plan, _say_shares(st), *_say_reading(st), *_say_kept(st),
+                         *[origin][:bool(origin)], *differ])
+
+def _say_reading(st): # what was decided about the photos, and what was left out
+    if st.cfg.window: yield f'black and white of photos of more than 8 bits: {st.cfg.window}'
+    if st.photos.skipped:
+        yield f"{len(st.photos.skipped)} files were skipped: {st.run_dir/'skipped.jsonl'}"
 
 def _say_shares(st): # of the photos in an epoch, of a picture's area
     index = _choose_evenly(st.train, 64)
