@@ -15,6 +15,7 @@ from PIL import Image
 from fastcore.basics import patch
 from .config import field_docs
 from .core import InputError
+from .records import column
 from .run import GANRun
 from .show import line_style,plot_curves,show_grid,_thin_out
 from .targets import SCORES,Score
@@ -148,12 +149,12 @@ def curve(self:_Records,
     most:int=100, # how many points at most
 )->np.ndarray: # (2, n): epochs, values, shares in percent; (2, 0) if there are none
     "A column along the epochs; long ones as means of blocks."
-    tables = [self.history or (), self.metrics or ()]
-    rows = next((t for t in tables if any(key in r for r in t)), ())
+    tables = self.history or (), self.metrics or ()
+    rows = next((t for t in tables if np.isfinite(column(t, key)).any()), ())
     # of fewer photos than a batch, all are one batch
     steps = max(self.info['train']//self.info['bs'], 1)
     # None where there is none: G's losses, where it sat out
-    x, y = _thin_out([r['step']/steps for r in rows], [r.get(key) for r in rows], most=most)
+    x, y = _thin_out(column(rows, 'step')/steps, column(rows, key), most=most)
     return np.stack([x, _factor(key)*y])
 
 def _factor(key): return 100 if _score_of(key).unit == '%' else 1

@@ -36,6 +36,12 @@ class Rows(Sequence):
     def __repr__(self): return f'{self.n:,} rows of {", ".join(self.columns) or "words"}'
     __hash__ = None
 
+    def until(self, step):
+        "The rows up to an update."
+        if self.rows is not None: return Rows({}, rows=[r for r in self if r['step'] <= step])
+        k = int(np.searchsorted(self.columns.get('step', np.zeros(0)), step, side='right'))
+        return Rows({key: c[:k] for key,c in self.columns.items()}, self.whole)
+
     def _row(self, i):
         if self.rows is not None: return dict(self.rows[i])
         found = {k: c[i] for k,c in self.columns.items()}
@@ -73,7 +79,8 @@ def _read_alike(text, keys): # lines with these keys, in this order -> a table
     text = text.translate(None, _NAMES) # of a key its e's are left, which numbers may have, too
     left = {''.join(c for c in k if c in 'eE').encode()+b':' for k in keys}
     for rest in sorted(left, key=len, reverse=True): text = text.replace(rest, b'')
-    return pd.read_csv(io.BytesIO(text), header=None, names=keys, float_precision='round_trip')
+    exact = dict(float_precision='round_trip') if pd.__version__ < '3' else {} # 3 always is
+    return pd.read_csv(io.BytesIO(text), header=None, names=keys, **exact)
 
 # %% ../nbs/06_records.ipynb #b0600001
 def _kinds(text): # of the lines: what is left without their digits, and the kind of each
