@@ -116,8 +116,22 @@ x = p.preprocess(['photo.jpg'])        # (1, 3, {size}, {size}), in [-1, 1]
 features = p.encoder.features(x)       # {stages} maps; channels {channels}
 ```'''
 
+_hub_licences = set('''
+    afl-3.0 agpl-3.0 apache-2.0 artistic-2.0 bsd-2-clause bsd-3-clause bsd-3-clause-clear bsl-1.0
+    c-uda cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0
+    cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0
+    cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-permissive-1.0 cdla-permissive-2.0 cdla-sharing-1.0 ecl-2.0
+    epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 gpl-2.0 gpl-3.0 isc lgpl-2.1 lgpl-3.0 lppl-1.3c mit mpl-2.0
+    ms-pl ncsa ofl-1.1 openrail osl-3.0 postgresql unlicense wtfpl zlib'''.split())
+
+def _hub_licence(licence): # as the Hugging Face Hub spells it; it lists some
+    if not licence: return {}
+    name = licence.lower().removesuffix('-only').removesuffix('-or-later')
+    return (dict(license=name) if name in _hub_licences else
+            dict(license='other', license_name=name))
+
 def _front(run, source, licence): # YAML, which JSON is a part of
-    head = (dict(license=licence.lower()) if licence else {}) | dict(
+    head = _hub_licence(licence) | dict(
         library_name='recon_nb',
         pipeline_tag='image-feature-extraction',
         tags=['self-supervised', 'image-reconstruction', run.cfg.preset],
@@ -194,7 +208,8 @@ def model_card(
 
 {use}
 
-`encoder.safetensors` holds the encoder alone. """
+`encoder.safetensors` holds the encoder alone. From the Hugging Face Hub both come by their name """
+f"""there: `load_pretrained('user/name')`. """
 f"""Any side that is a multiple of {sides[-1]} works, from {2*sides[-1]} px on; """
 f"""{run.cfg.size} px is what it has seen.
 

@@ -8,7 +8,7 @@ Docs: https://recon-nb.github.io/recon_nb/cli.html.md"""
 __all__ = []
 
 # %% ../nbs/90_cli.ipynb #6b99a1d1
-import argparse,warnings
+import argparse,shlex,warnings
 from pathlib import Path
 from .config import PRESETS,_CALLED,field_docs
 from .core import InputError,write_atomic
@@ -35,8 +35,9 @@ def _train_parser():
     p = _Parser('recon-train', also=_CALLED,
         description='Train the GAN of the paper on photos.',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.add_argument('data', nargs='?', default=argparse.SUPPRESS,
-        help="folder of photos or name of a set; the preset's own if not given")
+    p.add_argument('data', nargs='*', default=argparse.SUPPRESS,
+        help="a folder of photos, files, 'a/*.jpg', a CSV or Parquet table with a column path, "
+            "or the name of a set; the preset's own if not given")
     p.add_argument('--preset', default=argparse.SUPPRESS,
         help=f"{', '.join(PRESETS)}; quick if not given")
     p.add_argument('--config', default=argparse.SUPPRESS, metavar='FILE',
@@ -69,12 +70,16 @@ def _add_fields(group): # an option for each field of the config
 def _train(args):
     from accelerate import PartialState
     from recon_nb.training import train_gan
+    if 'data' in args: args.data = _one_or_all(args.data)
     try: run = train_gan(**vars(args))
     except InputError as e:
         e.args = (str(e)+_preset_meant(args, str(e)),)
         raise
     if 'progress' in args and PartialState().is_main_process: print(run.dir)
     return 130 if run.stopped == 'signal' else 0
+
+def _one_or_all(paths): # one path may be a name, a folder, a table; several are photos
+    return paths[0] if len(paths) == 1 else paths
 
 def _preset_meant(args, error): # a preset's name was given for something else, and refused
     names = 'preset', 'run_dir', 'root', 'teacher', 'config', 'like'
@@ -99,23 +104,34 @@ def _reconstruct_parser():
     p.add_argument('photos', nargs='+', help='photos of any format and size')
     p.add_argument('-o', '--out', default='reconstruction.png',
         help='the picture to write (default: %(default)s)')
+    p.add_argument('--scale', type=int, metavar='N',
+        help='each pixel becomes a square of N x N; without, so many that a photo has about 160')
     return p
 
 # %% ../nbs/90_cli.ipynb #b5aa1840
-def _reconstruct(args):
-    from recon_nb.run import GANRun
+def _readable(paths): # the photos that can be read; the others are named
     from recon_nb.photos import as_images
-    from recon_nb.show import image_grid,_save_png
-    if Path(args.out).suffix.lower() != '.png':
-        raise InputError(f'the picture is a PNG file; --out {args.out!r} should end in .png.')
-    run, good, bad = GANRun.load(args.run), [], []
-    for p in args.photos:
-        try: good += as_images(p)
+    good, bad = [], []
+    for p in paths:
+        try: good += as_images(p) and [p] # opened together later: they share a range
         except InputError as e: bad.append(str(e))
     if not good: raise InputError(' '.join(bad))
     for b in bad: warnings.warn(f'left out: {b}', stacklevel=2)
-    r = run.reconstruct(good)
-    print(_save_png(image_grid(r.rows), args.out))
+    return good
+
+# %% ../nbs/90_cli.ipynb #b5aa1841
+def _reconstruct(args):
+    from recon_nb.run import GANRun,_row_titles
+    from recon_nb.show import image_grid,_label_rows,_save_png
+    if Path(args.out).suffix.lower() != '.png':
+        raise InputError(f'the picture is a PNG file; --out {args.out!r} should end in .png.')
+    if args.scale is not None and args.scale < 1:
+        raise InputError(f'scale={args.scale}; give a whole number from 1 on, such as scale=3.')
+    run = GANRun.load(args.run)
+    rows, size = run.reconstruct(_readable(args.photos)).rows, run.cfg.size
+    picture = _label_rows(image_grid(rows), _row_titles(run), size=size,
+        scale=args.scale or max(1, 160//size))
+    print(_save_png(picture, args.out))
 
 def reconstruct(
     argv=None, # the words after the command; the shell's if not given
@@ -123,12 +139,56 @@ def reconstruct(
     "`recon-reconstruct RUN PHOTO... -o OUT.png`: the shell's `GANRun.reconstruct`."
     return _run(_reconstruct_parser(), _reconstruct, argv)
 
+# %% ../nbs/90_cli.ipynb #c0a7e101
+def _compare_parser():
+    p = _Parser('recon-compare', allow_abbrev=False,
+        usage='%(prog)s RUN RUN [RUN ...] [PHOTO ...] [-o OUT.png] [options]',
+        description='What differs between runs: choices, curves, pictures, scores; '
+            'with photos, what each makes of them and how well.')
+    p.add_argument('paths', nargs='+', metavar='RUN', help='run folders, two or more; then photos')
+    p.add_argument('-o', '--out', default='comparison.png',
+        help='the figure to write (default: %(default)s)')
+    p.add_argument('--fit', nargs='+', metavar='PHOTO', default=None,
+        help='training photos, for the two trivial predictors that are fitted on some')
+    p.add_argument('--device', help='cpu or cuda; cuda if there is one')
+    return p
+
+# %% ../nbs/90_cli.ipynb #c0a7e102
+def _runs_among(paths): # run folders, and the rest
+    runs = [p for p in paths if (Path(p)/'weights.safetensors').is_file()]
+    rest = [p for p in paths if p not in runs]
+    if len(runs) > 1: return runs, rest
+    found = f'found one: {runs[0]}' if runs else 'found none'
+    also = f'; {rest[0]} holds no weights.safetensors' if rest else ''
+    raise InputError(f'two run folders or more are compared; {found}{also}.')
+
+def _compare(args):
+    import io
+    out = _check_out(args.out, '.png', 'the figure is a PNG file')
+    runs, photos = _runs_among(args.paths)
+    from recon_nb.compare import compare_runs
+    from recon_nb.run import GANRun
+    both = compare_runs(*(GANRun.load(r, device=_device(args.device)) for r in runs),
+        photos=_readable(photos) if photos else None,
+        fit=_readable(args.fit) if args.fit else None)
+    buf = io.BytesIO()
+    both.figure().savefig(buf, dpi=150)
+    write_atomic(out, buf.getvalue())
+    print(both, out, sep='\n')
+
+def compare(
+    argv=None, # the words after the command; the shell's if not given
+)->int: # exit status
+    "`recon-compare RUN RUN [PHOTO...] -o OUT.png`: the shell's `compare_runs`."
+    return _run(_compare_parser(), _compare, argv)
+
 # %% ../nbs/90_cli.ipynb #bb7d9772
 def _embed_parser():
     p = _Parser('recon-embed', allow_abbrev=False,
         description="The encoder's features of every photo in a folder, as a NumPy array.")
     p.add_argument('run', help='a run folder, an exported encoder or a release')
-    p.add_argument('folder', help='a folder of photos')
+    p.add_argument('photos', nargs='+',
+        help="photos, folders of them, 'a/*.jpg', or one table with a column path")
     p.add_argument('-o', '--out', default='features.npy',
         help='the array to write, (photos, channels) float32; '
             'their names go to OUT.txt (default: %(default)s)')
@@ -148,7 +208,7 @@ def _embed(args):
     out = _check_out(args.out, '.npy', 'the features are a NumPy file')
     p = load_pretrained(args.run)
     stage_index(p.encoder, args.stage) # a wrong one is refused before the photos are read
-    photos = load_photos(args.folder, size=p.preprocess.size, cuts={'i_r': 1.})
+    photos = load_photos(_one_or_all(args.photos), size=p.preprocess.size, cuts={'i_r': 1.})
     f = encode(p.encoder, photos.cuts['i_r'], stages=(args.stage,),
         device=_device(''), remember=False).numpy()
     buf = io.BytesIO()
@@ -225,6 +285,8 @@ def _release(args):
     records = [r for f in args.records for r in read_jsonl(_existing(f))]
     out = write_release(args.run, args.out, records=records, licence=args.licence)
     for path in sorted(out.iterdir()): print(f'{path}: {path.stat().st_size/1e6:.2f} MB')
+    print('to the Hugging Face Hub, after `hf auth login`: '
+        f'hf upload USER/NAME {shlex.quote(str(out))}')
 
 def release(
     argv=None, # the words after the command; the shell's if not given

@@ -17,6 +17,7 @@ from .shell import _Parser,_one_command,_parse
 COMMANDS = dict( # word -> its function, and what it does
     train=('cli:train', 'pretrain on photos, or go on with a run'),
     reconstruct=('cli:reconstruct', 'draw what a run makes of photos'),
+    compare=('cli:compare', 'runs side by side, on photos too'),
     embed=('cli:embed', "an encoder's features of photos, as a NumPy array"),
     probe=('cli:probe', 'how much an encoder helps to classify'),
     table=('cli:table', 'a whole table: pretrainings, probes, numbers'),

@@ -147,9 +147,9 @@ def _make(cfg, part): # the networks of a config
     return Discriminator(cfg.width_d or cfg.width, size=cfg.size, norm=cfg.norm_d)
 
 def _load(path): # weights alone, or a run
-    from recon_nb.export import load_pretrained
+    from recon_nb.export import load_pretrained,_is_hub_name
     from recon_nb.run import GANRun
-    exported = path.is_file() or (path/'generator.safetensors').is_file()
+    exported = path.is_file() or (path/'generator.safetensors').is_file() or _is_hub_name(path)
     return load_pretrained(path) if exported else GANRun.load(path)
 
 # %% ../nbs/65_contenders.ipynb #1d682853

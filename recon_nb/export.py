@@ -8,7 +8,7 @@ Docs: https://recon-nb.github.io/recon_nb/export.html.md"""
 __all__ = ['Pretrained', 'load_pretrained', 'export_encoder']
 
 # %% ../nbs/60_export.ipynb #d8c1cfdd
-import json
+import json,re
 from copy import deepcopy
 from dataclasses import dataclass
 from importlib import import_module
@@ -88,7 +88,8 @@ def _of_nets(enc, dec, card):
     prepare = Preprocess(how['size'], how.get('window'))
     return Pretrained(enc.eval(), dec and dec.eval(), prepare, card)
 
-def _of_run(run):
+def _of_run(run, epoch=None):
+    if epoch is not None: run = GANRun.load(run.dir, epoch=epoch)
     gen = deepcopy(run.generator).cpu() # the run's own stay where they are
     card = _describe_encoder(gen.enc, run.cfg, step=run.step, photos=run.info.get('photos'))
     return _of_nets(gen.enc, gen.dec, card)
@@ -118,26 +119,63 @@ def _of_export(tensors, card, info):
     enc.load_state_dict(tensors)
     return _of_nets(enc, None, card)
 
+# %% ../nbs/60_export.ipynb #4b1de002
+_HUB_FILES = 'generator.safetensors', 'encoder.safetensors', 'weights.safetensors', 'run.json'
+
+def _is_hub_name(source): # user/name, and no file or folder here
+    given = source if isinstance(source, str) else Path(source).as_posix()
+    name = re.fullmatch(r'\w[\w.-]*/\w[\w.-]*', given, re.ASCII)
+    is_file = given.lower().endswith(('.safetensors', '.onnx'))
+    return bool(name) and not is_file and not Path(source).exists()
+
+def _fetch(name, revision): # a model of the Hub -> its folder in the Hub's cache
+    from huggingface_hub import errors,snapshot_download
+    of = f'{name}, revision {revision}' if revision else name
+    try: return Path(snapshot_download(name, revision=revision, allow_patterns=[*_HUB_FILES]))
+    except errors.GatedRepoError: why = 'its owner must let you in: ask there, then `hf auth login`'
+    except errors.RepositoryNotFoundError:
+        why = 'there is no model of this name, or it is private: then `hf auth login`'
+    except errors.RevisionNotFoundError: why = 'the model has no such branch, tag or commit'
+    except errors.LocalEntryNotFoundError:
+        why = ('it is not in the cache yet, and the Hub was not reached (no network, or '
+               'HF_HUB_OFFLINE is set)')
+    except (errors.HfHubHTTPError, errors.HFValidationError) as e: why = str(e).splitlines()[0]
+    raise InputError(f"{of} is no folder here, and the Hugging Face Hub does not give it: {why}.")
+
+# %% ../nbs/60_export.ipynb #4b1de003
+def _find_file(path, source): # of a folder: the file to open, and what run.json says
+    for name in ('generator.safetensors', 'weights.safetensors', 'encoder.safetensors'):
+        if (path/name).is_file(): return path/name, _run_info(path)
+    if path != Path(source).expanduser(): # of the Hub
+        raise InputError(f"{source} holds none of {', '.join(_HUB_FILES[:3])}: "
+                         "it is no model of recon_nb.")
+    return _weights_of(path), {}
+
+def _find_source(source, revision, epoch): # the file, and what run.json says
+    path = Path(source).expanduser()
+    if _is_hub_name(source) and epoch is None: path = _fetch(Path(source).as_posix(), revision)
+    elif revision is not None:
+        raise InputError(f"revision={revision!r} has no effect: {source} lies here, or is no name "
+                         "of the Hub such as user/name. Leave it out.")
+    if epoch is not None: return _weights_of(path, epoch), _run_info(path)
+    return _find_file(path, source) if path.is_dir() else (path, {})
+
 # %% ../nbs/60_export.ipynb #345e54d2
-# long: a kind of source after the other
 def load_pretrained(
     # a file of `export_encoder`, a run folder, a release's,
-    # its `weights.safetensors`, or a `GANRun`;
+    # its `weights.safetensors`, a `GANRun`, or user/name on the Hugging Face Hub;
     # a `Pretrained` stays as it is
     source,
     *,
+    revision:str|None=None, # of a model of the Hub: a branch, a tag or a commit; main if not given
     epoch:int|None=None, # of a run: the weights kept after it (`keep_every`)
     plugins=None, # files that register parts of your own; only an encoder's is needed
 )->Pretrained:
     "An encoder, ready for use. Raises `InputError` if the source is missing, foreign or damaged."
     load_plugins(plugins)
-    if isinstance(source, GANRun) and epoch is not None: source = source.dir
     if isinstance(source, Pretrained): return source
-    if isinstance(source, GANRun): return _of_run(source)
-    path, info = Path(source).expanduser(), {}
-    if path.is_dir() and (path/'generator.safetensors').is_file(): # of `write_release`
-        path = path/'generator.safetensors'
-    if path.is_dir() or epoch is not None: path, info = _weights_of(path, epoch), _run_info(path)
+    if isinstance(source, GANRun): return _of_run(source, epoch)
+    path, info = _find_source(source, revision, epoch)
     if path.suffix.lower() == '.onnx':
         raise InputError(f"{path}: an ONNX file is opened with onnxruntime; "
             "here give the .safetensors file or the run folder.")

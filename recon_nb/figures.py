@@ -446,14 +446,28 @@ def draw_reconstructions(
         if photos is None and not np.array_equal(made[n].i_r, made[first].i_r):
             raise InputError(f"{n!r} and {first!r} kept different held-out photos; "
                              "give photos=, which all are asked about.")
-    columns = {'$I_{in}$': made[first].i_in}
+    columns = _by_run('$I_{in}$', {n: m.i_in for n,m in made.items()}, runs, 'view mask visible')
     for n,m in made.items():
         composed = what == 'composed' or what == 'seen' and runs[n].cfg.scale_bias
         columns[f'{n}\n({"composed" if composed else "raw output"})'] = (
             m.composed if composed else m.outputs)[-1]
-    columns['$I_r$'] = i_r = made[first].i_r
+    columns |= _by_run('$I_r$', {n: m.i_r for n,m in made.items()}, runs, 'target')
+    i_r = made[first].i_r
     alt = f"{len(i_r)} photos: the input, what {', '.join(runs)} made of it, and the truth."
     return _sheet([*zip(*columns.values())], [*columns], alt)
+
+# %% ../nbs/80_figures.ipynb #8bf0a818
+def _by_run(title, pictures, runs, fields):
+    "One column if all runs have the same pictures there, else one each, with the run's name."
+    out, known = {}, []
+    for n,p in pictures.items():
+        # of other sizes: the same, if they come about in the same way
+        how = [getattr(runs[n].cfg, f) for f in fields.split()]
+        same = any(np.array_equal(p, q) if p.shape == q.shape else how == was for q,was in known)
+        if not same: out[n] = p
+        known.append((p, how))
+    if len(out) == 1: return {title: out.popitem()[1]}
+    return {f'{title}\nof {n}': p for n,p in out.items()}
 
 # %% ../nbs/80_figures.ipynb #8c3271ec
 def _named(runs):

@@ -9,7 +9,7 @@ __all__ = ['cut_square', 'open_rgb', 'clear_cache', 'cache_rows', 'Photos', 'cut
            'cut_photos']
 
 # %% ../nbs/11_photos.ipynb #b97f8459
-import hashlib,json,math,os,re,shutil,stat,sys,time,warnings,zlib
+import base64,hashlib,json,math,os,re,shutil,stat,sys,time,warnings,zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack,contextmanager,suppress
 from dataclasses import dataclass,field
@@ -17,7 +17,9 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags,Image,ImageFile
 from .core import InputError,_megabytes,progress_bar,write_atomic
-from .decoding import Ranges,_PHOTO_SUFFIXES,open_picture  # noqa: F401
+from .decoding import Ranges,_PHOTO_SUFFIXES,open_picture
+from .identity import _hash_file,_hash_pixels,_pixel_ids
+from .sources import _Fetched,_as_photo,_list_source,_one_array
 
 # %% ../nbs/11_photos.ipynb #efaca4c0
 def cut_square(
@@ -67,7 +69,8 @@ def _plain(im, src, ranges):
     flat.load()
     turn, whole = _turn_of(im), (0, 0, *im.size)
     out = _to_rgb(flat) if turn is None else _to_rgb(flat).transpose(turn)
-    out.info = {}
+    scale = (getattr(im, 'decoderconfig', None) or (1,))[0] # of a JPEG that was read reduced
+    out.info = dict(scale=scale) if scale > 1 else {}
     if extent not in (None, whole):
         out.info['extent'] = extent if turn is None else _turn_extent(extent, im.size, turn)
     return out
@@ -98,7 +101,7 @@ def _cache_dir()->Path:
     return Path(base.get(sys.platform) or env('XDG_CACHE_HOME') or home/'.cache')/'recon_nb'
 
 # %% ../nbs/11_photos.ipynb #c754108e
-_version = 1    # of what an entry holds: count it up when the same photos would give other bytes
+_version = 2    # of what an entry holds: count it up when the same photos would give other bytes
 _reading = 2    # the same of files that may be read reduced, or be deep
 
 def _key(*parts, size, cuts):
@@ -116,9 +119,26 @@ def _stamp(folder, cuts):
     return {k: [(s := os.stat(folder/f'{k}.npy')).st_size, s.st_mtime_ns] for k in cuts}
 
 # %% ../nbs/11_photos.ipynb #101770bd
+class _Cuts(list):
+    "The cuts of one photo, with what it is known by: hashes of its file and of its pixels."
+    ids, side = None, None    # of the shorter side, before it was cut
+
+def _known(got): # of one photo: hashes of file and pixels, and its shorter side
+    return (getattr(got, 'ids', None) or (0, _hash_pixels(got[0])),
+            getattr(got, 'side', None) or 0)
+
+def _pack_known(known):
+    ids, sides = [k[0] for k in known], [k[1] for k in known]
+    return dict(ids=base64.b64encode(np.array(ids, dtype='<u8').tobytes()).decode(),
+                side=int(np.median(sides)) if sides else 0)
+
+def _unpack_ids(text): # uint64 (n, 2): of the file, of the pixels; 0 is not known
+    return np.frombuffer(base64.b64decode(text), dtype='<u8').reshape(-1, 2).astype(np.uint64)
+
+# %% ../nbs/11_photos.ipynb #15c58563
 def _write_rows(folder, rows, *, n, size, cuts):
     "Write the cuts of each row, a .npy file for each kind of cut; returns the entry's record."
-    names, skipped, crc = [], [], dict.fromkeys(cuts, 0)
+    names, skipped, known, crc = [], [], [], dict.fromkeys(cuts, 0)
     with ExitStack() as stack:
         files = {k: stack.enter_context(open(folder/f'{k}.npy', 'wb')) for k in cuts}
         for f in files.values(): _write_header(f, (n,size,size,3))
@@ -127,6 +147,7 @@ def _write_rows(folder, rows, *, n, size, cuts):
                 skipped.append(dict(name=name, why=got))
                 continue
             names.append(name)
+            known.append(_known(got))
             for k,a in zip(cuts, got):
                 files[k].write(a.tobytes())
                 crc[k] = zlib.crc32(a.tobytes(), crc[k])
@@ -136,7 +157,8 @@ def _write_rows(folder, rows, *, n, size, cuts):
             os.fsync(f.fileno())
     # in the past: clocks are coarse, and the next write must show
     for k in cuts: os.utime(folder/f'{k}.npy', (time.time()-10,)*2)
-    return dict(names=names, skipped=skipped, crc=crc, stamp=_stamp(folder, cuts))
+    return dict(names=names, skipped=skipped, crc=crc, stamp=_stamp(folder, cuts),
+                **_pack_known(known))
 
 def _write_meta(folder, meta):
     write_atomic(folder/'meta.json', json.dumps({**meta, 'seal': _seal(meta)}))
@@ -250,12 +272,12 @@ def cache_rows(
     cuts:dict, # name of each cut -> its side as a share of the shorter side
     progress:bool=True, # say what the cache takes
     notes=dict, # called when all rows are written: what else to keep with them, a dict
-)->dict: # cuts, names, skipped: what `Photos` wants of them; and what `notes` gave
+)->dict: # cuts, names, skipped, ids, side: what `Photos` wants of them; and what `notes` gave
     "The cuts of `rows`, memory-mapped: from the cache, or written into it."
     arrays, meta = _from_cache(_key(*parts, size=size, cuts=cuts), rows,
                                n=n, size=size, cuts=cuts, progress=progress, notes=notes)
     more = {k: v for k,v in meta.items() if k not in ('crc', 'stamp', 'seal')}
-    return dict(more, cuts=arrays)
+    return dict(more, cuts=arrays, ids=_unpack_ids(meta['ids']), side=meta['side'] or None)
 
 # %% ../nbs/11_photos.ipynb #23193e60
 def _stat_photo(root, name):
@@ -288,7 +310,8 @@ def _place(im): # where a photo is, as it is opened
 def _enough(size, share): # pixels of a photo's shorter side
     return math.ceil(4*size/min(share, 1/3))
 
-def _cut_one(src, *, size, cuts, ranges, whole=False):
+# long: with the largest reading the smaller cuts are made, too
+def _cut_one(src, *, size, cuts, ranges, whole=False, file_id=0):
     "The cuts of one photo, in the order of `cuts`. `whole`: never decoded in reduced form."
     if isinstance(src, np.ndarray): src = Image.fromarray(np.ascontiguousarray(src))
     sides = {s: None if whole else _enough(size, s) for s in cuts.values()}
@@ -297,7 +320,15 @@ def _cut_one(src, *, size, cuts, ranges, whole=False):
         # the reading for the larger side will do, unless this one would be reduced further
         again = not ims or not isinstance(src, Image.Image) and min(ims[most].size) >= 2*side
         ims[side] = open_rgb(_place(src), window=ranges, side=side) if again else ims[most]
-    return [np.asarray(cut_square(ims[sides[s]], share=s, size=size)) for s in cuts.values()]
+    got = _Cuts(np.asarray(cut_square(ims[sides[s]], share=s, size=size)) for s in cuts.values())
+    got.ids, got.side = _identify(ims[most], file_id)
+    return got
+
+def _identify(im, file_id): # hashes of file and pixels, and the shorter side before it was read
+    scale, size = im.info.get('scale', 1), im.info.get('extent', (0, 0, *im.size))[2:]
+    # in reduced form the pixels are others at every size, and the file says who it is
+    pixels = _hash_pixels(np.asarray(im)) if scale == 1 or not file_id else 0
+    return (file_id, pixels), round(scale*min(size))
 
 # %% ../nbs/11_photos.ipynb #6ce44a45
 def _read_files(root, files, *, size, cuts, workers, progress, ranges, whole):
@@ -305,7 +336,7 @@ def _read_files(root, files, *, size, cuts, workers, progress, ranges, whole):
     def cut(file):
         if len(file) == 2: return file
         try: return file[0], _cut_one(root/file[0], size=size, cuts=cuts, ranges=ranges,
-                                      whole=whole)
+                                      whole=whole, file_id=_hash_file(root/file[0]))
         except (OSError, ValueError) as e: return file[0], _why(e)
 
     bad = []
@@ -336,6 +367,7 @@ def _list_skipped(
             + (f'; and {more} more{rest}' if more > 0 else ''))
 
 # %% ../nbs/11_photos.ipynb #27371cb9
+# long: one class, and what it says about itself
 @dataclass(frozen=True, repr=False, eq=False)
 class Photos:
     "Cut photos, and what is known about them."
@@ -347,16 +379,27 @@ class Photos:
     held_out:np.ndarray|None # int64 indices of an official held-out part
     source:str # where they come from, in words
     window:dict=field(default_factory=dict) # of deep photos: kind -> what became black and white
+    name:str = '' # which folder, table or Dataset: a word for people
+    ids:np.ndarray|None = None # uint64 (n, 2): hashes of file and pixels; see `06_identity`
+    side:int|None = None # the median of the photos' shorter sides, in pixels
 
     def __len__(self): return len(self.names)
+    @property
+    def title(self)->str: return f'{self.source} {self.name}'.strip() # for people
     def __repr__(self):
         kinds = f', {len(self.classes)} classes' if self.classes else ''
         held, lost = (f', {len(x):,} {what}' if x is not None and len(x) else ''
                       for x,what in ((self.held_out,'held out'), (self.skipped,'skipped')))
         a = [*self.cuts.values()]
-        return (f"Photos({self.source}: {len(self):,} at {a[0].shape[1]} px, "
+        return (f"Photos({self.title}: {len(self):,} at {a[0].shape[1]} px, "
                 f"{' '.join(self.cuts)}{kinds}{held}{lost}, "
                 f"{_megabytes(sum(x.nbytes for x in a))})")
+
+    def content_ids(self)->np.ndarray:
+        "What each photo is known by: uint64 (n, 2). Of cuts alone, their pixels."
+        if self.ids is not None: return self.ids
+        pixels = _pixel_ids(next(iter(self.cuts.values())))
+        return np.stack([np.zeros_like(pixels), pixels], 1)
 
     def take(self,
         index, # which photos: an index array
@@ -392,12 +435,13 @@ def cut_files(
     cuts:dict, # name of each cut -> its side as a share of the shorter side
     workers:int|None=None, # threads that read; all cores if not given
     progress:bool=True, # show a bar, and say what the cache takes
+    listed:bool=False, # were the photos named one by one, and not found in the folder?
     window=None, # of more than 8 bits: what becomes black and white, as for `Ranges`
     whole:bool=False, # decode whole JPEGs only, as version 0.1 did
-)->dict: # cuts, names, skipped, window: what `Photos` wants of them
+)->dict: # cuts, names, skipped, ids, side, window: what `Photos` wants of them
     """The photos `names` in `root`, cut: from the cache, or read into it.
     Warns of a range that was found. Raises `InputError` if more than half of them are bad."""
-    root = _check_root(root)
+    root = Path(root).resolve() if listed else _check_root(root)
     files = [_stat_photo(root, n) for n in names]
     ranges = Ranges(window, [root/f[0] for f in files if len(f) > 2 and _may_be_deep(f[0])])
     rows = _read_files(root, files, size=size, cuts=cuts, workers=workers, progress=progress,
@@ -419,8 +463,7 @@ def cut_images(
 ): # yields the cuts of each image in turn, a list of arrays (size, size, 3) in the order of `cuts`
     "Cut photos that are in memory already."
     def cut(a):
-        im = Image.fromarray(np.ascontiguousarray(a))
-        return [np.asarray(cut_square(im, share=share, size=size)) for share in cuts.values()]
+        return _cut_one(a, size=size, cuts=cuts, ranges=Ranges(), whole=True)
     with (ThreadPoolExecutor(workers or os.cpu_count()) as pool,
           progress_bar(total=len(images), desc='cutting photos', unit='photo',
                        show=progress) as bar):
@@ -431,28 +474,29 @@ def cut_images(
 
 # %% ../nbs/11_photos.ipynb #5bde5328
 def list_photos(
-    images, # a path, a PIL image, an array (h, w, 3) or (n, h, w, 3) of bytes, or a list of these
-)->list: # one by one, none of them opened
+    # a path, a folder, a pattern such as 'a/*.jpg', a PIL image, bytes as an array
+    # (h, w, 3), (h, w) or (n, h, w, 3), a list of these, a table or a Dataset
+    images,
+): # one by one, none of them opened: a list, or what fetches them when it is asked
     "Photos as people have them, checked and not yet opened. Raises `InputError` if one is none."
-    if isinstance(images, np.ndarray) and images.ndim == 4: images = list(images)
-    if not isinstance(images, (list, tuple)): images = [images]
-    if not len(images): raise InputError("no photos were given.")
-    for im in images: _check_photo(im)
-    return [*images]
+    if isinstance(images, _Fetched): return images
+    one = _single(images)
+    found = [images] if one else _list_source(images, _PHOTO_SUFFIXES).items
+    if one or isinstance(found, np.ndarray): return [_one_array(x) for x in found]
+    if not isinstance(found, list): return _Fetched(found)
+    found = [_as_photo(im) for im in found]
+    for im in found:
+        if isinstance(im, Path): _check_path(im)
+    return found
 
-def _check_photo(im):
-    if isinstance(im, np.ndarray):
-        if im.dtype != np.uint8 or im.ndim != 3 or im.shape[2] != 3:
-            raise InputError(f"array of {im.dtype}, shape {im.shape}: a photo is uint8, (h, w, 3).")
-    elif isinstance(im, (str, os.PathLike)): _check_path(Path(im).expanduser(), im)
-    elif not isinstance(im, Image.Image) and not hasattr(im, 'read'):
-        raise InputError(f"a {type(im).__name__} is not a photo: "
-                         "give a path, a PIL image, or uint8 arrays (h, w, 3).")
+def _single(images): # is it an array of one photo, with two axes or with colours?
+    if not hasattr(images, 'shape') or not hasattr(images, 'dtype'): return False
+    shape = tuple(images.shape)
+    return len(shape) == 2 or (len(shape) == 3 and (shape[2] in (1,3,4) or shape[0] in (1,3)))
 
-def _check_path(path, given):
-    if path.is_dir():
-        raise InputError(f"{given} is a folder: give its photos, such as {given}/*.jpg.")
-    if not path.exists(): raise InputError(f"{given} is not a photo: there is no such file.")
+def _check_path(path):
+    if path.is_dir(): raise InputError(f"{path} is a folder among photos: give folders alone.")
+    if not path.exists(): raise InputError(f"{path} is not a photo: there is no such file.")
 
 # %% ../nbs/11_photos.ipynb #37afdf5a
 def as_images(
@@ -468,7 +512,9 @@ def as_images(
 
 def _ranges_for(images, window): # one range for all of them
     if isinstance(window, Ranges): return window
-    return Ranges(window, [_place(im) for im in images if not isinstance(im, np.ndarray)])
+    fetched = isinstance(images, _Fetched) # of these none is opened in advance
+    known = () if fetched else [_place(im) for im in images if not isinstance(im, np.ndarray)]
+    return Ranges(window, known)
 
 def _as_image(im, *, ranges):
     if isinstance(im, np.ndarray): return Image.fromarray(im)

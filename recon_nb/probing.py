@@ -19,6 +19,7 @@ from .core import (InputError,TrainingDiverged,append_jsonl,check_name,describe_
                            progress_bar)
 from .features import count_macs
 from .finetune import Recipe
+from .identity import _fingerprint_photos
 from .labelled import DEV_SEED,development_images,label_subset
 from .machine import check_device,fork_random
 
@@ -79,15 +80,6 @@ def unpack_shares(
     "The way back."
     percent = np.frombuffer(base64.b64decode(text), np.uint8)
     return np.where(percent == _NOTHING, np.nan, percent/100)
-
-# %% ../nbs/70_probing.ipynb #3a1559a7
-def _fingerprint_photos(
-    photos:np.ndarray, # uint8 (n, size, size, 3)
-)->str: # twelve hexadecimal digits
-    "Equal for equal photos in the same order."
-    h = hashlib.blake2b(str(photos.shape).encode(), digest_size=6)
-    for i in range(0, len(photos), 1000): h.update(np.ascontiguousarray(photos[i:i+1000]))
-    return h.hexdigest()
 
 # %% ../nbs/70_probing.ipynb #f284bd9d
 def _parse_count(

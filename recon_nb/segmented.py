@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags,Image
 from .core import InputError,check_name,progress_bar,sample_uniform
-from .data import _list_visible
+from .sources import _list_visible
 from .photos import _PHOTO_SUFFIXES,cut_files,_list_skipped
 from .sets import _locate_voc
 from .shapes import SHAPES,draw_shapes
