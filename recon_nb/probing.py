@@ -126,6 +126,10 @@ class Setup:
 
     @cached_property
     def test_pixels(self)->str: return _fingerprint_photos(self.data.test_x)
+    def known(self, i)->str|None: # which photos these are, whatever their places
+        ids = getattr(self.data, 'train_ids', None)
+        if ids is None: return None
+        return hashlib.blake2b(np.sort(np.asarray(ids)[i]).tobytes(), digest_size=6).hexdigest()
     @property
     def title(self)->str: return f'{self.contender.name} {self.mode}'
 
@@ -264,6 +268,7 @@ def _row(task, setup, seed, i, found, seconds):
         seconds=round(seconds, 2), macs=count_macs(c.net, data.size),
         images_seen=found.images_seen, config=found.config, selected=found.selected,
         weights=fingerprint(c), subset=hashlib.blake2b(i.tobytes(), digest_size=6).hexdigest(),
+        subset_photos=setup.known(i),
         device=str(setup.device), machine=describe_machine())
 
 def _once(task, setup, seeds, subsets):
