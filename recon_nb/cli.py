@@ -15,16 +15,19 @@ from .core import InputError,write_atomic
 from .shell import _Parser,_run
 
 # %% ../nbs/90_cli.ipynb #6ce0903f
-def _count(text):
+def _count(text, what='labels'):
     if text != 'all' and not text.isdecimal():
         raise argparse.ArgumentTypeError(
-            f'{text!r} is no number of labels; give a whole number, or all')
+            f'{text!r} is no number of {what}; give a whole number, or all')
     return None if text == 'all' else int(text)
 
+def _add_device(p, default=None): # for the commands that compute
+    p.add_argument('--device', default=default,
+        help='cpu, cuda, cuda:1 or mps; the best there is, if not given')
+
 def _device(name):
-    import torch
     from recon_nb.machine import check_device
-    return str(check_device(name or ('cuda' if torch.cuda.is_available() else 'cpu')))
+    return str(check_device(name))
 
 def _existing(path):
     if not Path(path).is_file(): raise InputError(f'{path} is no file of records.')
@@ -52,6 +55,7 @@ def _train_parser():
         help='stop cleanly after so many minutes; --resume goes on')
     p.add_argument('--resume', action='store_true', default=argparse.SUPPRESS,
         help='go on with the run in --run-dir')
+    _add_device(p, default=argparse.SUPPRESS)
     p.add_argument('--quiet', dest='progress', action='store_false', default=argparse.SUPPRESS,
         help='no bar and no report; print the run folder only')
     _add_fields(p.add_argument_group("the config's fields; the preset's value if not given"))
@@ -104,6 +108,7 @@ def _reconstruct_parser():
     p.add_argument('photos', nargs='+', help='photos of any format and size')
     p.add_argument('-o', '--out', default='reconstruction.png',
         help='the picture to write (default: %(default)s)')
+    _add_device(p)
     p.add_argument('--scale', type=int, metavar='N',
         help='each pixel becomes a square of N x N; without, so many that a photo has about 160')
     return p
@@ -127,7 +132,7 @@ def _reconstruct(args):
         raise InputError(f'the picture is a PNG file; --out {args.out!r} should end in .png.')
     if args.scale is not None and args.scale < 1:
         raise InputError(f'scale={args.scale}; give a whole number from 1 on, such as scale=3.')
-    run = GANRun.load(args.run)
+    run = GANRun.load(args.run, device=args.device)
     rows, size = run.reconstruct(_readable(args.photos)).rows, run.cfg.size
     picture = _label_rows(image_grid(rows), _row_titles(run), size=size,
         scale=args.scale or max(1, 160//size))
@@ -150,7 +155,7 @@ def _compare_parser():
         help='the figure to write (default: %(default)s)')
     p.add_argument('--fit', nargs='+', metavar='PHOTO', default=None,
         help='training photos, for the two trivial predictors that are fitted on some')
-    p.add_argument('--device', help='cpu or cuda; cuda if there is one')
+    _add_device(p)
     return p
 
 # %% ../nbs/90_cli.ipynb #c0a7e102
@@ -195,6 +200,7 @@ def _embed_parser():
     p.add_argument('--stage', type=int, default=-1, metavar='N',
         help="the encoder's stage, counted from 1, or from the end: -1 is the last, "
             'and what is taken if not given')
+    _add_device(p)
     return p
 
 # %% ../nbs/90_cli.ipynb #91acc0a9
@@ -206,11 +212,12 @@ def _embed(args):
     from recon_nb.export import load_pretrained
     from recon_nb.features import encode
     out = _check_out(args.out, '.npy', 'the features are a NumPy file')
-    p = load_pretrained(args.run)
+    p = load_pretrained(args.run, device=args.device)
     stage_index(p.encoder, args.stage) # a wrong one is refused before the photos are read
-    photos = load_photos(_one_or_all(args.photos), size=p.preprocess.size, cuts={'i_r': 1.})
+    photos = load_photos(_one_or_all(args.photos), size=p.preprocess.size, cuts={'i_r': 1.},
+                         window=p.preprocess.window or {})
     f = encode(p.encoder, photos.cuts['i_r'], stages=(args.stage,),
-        device=_device(''), remember=False).numpy()
+        device=p.preprocess.device, remember=False).numpy()
     buf = io.BytesIO()
     np.save(buf, f, allow_pickle=False)
     write_atomic(out, buf.getvalue())
@@ -220,10 +227,10 @@ def _embed(args):
     print(f"{out}: {len(f)} photos, {f.shape[1]} features; names in {names}")
 
 # %% ../nbs/90_cli.ipynb #61a0c178
-def _check_out(path, suffix, what): # before the work, not after it
+def _check_out(path, suffix, what, option='--out'): # before the work, not after it
     path = Path(path)
     if path.suffix.lower() != suffix:
-        raise InputError(f'{what}; --out {str(path)!r} should end in {suffix}.')
+        raise InputError(f'{what}; {option} {str(path)!r} should end in {suffix}.')
     if path.is_dir(): raise InputError(f"{path} can't be written: it is a folder.")
     if not path.parent.is_dir():
         raise InputError(f"{path} can't be written: there is no folder {path.parent}.")
@@ -248,7 +255,7 @@ def _export_parser():
 
 def _export(args):
     from recon_nb.export import export_encoder,load_pretrained
-    p = load_pretrained(args.run)
+    p = load_pretrained(args.run, device='cpu')
     out, size, n = (
         export_encoder(p, args.out), p.preprocess.size,
         sum(w.numel() for w in p.encoder.parameters()))
@@ -294,6 +301,25 @@ def release(
     "`recon-release RUN -o FOLDER --records FILE...`: the shell's `write_release`."
     return _run(_release_parser(), _release, argv)
 
+# %% ../nbs/90_cli.ipynb #3089be2a
+def _health_parser():
+    p = _Parser('recon-health', allow_abbrev=False,
+        description='How is a run? What its losses and scores say, in plain words.')
+    p.add_argument('run', nargs='+', help='a run folder, also of a run in progress; or several')
+    return p
+
+def _health(args):
+    from recon_nb.run import GANRun
+    for path in args.run:
+        run = GANRun.load(path, device='cpu')
+        print(f'{run!r}\n{run.health()}')
+
+def health(
+    argv=None, # the words after the command; the shell's if not given
+)->int: # exit status
+    "`recon-health RUN...`: the shell's `GANRun.health`."
+    return _run(_health_parser(), _health, argv)
+
 # %% ../nbs/90_cli.ipynb #764db9cf
 # long: an option a line
 def _probe_parser():
@@ -322,7 +348,7 @@ def _probe_parser():
     p.add_argument('--size', type=int,
         help="side of the images in pixels; the run's own if not given")
     p.add_argument('--root', help="where a named set's original copy lies")
-    p.add_argument('--device', help='cpu or cuda; cuda if there is one')
+    _add_device(p)
     p.add_argument('--out', metavar='FILE',
         help='append the records to this file (JSON Lines); without --mode '
             'probe-<set>-<fingerprint>.jsonl if not given')
@@ -411,7 +437,7 @@ def _table_parser():
     p.add_argument('--sets', nargs='+', metavar='NAME', help='only these sets')
     p.add_argument('--modes', nargs='+', metavar='MODE', help='only these modes')
     p.add_argument('--precision', help='of fine-tuning: no or bf16')
-    p.add_argument('--device', help='cpu or cuda; cuda if there is one')
+    _add_device(p)
     return p
 
 # %% ../nbs/90_cli.ipynb #e42770ee
@@ -449,3 +475,73 @@ def table(
 )->int: # exit status
     "`recon-table [--scale NAME] [--yes] [options]`: the shell's `run_protocol` and `table`."
     return _run(_table_parser(), _table, argv)
+
+# %% ../nbs/90_cli.ipynb #d7a1c002
+def _places_parser(name, what, data, modes):
+    p = _Parser(name, description=what, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p.add_argument('encoder',
+        help='a run folder, or scratch, or pixels; scratch with a frozen encoder is a random one')
+    p.add_argument('data', help=data)
+    p.add_argument('--mode', default=modes[0], help=' or '.join(modes))
+    p.add_argument('--photos', type=lambda n: _count(n, 'photos'), metavar='N',
+        help='to learn from, or all')
+    p.add_argument('--classes', nargs='+', metavar='NAME', help='only these classes')
+    p.add_argument('--seeds', type=int, default=3, help='how many')
+    p.add_argument('--search', action=argparse.BooleanOptionalAction, default=True,
+        help='search the learning rate first: three trainings or more')
+    p.add_argument('--part', default='encoder', help='of a run: encoder or disc')
+    p.add_argument('--like', help='for scratch: the run whose architecture it has')
+    p.add_argument('--size', type=int,
+        help="side of the photos in pixels; the run's own if not given")
+    p.add_argument('--width', type=int,
+        help='for scratch without --like: channels of the first stage')
+    p.add_argument('--root', help='where VOC2012 lies, if RECON_NB_DATA does not say')
+    p.add_argument('--device', help='cpu or cuda; cuda if there is one')
+    p.add_argument('--out', metavar='FILE', help='append the records to this file (JSON Lines)')
+    p.add_argument('--picture', metavar='FILE', help='draw test photos with answers: .png')
+    return p
+
+# %% ../nbs/90_cli.ipynb #d7a1c003
+def _ask_places(probe, args):
+    how = vars(args)
+    encoder, data, picture = (how.pop(k) for k in ('encoder', 'data', 'picture'))
+    if encoder != 'scratch' and (how['like'] or how['width']):
+        raise InputError('--like and --width are for scratch: '
+            f'{encoder} has an architecture of its own.')
+    if picture: picture = _check_out(picture, '.png', 'the picture is a PNG file', '--picture')
+    how['device'] = _device(how['device'])
+    result = probe({'scratch': None}.get(encoder, encoder), data, **how)
+    print(result)
+    if not picture: return
+    import matplotlib
+    matplotlib.use('agg')
+    result.show().figure.savefig(picture, dpi=150, bbox_inches='tight')
+    print(picture)
+
+# %% ../nbs/90_cli.ipynb #d7a1c004
+def _segment(args):
+    from recon_nb.segmentation import probe_dense
+    _ask_places(probe_dense, args)
+
+def segment(
+    argv=None, # the words after the command; the shell's if not given
+)->int: # exit status
+    "`recon-segment ENCODER DATA [options]`: the shell's `probe_dense`."
+    return _run(_places_parser('recon-segment',
+        'How much an encoder helps to say what is at each place of a photo.',
+        'voc2012, collages (drawn), or a folder with train/images, train/masks and the same in '
+        'test', ('linear', 'finetune')), _segment, argv)
+
+# %% ../nbs/90_cli.ipynb #d7a1c005
+def _detect(args):
+    from recon_nb.detection import probe_detect
+    _ask_places(probe_detect, args)
+
+def detect(
+    argv=None, # the words after the command; the shell's if not given
+)->int: # exit status
+    "`recon-detect ENCODER DATA [options]`: the shell's `probe_detect`."
+    return _run(_places_parser('recon-detect',
+        'How much an encoder helps to find things: boxes with a class.',
+        "voc2012, objects (drawn), a folder in VOC's layout, or one with train/images, "
+        'train/boxes and the same in test', ('frozen', 'finetune')), _detect, argv)
