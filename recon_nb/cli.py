@@ -101,7 +101,7 @@ def _reconstruct_parser():
         description='Show what a trained generator makes of photos: what it sees, what it paints, '
             'the same with the real centre, the photo.')
     p.add_argument('run', help='a run folder')
-    p.add_argument('photos', nargs='+', help='photos of any format and size')
+    p.add_argument('photos', nargs='+', help="photos of any format and size, folders of them, 'a/*.jpg', a table")
     p.add_argument('-o', '--out', default='reconstruction.png',
         help='the picture to write (default: %(default)s)')
     p.add_argument('--scale', type=int, metavar='N',
@@ -109,11 +109,17 @@ def _reconstruct_parser():
     return p
 
 # %% ../nbs/90_cli.ipynb #b5aa1840
-def _readable(paths): # the photos that can be read; the others are named
-    from recon_nb.photos import as_images
-    good, bad = [], []
-    for p in paths:
-        try: good += as_images(p) and [p] # opened together later: they share a range
+def _readable(paths, most=None): # the photos that can be read; the others are named
+    from recon_nb.photos import as_images,list_photos
+    listed, good, bad = [], [], []
+    for p in paths: # a photo, a folder, a pattern or a table
+        try: listed += list_photos(p)
+        except InputError as e: bad.append(str(e))
+    if most and len(listed) > most:
+        warnings.warn(f'the first {most} of {len(listed)} photos are shown; to see others, '
+            'name them', stacklevel=2)
+    for p in listed[:most]:
+        try: good += as_images([p]) and [p] # opened together later: they share a range
         except InputError as e: bad.append(str(e))
     if not good: raise InputError(' '.join(bad))
     for b in bad: warnings.warn(f'left out: {b}', stacklevel=2)
@@ -128,7 +134,7 @@ def _reconstruct(args):
     if args.scale is not None and args.scale < 1:
         raise InputError(f'scale={args.scale}; give a whole number from 1 on, such as scale=3.')
     run = GANRun.load(args.run)
-    rows, size = run.reconstruct(_readable(args.photos)).rows, run.cfg.size
+    rows, size = run.reconstruct(_readable(args.photos, most=64)).rows, run.cfg.size
     picture = _label_rows(image_grid(rows), _row_titles(run), size=size,
         scale=args.scale or max(1, 160//size))
     print(_save_png(picture, args.out))
@@ -302,7 +308,8 @@ def _probe_parser():
     p.add_argument('encoder',
         help="a run folder, or scratch, or pixels; scratch in a frozen mode is a random encoder")
     p.add_argument('data',
-        help='name of a labelled set, or a folder with train/<class>/ and test/<class>/')
+        help='name of a labelled set, a folder with train/<class>/ and test/<class>/ or of class '
+            'folders, or a table with the columns path and label')
     p.add_argument('--mode', default='finetune',
         help='knn, linear, paper-frozen, paper-finetune or finetune')
     p.add_argument('--labels', type=_count, default=None, metavar='N',
