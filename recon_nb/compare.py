@@ -15,6 +15,7 @@ from PIL import Image
 from fastcore.basics import patch
 from .config import field_docs
 from .core import InputError
+from .health import MEASURED
 from .photos import list_photos
 from .run import GANRun,_question,_row_titles,_say_scores,_short
 from .show import image_grid,line_style,plot_curves,show_grid,_thin_out
@@ -178,7 +179,7 @@ _quantities = dict( # a column of history.jsonl -> its caption, and its sign in 
     loss_g=("G's loss in all", 'G in all'))
 
 # in the records, but no curves
-_apart = 'step', 'epoch', 'seconds', 'n', 'loss_g', 'd_real', 'd_fake'
+_apart = 'step', 'epoch', 'seconds', 'n', 'loss_g', 'd_real', 'd_fake', *MEASURED
 
 def _keys(rows): # of those that have a curve each
     return [k for k in dict.fromkeys(k for r in rows for k in r) if k not in _apart]

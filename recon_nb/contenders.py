@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 from .config import GANConfig
 from .core import InputError,check_name
+from .decoding import Ranges
 from .discriminator import Discriminator
 from .features import frozen,_hash_weights
 from .encoder import Encoder
@@ -31,6 +32,8 @@ class Contender:
     net:nn.Module    # the pattern for `build`; not trained itself
     size:int         # side in pixels of the images it is shown
     source:dict = field(default_factory=dict) # where the weights come from, for the record
+    # of photos of more than 8 bits: what was black and white when it learned
+    window:dict = field(default_factory=dict)
 
     @property
     def fresh(self)->bool: return self.name == 'scratch' # weights by the seed
@@ -150,7 +153,8 @@ def _load(path): # weights alone, or a run
     from recon_nb.export import load_pretrained,_is_hub_name
     from recon_nb.run import GANRun
     exported = path.is_file() or (path/'generator.safetensors').is_file() or _is_hub_name(path)
-    return load_pretrained(path) if exported else GANRun.load(path)
+    open_net = load_pretrained if exported else GANRun.load
+    return open_net(path, device='cpu') # copies of it will compute where they are asked to
 
 # %% ../nbs/65_contenders.ipynb #1d682853
 def _open_module(net):
@@ -167,7 +171,8 @@ def _open_export(given, part):
         raise InputError("an exported encoder comes without its discriminator; "
                          "give the folder of the run.")
     net = deepcopy(given.encoder).cpu().requires_grad_(True)
-    return net, given.preprocess.size, given.config['training']
+    return (net, given.preprocess.size, given.config['training'],
+            given.preprocess.window or {})
 
 def _open_run(run, part):
     if part == 'disc' and run.disc is None:
@@ -179,7 +184,7 @@ def _open_run(run, part):
     source = dict(run=run.dir.name, preset=cfg.preset, data=os.path.basename(cfg.data),
                   width=cfg.width, seed=cfg.seed, step=run.step)
     if part == 'disc': source['part'] = part
-    return _headless(net).cpu(), cfg.size, source
+    return _headless(net).cpu(), cfg.size, source, Ranges(cfg.window).given
 
 # %% ../nbs/65_contenders.ipynb #8ab958fd
 def _headless(net):

@@ -10,7 +10,7 @@ __all__ = ['Pretrained', 'load_pretrained', 'export_encoder']
 # %% ../nbs/60_export.ipynb #d8c1cfdd
 import json,re
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass,replace
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +21,7 @@ from .checkpoint import load_tensors,save_tensors
 from .config import GANConfig,config_from_dict,deviations
 from .core import InputError,write_atomic
 from .encoder import ENCODERS,_encoder_choices,make_encoder
+from .machine import check_device
 from .pixels import Images,to_model
 from .decoding import Ranges
 from .photos import cut_photos
@@ -63,6 +64,7 @@ class Preprocess:
     "Photos as an encoder expects them: cut square, resized, in [-1, 1]."
     size: int # side in pixels
     window: dict|None = None # of photos of more than 8 bits: kind -> what is black and white
+    device: str = 'cpu' # where the encoder is
 
     def __call__(self,
         # a path, a PIL image, an array (h, w, 3) or (n, h, w, 3) of bytes, or a list of these
@@ -71,11 +73,12 @@ class Preprocess:
         share:float=1., # side of the centred square, as a share of the shorter side
     )->Images:
         if not 0 < share <= 1: raise InputError(f"share={share}; it must be in (0, 1].")
-        return to_model(cut_photos(images, share=share, size=self.size, window=self.window))
+        photos = cut_photos(images, share=share, size=self.size, window=self.window)
+        return to_model(photos, self.device)
 
 # %% ../nbs/60_export.ipynb #600cf92a
 class Pretrained(NamedTuple):
-    """An encoder in evaluation mode, on the CPU, with all that belongs to it.
+    """An encoder in evaluation mode, with all that belongs to it.
     Made by `load_pretrained`."""
     encoder: nn.Module # with `features`, `channels` and `reductions`
     # of the first output, if the source has one; a reading one takes the input and all stages
@@ -83,13 +86,22 @@ class Pretrained(NamedTuple):
     preprocess: Preprocess # photos -> what the encoder expects
     config: dict # what `_describe_encoder` says
 
+    def to(self,
+        device=None, # cpu, cuda, cuda:1 or mps; the best there is, if not given
+    )->'Pretrained':
+        "Move the networks there; what `preprocess` gives of the answer is there, too."
+        device = check_device(device)
+        for net in (self.encoder, self.decoder):
+            if net is not None: net.to(device)
+        return self._replace(preprocess=replace(self.preprocess, device=str(device)))
+
 def _of_nets(enc, dec, card):
     how = card['preprocessing']
     prepare = Preprocess(how['size'], how.get('window'))
     return Pretrained(enc.eval(), dec and dec.eval(), prepare, card)
 
 def _of_run(run):
-    gen = deepcopy(run.generator).cpu() # the run's own stay where they are
+    gen = deepcopy(run.generator) # the run's own stay where they are
     card = _describe_encoder(gen.enc, run.cfg, step=run.step, photos=run.info.get('photos'))
     return _of_nets(gen.enc, gen.dec, card)
 
@@ -166,6 +178,9 @@ def load_pretrained(
     # a `Pretrained` stays as it is
     source,
     *,
+    # where it shall live: cpu, cuda, cuda:1 or mps; if not given, where an open source is,
+    # or the best there is
+    device=None,
     revision:str|None=None, # of a model of the Hub: a branch, a tag or a commit; main if not given
     epoch:int|None=None, # of a run: the weights kept after it (`keep_every`)
     plugins=None, # files that register parts of your own; only an encoder's is needed
@@ -173,8 +188,8 @@ def load_pretrained(
     "An encoder, ready for use. Raises `InputError` if the source is missing, foreign or damaged."
     load_plugins(plugins)
     if isinstance(source, GANRun) and epoch is not None: source = source.dir
-    if isinstance(source, Pretrained): return source
-    if isinstance(source, GANRun): return _of_run(source)
+    if isinstance(source, Pretrained): return source.to(device) if device else source
+    if isinstance(source, GANRun): return _of_run(source).to(device or source.device)
     path, info = _find_source(source, revision, epoch)
     if path.suffix.lower() == '.onnx':
         raise InputError(f"{path}: an ONNX file is opened with onnxruntime; "
@@ -185,11 +200,12 @@ def load_pretrained(
             "Give weights.safetensors, which lies beside it.")
     try:
         read = _of_export if 'architecture' in state else _of_weights
-        return read(tensors, state, info)
+        found = read(tensors, state, info)
     except (KeyError, TypeError, RuntimeError) as e:
         raise InputError(f"{path} holds no encoder that this version can read "
             f"({type(e).__name__}: {str(e).splitlines()[-1].strip()}). "
             "Export it again.") from None
+    return found.to(device)
 
 # %% ../nbs/60_export.ipynb #9f7091b6
 class _Stages(nn.Module): # what ONNX shall compute: all stages
@@ -244,7 +260,8 @@ def export_encoder(
     if path.name in RUN_FILES:
         raise InputError(f"{path}: a run keeps a file of this name. "
             "Give another one, such as encoder.safetensors.")
-    p = load_pretrained(run, plugins=plugins)
+    load_plugins(plugins)
+    p = run if isinstance(run, Pretrained) else load_pretrained(run, device='cpu')
     try: return write(p, path)
     except OSError as e:
         raise InputError(f"{path} can't be written ({e.strerror or e}). "

@@ -29,8 +29,9 @@ from .core import InputError,check_name
 from .contenders import as_contender,Pixels
 from .features import encode,frozen
 from .heads import nearest_neighbours
+from .health import MEASURED
 from .masks import window_slice
-from .photos import cut_square,as_images
+from .photos import as_images,cut_square,list_photos
 from .pixels import to_model,to_pixels
 from .run import GANRun
 from .show import COLORS,_spread_labels
@@ -95,7 +96,7 @@ def _say(ax, x, y, text, **style):
 def _box(ax, x, y, w, h, color, **style):
     return ax.add_patch(Rectangle((x,y), w, h, fill=False, ec=color, **{'lw': 1.8, **style}))
 
-def _one(photo): return as_images(photo)[0]
+def _one(photo, run=None): return as_images(photo, run and run.cfg.window)[0]
 
 # %% ../nbs/80_figures.ipynb #854fc38d
 # long: a drawing from left to right
@@ -188,7 +189,7 @@ def _outputs(run, photos, rows, held_out):
     if rows is not None and rows < 1:
         raise InputError(f"rows={rows!r}; at least one photo must be drawn.")
     if photos is None: return _read_outputs(run, most=rows or held_out)
-    photos = as_images(photos)
+    photos = as_images(photos, run.cfg.window)
     if rows is None and len(photos) > _MOST:
         raise InputError(f"{len(photos)} photos; up to {_MOST} fit into a figure. "
                          f"Give fewer, or rows={_MOST} for the first {_MOST}.")
@@ -352,7 +353,7 @@ def _ends(net, size, photo):
         return net, size, (seen.i_in[0], seen.outputs[-1,0])
     if photo is None: return net, size, (None, None)
     share = run.task.cuts.get('i_in', 1.) if run else 1.
-    i_in = np.asarray(cut_square(_one(photo), share=share, size=size))
+    i_in = np.asarray(cut_square(_one(photo, run), share=share, size=size))
     device = next((p.device for p in net.parameters()), 'cpu')
     with frozen(net): out = net(to_model(i_in[None], device))
     return net, size, (i_in, _as_picture(out))
@@ -439,7 +440,7 @@ def draw_reconstructions(
     "The paper's Fig. 4: the input, what each run makes of it, the truth."
     check_name(what, ('seen','output','composed'), 'what')
     runs = _named(runs)
-    if photos is not None: photos = as_images(photos)
+    if photos is not None: photos = [*list_photos(photos)]    # each run opens them its own way
     made = {n: _outputs(r, photos, rows, held_out=6) for n,r in runs.items()}
     first, *others = made
     for n in others:
@@ -522,7 +523,7 @@ def draw_curves(
     return fig
 
 # %% ../nbs/80_figures.ipynb #d1c310c4
-_unasked = 'd_real', 'd_fake', 'loss_g' # drawn only where they are named
+_unasked = 'd_real', 'd_fake', 'loss_g', *MEASURED # drawn only where they are named
 _first = 'loss_d', 'adv', 'idt', 'd_real', 'd_fake', 'loss_g', 'psnr', 'l1', 'ssim'
 
 def _quantities(records):

@@ -25,6 +25,7 @@ from .core import InputError,read_jsonl
 from .machine import check_device,fork_random
 from .evaluation import generate
 from .encoder import stage_index
+from .health import Health,Seen,Trail,judge
 from .masks import compose
 from .metrics import TrivialPredictors
 from .photos import cut_photos,list_photos,_cut_all,_ranges_for
@@ -118,6 +119,15 @@ class GANRun:
         self.device = next(generator.parameters()).device
         self.stopped = '' # why training ended before its time: signal, max_minutes or hook
 
+    def to(self,
+        device=None, # cpu, cuda, cuda:1 or mps; the best there is, if not given
+    )->'GANRun': # itself
+        "Move the networks; whatever is asked of the run is then computed there."
+        self.device = check_device(device)
+        for net in (self.generator, self.disc):
+            if net is not None: net.to(self.device)
+        return self
+
     def _read(self, name): # what was written up to these weights
         rows = read_jsonl(self.dir/name)
         return rows if self.epoch is None else [r for r in rows if r.get('step', 0) <= self.step]
@@ -161,8 +171,8 @@ def _fill_networks(tensors, cfg):
 def load(cls,
     run_dir, # a run folder, moved or not; or a file of weights in it
     *,
+    device=None, # where the networks shall live; the best there is, if not given
     epoch:int|None=None, # of weights kept on the way (`keep_every`); the last ones if not given
-    device:str='cpu', # where the networks shall live
     plugins=None, # files that register parts of your own, which the run needs
 )->GANRun:
     """Open a run folder. Needs `weights.safetensors` only.
@@ -277,6 +287,15 @@ def held_out(self:GANRun)->HeldOut:
         raise InputError(f"{self.dir} has no samples/held-out.webp: it has not been looked at yet, "
                          "or its target is not pixels.") from None
     return HeldOut(i_in, i_r, hidden[..., 0] > 127)
+
+# %% ../nbs/56_run.ipynb #0af1039c
+@patch
+def health(self:GANRun)->Health: # its `findings`, and what could not be judged
+    "What the run's numbers say about it, in plain words."
+    info = self.info
+    return judge(Seen(
+        self.cfg, Trail(self.history), self.metrics, info.get('trivial', {}),
+        self.task.target.headline, self.step, info.get('steps', self.step), info.get('train', 0)))
 
 # %% ../nbs/56_run.ipynb #9d1c0b32
 class PhotoScores(NamedTuple):

@@ -239,12 +239,13 @@ def load_segmentation(
     lists:tuple=('train','val'), # of VOC: to train on, to test on
     workers:int|None=None, # threads that read; all cores if not given
     progress:bool=True, # show a bar while reading
+    window=None, # of photos of more than 8 bits: kind -> what becomes black and white
 )->SegmentationSet:
     """Photos with masks, in two parts.
     Raises `InputError` if a mask is missing, or is not its photo's."""
     if type(size) is not int or size < 1:
         raise InputError(f"size={size!r}; it must be a whole number of pixels, 1 or more.")
-    how, given = (dict(size=size, workers=workers, progress=progress, window={}),
+    how, given = (dict(size=size, workers=workers, progress=progress, window=dict(window or {})),
                   data if isinstance(data, str) else '')
     if root is not None and given != 'voc2012':
         raise InputError("root= goes with 'voc2012', not with data of your own.")

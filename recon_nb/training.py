@@ -100,6 +100,12 @@ def _check_minutes(max_minutes):
     if max_minutes is not None and not max_minutes > 0:
         raise InputError(f"max_minutes={max_minutes!r}; it must be above 0.")
 
+def _accelerator(given, precision, device):
+    if given is None: return make_accelerator(precision, device=device)
+    if device is None: return given
+    raise InputError(f"device={str(device)!r}, and an accelerator, which has a device of its own "
+                     f"({given.device}). Give one of the two.")
+
 # %% ../nbs/59_training.ipynb #a479511d
 # long: the one call, its checks in the order they are made
 @_end_together()
@@ -118,6 +124,7 @@ def train_gan(
     max_minutes:float|None=None, # stop cleanly after so many minutes; `resume=True` goes on
     hooks=(), # functions of the `TrainState`, called at begin, step, epoch, evaluate and end
     progress:bool=True, # say what is planned, show a bar, say what came out
+    device=None, # cpu, cuda, cuda:1 or mps; the best there is, if not given
     # an `accelerate.Accelerator`: device, precision and processes; found by itself if not given
     accelerator=None,
     plugins=None, # files that register parts of your own: a mask, a view, a target, ...
@@ -138,7 +145,7 @@ def train_gan(
     earlier = _open_earlier(cfg) if cfg.teacher and not resume else None
     hooks = _check_hooks(hooks)
     _check_minutes(max_minutes)
-    acc = accelerator or make_accelerator(cfg.precision)
+    acc = _accelerator(accelerator, cfg.precision, device)
     _on_main(acc, lambda: _check_place(run_dir, cfg, resume=resume))
     with fork_random(acc.device):
         photos = _main_first(acc, lambda: load_photos(
@@ -301,7 +308,8 @@ def _summary(run, st):
     done = (f'done in {took}' if st.step >= st.total_steps
             else f'stopped at step {st.step} of {st.total_steps} after {took} '
                  '(to go on, resume it)')
-    return f"{done}: {_say_result(run)}\n{_say_pictures(run)}\nrun folder: {run.dir}"
+    return (f"{done}: {_say_result(run)}\n{_say_pictures(run)}\n{run.health()}\n"
+            f"run folder: {run.dir}")
 
 def _say_result(run):
     if not run.metrics: return 'not evaluated yet'
