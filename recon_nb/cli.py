@@ -105,7 +105,8 @@ def _reconstruct_parser():
         description='Show what a trained generator makes of photos: what it sees, what it paints, '
             'the same with the real centre, the photo.')
     p.add_argument('run', help='a run folder')
-    p.add_argument('photos', nargs='+', help="photos of any format and size, folders of them, 'a/*.jpg', a table")
+    p.add_argument('photos', nargs='+',
+        help="photos of any format and size, folders of them, 'a/*.jpg', a table")
     p.add_argument('-o', '--out', default='reconstruction.png',
         help='the picture to write (default: %(default)s)')
     _add_device(p)
