@@ -504,7 +504,7 @@ def _places_parser(name, what, data, modes):
     p.add_argument('--width', type=int,
         help='for scratch without --like: channels of the first stage')
     p.add_argument('--root', help='where VOC2012 lies, if RECON_NB_DATA does not say')
-    p.add_argument('--device', help='cpu or cuda; cuda if there is one')
+    _add_device(p)
     p.add_argument('--out', metavar='FILE', help='append the records to this file (JSON Lines)')
     p.add_argument('--picture', metavar='FILE', help='draw test photos with answers: .png')
     return p
