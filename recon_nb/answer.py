@@ -18,6 +18,7 @@ from .core import InputError,duration,read_jsonl
 from .experiments import (_as_labels,_measure_speed,_set_fingerprint,estimate,list_jobs,
                                   run_jobs)
 from .labelled import load_labelled
+from .machine import check_device
 from .tables import Table,summarize
 
 # %% ../nbs/84_answer.ipynb #2410b2c7
@@ -263,13 +264,13 @@ def does_it_help(
     part:str='encoder', # of a run: encoder or disc
     size:int|None=None, # side of the images in pixels; the run's own if not given
     out=None, # the file of records; probe-<set>-<fingerprint>.jsonl if not given
-    device='cpu', # where to compute
+    device=None, # where to compute; the best there is, if not given
     progress:bool=True, # say what it costs, and a line for each step
     **how, # for `load_labelled`: root, name, split, ...
 )->Answer:
     """Does a pretrained encoder help on these photos? Frozen probes first, then fine-tuning
     against scratch. Can be interrupted; the same call goes on."""
-    found = _as_contenders(run, part, size)
+    found, device = _as_contenders(run, part, size), str(check_device(device))
     name, size = _name_run(found), found[0].size
     data = load_labelled(data, size=size, progress=progress, **how)
     counts = _choose_labels(data.train_y) if labels is None else _as_labels(labels)

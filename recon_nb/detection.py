@@ -21,7 +21,7 @@ from .core import InputError,check_name,sample_uniform
 from .detector import _BoxHead,_ask,_grid_side,_shrink,decode_boxes,detection_loss
 from .features import frozen,_stage_sides
 from .finetune import Recipe,_choose_lr,train_model
-from .machine import fork_random
+from .machine import check_device,fork_random
 from .pixels import Photo8,to_model
 from .probing import Finding,ProbeResult,ProbeTask,_fit_finite,_pack_shares,run_probe
 from .segmentation import Segmentation,_Given,_Standard,encode_places
@@ -88,12 +88,13 @@ def fit_detector(
     mode:str, # frozen or finetune
     classes:int, # how many
     seed:int, # of the head, the order, the cuts and dropout
-    device='cpu', # where to compute
+    device=None, # where to compute; the best there is, if not given
     remember:bool=True, # keep a frozen encoder's stages for the next time
     tick=None, # a function of 1, called after each update
 )->_Detector: # in evaluation mode
     "Train a head, and the encoder if wanted. The caller's random numbers stay."
     fit, size = _WAYS[check_name(mode, _WAYS, 'mode')].fit, photos.shape[1]
+    device = check_device(device)
     how = dict(n=len(photos), seed=seed, loss_of=detection_loss, device=device, tick=tick)
     with fork_random(device):
         torch.manual_seed(seed)
@@ -107,10 +108,10 @@ def detect(
     photos:Photo8, # bytes, of any number
     *,
     bs:int=64, # at a time
-    device='cpu', # where to compute
+    device=None, # where the model is; found by itself
 )->list: # float32 (at most 100, 6) of each photo: left, top, right, bottom, class, score
     "What a model says is where, the surest first."
-    found = []
+    found, device = [], device or next(model.parameters()).device
     with frozen(model):
         for i in range(0, len(photos), bs):
             x = to_model(np.ascontiguousarray(photos[i:i+bs]), device)
@@ -248,7 +249,7 @@ def probe_detect(
     search:bool=True,
     root=None, # where VOC2012 lies
     name:str|None=None, # what records shall call the set
-    device='cpu', # where to compute
+    device=None, # where to compute; the best there is, if not given
     out=None, # a file (JSON Lines) that gets each record as soon as it is made
     progress:bool=True, # show a bar
 )->DetectionResult:
