@@ -144,7 +144,8 @@ class ProbeTask:
     trials = 1 # trainings that a search costs, about
     result = ProbeResult
 
-    def load(self, data, **how): # the set; how: size, root, name, progress; window of a run of deep photos
+    # the set; how: size, root, name, progress, and window, if the run has one
+    def load(self, data, **how):
         raise NotImplementedError
     def run(self, setup, seed, i, tick)->Finding: raise NotImplementedError # one seed
     def recipe(self, mode)->Recipe|None: return None # where to start; None: there is none
