@@ -114,12 +114,14 @@ def _reconstruct_parser():
     return p
 
 # %% ../nbs/90_cli.ipynb #b5aa1840
-def _readable(paths): # the photos that can be read; the others are named
-    from recon_nb.photos import as_images
-    good, bad = [], []
-    for p in paths:
-        try: good += as_images(p) and [p] # opened together later: they share a range
+def _readable(paths): # the photos that can be read, of folders each; the others are named
+    from recon_nb.photos import as_images,list_photos
+    bad = []
+    def keep(find, photo):
+        try: return find(photo)
         except InputError as e: bad.append(str(e))
+    found = [f for p in paths for f in keep(list_photos, p) or []]
+    good = [f for f in found if keep(as_images, f)] # opened together later: they share a range
     if not good: raise InputError(' '.join(bad))
     for b in bad: warnings.warn(f'left out: {b}', stacklevel=2)
     return good
