@@ -127,9 +127,10 @@ def _without_effect(p, changed): # yields what is said of each field that change
     for fields,has_effect,advice in _EFFECTS:
         idle = [f for f in fields if f in changed and not has_effect(p)]
         for f in idle: yield f"{f}={getattr(c, f)!r} has no effect: {advice}."
-    known = _encoder_choices(c.encoder)
-    for f in ('width','between','dropout'):
-        if f in changed and f not in known:
+    known = [f for f in _encoder_choices(c.encoder) if f != 'size']
+    of_disc = ['width'] if c.lambda_adv and not c.width_d else [] # D is as wide as `width` says
+    for f in ('width','between','dropout','stem'):
+        if f in changed and f not in [*known, *of_disc]:
             yield (f"{f}={getattr(c, f)!r} has no effect: encoder {c.encoder!r} has no such "
                 f"choice. It takes {', '.join(known) or 'none'}.")
 

@@ -33,7 +33,10 @@ class GANConfig:
     mask:       str   = _opt('centre', 'what is hidden: a name in `masks.MASKS`')
     target:     str   = _opt('pixels', 'what is predicted: a name in `targets.TARGETS`')
     scale_bias: bool  = _opt(True, 'show D alpha*G(i_in) + beta instead of G(i_in) (§2.1, eq. 1)')
-    encoder:    str   = _opt('paper', 'the network that is kept: a name in `encoder.ENCODERS`')
+    encoder:    str   = _opt('paper', 'the network that is kept: a name in `encoder.ENCODERS`, '
+                             'or timm/NAME, torchvision/NAME')
+    stem:       str   = _opt('auto', 'how a ResNet of timm or torchvision begins: own, no-pool, '
+                             'cifar; auto: by the size')
     width:      int   = _opt(64, 'channels of the first stage; '
                              'each later one doubles (our reading)')
     width_d:    int   = _opt(0, "channels of the discriminator's first stage; "
@@ -106,7 +109,7 @@ class GANConfig:
 _FIELD_GROUPS = dict(
     data=('preset','data','valid','flip','crop','light','negative'),
     task=('size','visible','view','mask','target','teacher'),
-    networks=('encoder','width','between','dropout','decoder','width_dec','std_last'),
+    networks=('encoder','stem','width','between','dropout','decoder','width_dec','std_last'),
     adversary=('adv','lambda_adv','scale_bias','norm_d','width_d','lambda_gp','clip_d',
         'n_critic','lr_d','on_purpose'),
     optimisation=('lambda_idt','idt_norm','idt_region','lr_g','schedule','warmup','optimizer',
@@ -132,8 +135,9 @@ GANConfig.__doc__ += '\n' + _describe_fields(field_docs())
 
 # %% ../nbs/02_config.ipynb #4c528fbe
 _choices = dict(
-    decoder=('plain','reading'), schedule=('constant','cosine'),
-    idt_norm=('l1','l2'), idt_region=('all','hidden'),
+    stem=('auto','own','no-pool','cifar'), decoder=('plain','reading'),
+    schedule=('constant','cosine'), idt_norm=('l1','l2'),
+    idt_region=('all','hidden'),
     optimizer=('adam','adamw'), precision=('no','bf16','fp16'))
 _ranges = dict(
     visible=('in (0, 1)', lambda v: 0 < v < 1),

@@ -19,7 +19,7 @@ from .config import GANConfig
 from .core import InputError,check_name
 from .discriminator import Discriminator
 from .features import frozen,_hash_weights
-from .encoder import Encoder
+from .encoder import _encoder_of
 from .machine import fork_random
 from .pixels import Images
 
@@ -143,7 +143,7 @@ def _open(given, part):
         "an exported encoder, a module, None for scratch, or 'pixels'.")
 
 def _make(cfg, part): # the networks of a config
-    if part == 'encoder': return Encoder(cfg.width, dropout=cfg.dropout, between=cfg.between)
+    if part == 'encoder': return _encoder_of(cfg)
     return Discriminator(cfg.width_d or cfg.width, size=cfg.size, norm=cfg.norm_d)
 
 def _load(path): # weights alone, or a run

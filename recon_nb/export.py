@@ -20,7 +20,7 @@ from . import __version__
 from .checkpoint import load_tensors,save_tensors
 from .config import GANConfig,config_from_dict,deviations
 from .core import InputError,write_atomic
-from .encoder import ENCODERS,_encoder_choices,make_encoder
+from .encoder import _encoder_choices,_knows_encoder,make_encoder
 from .pixels import Images,to_model
 from .photos import cut_photos
 from .plugins import check_parts,_has_parts,load_plugins
@@ -105,7 +105,7 @@ def _of_export(tensors, card, info):
     if (ni := a.get('ni', 3)) != 3:
         raise InputError(f"the encoder takes pictures of {ni} channels; this version reads RGB.")
     name = a.get('encoder', 'paper')
-    if name not in ENCODERS:
+    if not _knows_encoder(name):
         raise InputError(f"the file holds encoder {name!r}, {a['name']}, which is not built in: "
             "give the file that registers it as plugins= (in the shell --plugin).")
     enc = make_encoder(name, **{k: v for k,v in a.items() if k not in ('name','encoder','ni')})

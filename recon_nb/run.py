@@ -78,6 +78,9 @@ def load_encoder(
     return cfg, _read_encoder(tensors, cfg)
 
 # %% ../nbs/56_run.ipynb #3b74e30c
+def _say_network(cfg):
+    return f'width {cfg.width}' if cfg.encoder == 'paper' else cfg.encoder
+
 # long: one class, and what it says about itself
 class GANRun:
     """A trained run: its networks in evaluation mode, its config, its history.
@@ -119,7 +122,7 @@ class GANRun:
         said = self.say_score(1)
         score = f', {said}' if said else ''
         return (f"GANRun({str(self.dir)!r}, {self.cfg.label}, {self.cfg.size} px, "
-                f"width {self.cfg.width}, {self.step} steps{score})")
+                f"{_say_network(self.cfg)}, {self.step} steps{score})")
 
 # %% ../nbs/56_run.ipynb #5b1c7e02
 def _fill_networks(tensors, cfg):

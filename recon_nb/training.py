@@ -22,14 +22,14 @@ from .cost import estimate_cost
 from .data import SETS,load_photos,split_photos
 from .devices import _end_together,_main_first,make_accelerator,_on_main
 from .machine import fork_random
-from .encoder import _encoder_choices
+from .encoder import _encoder_choices,_knows_encoder
 from .evaluation import score_predictors
 from .folder import _check_place,_fingerprint_photos,_own_folder
 from .metrics import best_psnr
 from .plugins import load_plugins,_plugins_of
 from .run import GANRun,load_encoder,_run_info
 from .state import TrainState,make_state
-from .task import make_task
+from .task import make_task,_sample_encoder
 from .teacher import Teacher
 from .trainer import fit,restore
 
@@ -61,10 +61,15 @@ def _resumed_config(run_dir, overrides, *, seed, preset):
 def _choose_config(overrides, *, run_dir, resume, seed, preset):
     if overrides.get('teacher'): # as the config keeps it
         overrides['teacher'] = str(Path(overrides['teacher']).expanduser().resolve())
-    if not resume: return get_preset(preset or 'quick', seed=seed or 0, **overrides)
+    if not resume:
+        return _settle_stem(get_preset(preset or 'quick', seed=seed or 0, **overrides))
     if run_dir is None:
         raise InputError("resume=True needs run_dir=, the folder of the run to go on with.")
     return _resumed_config(run_dir, overrides, seed=seed, preset=preset)
+
+def _settle_stem(cfg): # what the size decides is noted, not left to a later version
+    if not (_knows_encoder(cfg.encoder) and 'stem' in _encoder_choices(cfg.encoder)): return cfg
+    return replace(cfg, stem=_sample_encoder(cfg).stem)
 
 def _check_held_out(photos, overrides):
     if photos.held_out is not None and overrides.get('valid') is not None:
@@ -155,7 +160,7 @@ def train_gan(
 # %% ../nbs/59_training.ipynb #60c95533
 def _open_earlier(cfg): # the encoder of the run that is to teach
     earlier, enc = load_encoder(cfg.teacher)
-    fields = [k for k in ('encoder', *_encoder_choices(cfg.encoder)) if k != 'dropout']
+    fields = [k for k in ('encoder', *_encoder_choices(cfg.encoder)) if k not in ('dropout','size')]
     there = {k: getattr(earlier, k) for k in fields if getattr(earlier, k) != getattr(cfg, k)}
     if there:
         differ = ', '.join(f'{k} {v}, this run {getattr(cfg, k)}' for k,v in there.items())
@@ -228,7 +233,14 @@ def _announce(st):
             f'about {duration(seconds)} and {_megabytes(memory)} on {st.acc.device}')
     differ = [f'differs from {st.cfg.preset}: {k} {a} -> {b}'
               for k,(a,b) in deviations(st.cfg).items()]
-    return '\n  '.join([plan, _say_shares(st), *differ])
+    return '\n  '.join([plan, _say_shares(st), *_say_backbone(st), *differ])
+
+def _say_backbone(st): # of another library
+    enc = st.gen_net.enc
+    if not hasattr(enc, 'stem'): return []
+    side = st.cfg.size//enc.reductions[-1]
+    return [f'{st.cfg.encoder} begins with random weights; stem {enc.stem!r}: {side} x {side} '
+        f'places of {enc.reductions[-1]} px in its last stage']
 
 def _say_shares(st): # of the photos in an epoch, of a picture's area
     index = _choose_evenly(st.train, 64)
