@@ -24,7 +24,7 @@ ORDER = {   # pages that are not named here follow theirs, in the order of their
 FOLDERS = dict(tutorials='Tutorials', how_to='How-to', explanations='Explanations')
 LAST = ['contributing']
 BANDS = {0: 'Shared by all', 10: 'Images', 20: 'Masks, networks, losses, targets', 49: 'Training', 60: 'Use a trained run',
-         70: 'Does it help?', 80: 'Figures and widgets', 90: 'The shell'}
+         70: 'Does it help?', 80: 'Figures and widgets', 89: 'The shell'}
 LIMITS = dict(page_bytes=3_000_000)
 
 # ---- the sidebar

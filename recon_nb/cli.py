@@ -1,4 +1,4 @@
-"""The library's calls under the same names from a shell: `recon-train`, `recon-probe`, five more.
+"""The library's calls under the same names from a shell: `recon-train`, `recon-probe` and more.
 
 Docs: https://recon-nb.github.io/recon_nb/cli.html.md"""
 
@@ -8,118 +8,11 @@ Docs: https://recon-nb.github.io/recon_nb/cli.html.md"""
 __all__ = []
 
 # %% ../nbs/90_cli.ipynb #6b99a1d1
-import argparse,os,re,shlex,sys,time,warnings
+import argparse,warnings
 from pathlib import Path
-from . import __version__
 from .config import PRESETS,field_docs
-from .core import InputError,TrainingDiverged,_nearest,write_atomic
-
-# %% ../nbs/90_cli.ipynb #2ba3648f
-_phrases = { # said otherwise in a shell
-    r'`run\.transform\(images\)`': 'recon-embed',
-    r'\bpass resume=True': 'add --resume',
-    r' as `data`': ' as DATA'}
-
-# in quotes, a call, a path
-_others = r"""`[^`]*`|(?<!\w)'[^']*'|"[^"]*"|\b\w+\([^()]*\)|\S*[/\\]\S*"""
-
-def _in_shell_words(text, parser, argv):
-    "An error or a warning of the library, with a command's options for the names of arguments."
-    for python,shell in _phrases.items(): text = re.sub(python, shell, text)
-    actions = {a.dest: a for a in parser._actions}
-    names = '|'.join(sorted(actions, key=len, reverse=True))
-    pattern = (rf'(?<![\w./\\-])({names})=(\'[^\']*\'|"[^"]*"|[\w.+-]*\w|)'
-        rf'|{_others}|(?<![\w./\\=-])({names})(?![\w/\\=(-]|\.\w)')
-    parts = re.split(_typed(argv, actions), text)
-    # every second part was typed by the user
-    parts[::2] = (re.sub(pattern, lambda m: _as_option(m, actions), p) for p in parts[::2])
-    return ''.join(parts)
-
-# %% ../nbs/90_cli.ipynb #ae2ac72e
-def _typed(argv, names): # words of the call that look like names of arguments
-    words = {w for a in argv for w in (a, Path(a).name) if any(n in w for n in names)}
-    return f"({'|'.join(re.escape(w) for w in sorted(words, key=len, reverse=True)) or '(?!)'})"
-
-def _as_option(m, actions): # a match of an argument's name, with or without a value
-    with_value, value, alone = m.groups()
-    # size, width and the like are words, too
-    if not with_value and (not alone or '_' not in alone): return m[0]
-    a = actions[with_value or alone]
-    option = a.option_strings[0] if a.option_strings else a.dest.upper()
-    if not value: return option
-    if value in ('True', 'False') and a.nargs == 0: return _as_switch(a, value == 'True')
-    value = value.strip('\'"')
-    return f'{option} {shlex.quote(value)}' if value else f'no {option}'
-
-def _as_switch(a, on):
-    if isinstance(a, argparse.BooleanOptionalAction): return a.option_strings[not on]
-    return a.option_strings[0] if on == a.const else f'no {a.option_strings[0]}'
-
-# %% ../nbs/90_cli.ipynb #aa8b63cd
-class _Parser(argparse.ArgumentParser):
-    "A mistake is answered in one line: who wants the options asks for them."
-    def error(self, message):
-        words = f'{self.prog}: {message}. {self.prog} --help lists what there is.\n'
-        if os.environ.get('RANK', '0') == '0': self.exit(2, words)
-        time.sleep(3) # all processes were called alike: the first one says it, before one has gone
-        self.exit(2)
-
-def _parse(parser, argv):
-    parser.add_argument('--version', action='version', version=f'recon_nb {__version__}')
-    parser.add_argument('--plugin', action='append', default=argparse.SUPPRESS, metavar='FILE',
-        help='a Python file of your own that registers masks, targets, losses or encoders; '
-            'repeat for more')
-    args, unknown = parser.parse_known_args(argv)
-    if not unknown: return args
-    option = next((w.split('=')[0] for w in unknown if w.startswith('-')), '')
-    near = _nearest(option, [o for a in parser._actions for o in a.option_strings])
-    parser.error(f"unrecognized arguments: {' '.join(unknown)}"
-        f"{f' (did you mean {near}?)' if near else ''}")
-
-# %% ../nbs/90_cli.ipynb #38e8c4f8
-def _run(parser, call, argv): # one command from its words to its exit status
-    argv = [str(a) for a in (sys.argv[1:] if argv is None else argv)]
-    args = _parse(parser, argv)
-    def say(words):
-        words = _in_shell_words(' '.join(words.split()), parser, argv)
-        print(f'{parser.prog}: {words}', file=sys.stderr, flush=True)
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *args, **kwargs: say(f'warning: {message}')
-            _load_plugins(args)
-            status = call(args) or 0
-        sys.stdout.flush()
-        return status
-    except BrokenPipeError: # whoever read on has gone, as `head` does: no reason to complain
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 141
-    except KeyboardInterrupt:
-        say('interrupted')
-        return 130
-    except Exception as e:
-        status, words = _explain(e)
-        if not status: raise
-        if _reports(e): say(words)
-        return status
-
-# %% ../nbs/90_cli.ipynb #c94de3fb
-def _load_plugins(args): # before anything is looked up
-    paths = vars(args).pop('plugin', None)
-    if not paths: return
-    from recon_nb.plugins import load_plugins
-    load_plugins(paths)
-
-def _explain(e): # exit status and words; 0 for a fault of the program
-    if isinstance(e, InputError): return 2, str(e)
-    if isinstance(e, OSError):
-        return 1, f"{e.filename or 'a file'} can't be read or written: {e.strerror or e}"
-    if isinstance(e, TrainingDiverged): return 1, str(e)
-    return 0, ''
-
-def _reports(e): # of several processes one speaks
-    if int(os.environ.get('WORLD_SIZE', 1)) == 1: return True
-    from recon_nb.devices import _fail_together
-    return _fail_together(e)
+from .core import InputError,write_atomic
+from .shell import _Parser,_run
 
 # %% ../nbs/90_cli.ipynb #6ce0903f
 def _count(text):

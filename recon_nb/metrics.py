@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics.functional.image import structural_similarity_index_measure
 from .pixels import Hidden,Images
 
 # %% ../nbs/41_metrics.ipynb #c8214e2d
@@ -55,9 +54,11 @@ def _hidden_ssim(
 )->Float[Tensor, ' b']:
     """Structural similarity on the hidden region.
     The patch has 11 px, or 5 px for pictures up to 48 px."""
+    # three seconds to import, and needed here only
+    from torchmetrics.functional.image import structural_similarity_index_measure as ssim
     kernel = 5 if out.shape[-1] <= 48 else 11
     where = _ssim_positions(hidden, kernel=kernel)
-    _,full = structural_similarity_index_measure(out, i_r,
+    _,full = ssim(out, i_r,
         data_range=2., sigma=1.5*kernel/11, reduction='none', return_full_image=True)
     return _hidden_mean(full.clamp(-1,1), where)
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import recon_nb
+from recon_nb.state import toy_state
+from recon_nb.trainer import save
 
 ROOT = Path(__file__).parents[1]
 INI = ConfigParser(delimiters=['='])
@@ -28,6 +30,25 @@ def test_shell_answers_without_torch():
     "What the commands read before they know whether there is anything to do."
     for mod in ('core', 'config'):
         if (ROOT/f'recon_nb/{mod}.py').exists(): assert not loaded_by(f'import recon_nb.{mod}'), mod
+
+
+# What a run needs neither to be opened nor to give its features; the largest, torchmetrics, costs three seconds.
+NOT_TO_OPEN = {'torchmetrics', 'torchvision', 'scipy', 'pandas', 'matplotlib', 'sklearn', 'IPython', 'ipywidgets'}
+
+def test_opening_a_run_loads_little(tmp_path):
+    "Counts of modules hold on a busy machine, where seconds do not."
+    save(toy_state(run_dir=tmp_path))
+    opened = f"""import sys, numpy, torch
+before = len(sys.modules)
+import recon_nb
+photo = numpy.zeros((1,32,32,3), 'uint8')
+recon_nb.GANRun.load({str(tmp_path)!r}).transform(photo)
+p = recon_nb.load_pretrained({str(tmp_path)!r})
+p.encoder.features(p.preprocess(photo))
+print(len(sys.modules) - before, *sys.modules)"""
+    n, *names = subprocess.run([sys.executable, '-c', opened], capture_output=True, text=True, check=True).stdout.split()
+    assert 'recon_nb.run' in names and not NOT_TO_OPEN & {m.split('.')[0] for m in names}
+    assert int(n) < 400, f'{n} modules beyond torch; it was 130'
 
 
 def test_one_version():

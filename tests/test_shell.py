@@ -307,3 +307,33 @@ def test_selftest_refuses_in_one_line(argv, capsys):
     from recon_nb.selftest import main
     assert main(argv) == 2
     assert capsys.readouterr().err.count('\n') == 1
+
+
+def one(*argv, **kwargs):
+    r = subprocess.run([sys.executable, '-m', 'recon_nb', *map(str, argv)], env=ENV, text=True, capture_output=True, timeout=120, **kwargs)
+    return r.returncode, r.stdout, r.stderr
+
+
+def test_one_command_lists_all_and_imports_nothing_heavy(tmp_path):
+    import configparser
+    from pathlib import Path
+    from recon_nb.command import COMMANDS
+    ini = configparser.ConfigParser(delimiters=['='])
+    ini.read(Path(__file__).parents[1]/'settings.ini', encoding='utf-8')
+    names = dict(s.split('=') for s in ini['DEFAULT']['console_scripts'].split())
+    assert names.pop('recon') == 'recon_nb.command:main'
+    assert names == {f'recon-{word}': f'recon_nb.{where}' for word, (where, _) in COMMANDS.items()}, 'a line in COMMANDS for each name in settings.ini'
+    rc, out, err = one(cwd=tmp_path)
+    assert (rc, err) == (0, '') and all(f'  {word} ' in out for word in COMMANDS)
+    assert one('--version')[:2] == (0, f"recon_nb {ini['DEFAULT']['version']}\n")
+
+
+def test_one_command_ends_as_the_others_do(tmp_path):
+    from recon_nb.command import main
+    rc, out, err = one('train', '--run-dir', tmp_path/'run', *TINY, '--max-minutes', '0.0001', '--quiet')
+    assert (rc, out.strip()) == (0, str(tmp_path/'run')), err
+    assert main(['export', tmp_path/'run', '-o', tmp_path/'e.safetensors']) == 0
+    for argv, says in ((['export', tmp_path], 'recon export: '), (['tran'], 'Did you mean train?'), (['recon-train'], 'Did you mean train?'),
+                       (['train', '--epoch', '3'], '(did you mean --epochs?)'), (['--verison'], '(did you mean --version?)'), (['zzz'], 'There are train, ')):
+        rc, out, err = one(*argv, cwd=tmp_path)
+        assert (rc, out) == (2, '') and says in err and err.count('\n') == 1, (argv, err)
