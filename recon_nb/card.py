@@ -154,6 +154,9 @@ def _training(run, source):
         f" It began as a copy of the encoder of an earlier run (`{run.cfg.teacher_name}`), "
         "which was its teacher, too: that run's photos, their terms and its cost come on top."
         ) if run.cfg.teacher else ''
+    if run.cfg.init:
+        first = (f" It began with weights that were there (`{run.cfg.init_name}`): what made them, "
+                 "with its photos, its labels, their terms and its cost, comes on top.")
     return (f"Preset `{run.cfg.preset}` of recon_nb {__version__}, changed: {changed}. "
             f"Seed {run.cfg.seed}. Photos: {source}. "
             f"{d['updates']:,} updates, {d['images_seen']:,} photos seen, "
@@ -252,7 +255,8 @@ def write_release(
     card = model_card(run, records=records, licence=licence)
     data = _source_of(run)
     # never a path of yours
-    state['config'] |= dict(data=data if data in TERMS else 'folder', teacher=run.cfg.teacher_name)
+    state['config'] |= dict(data=data if data in TERMS else 'folder', teacher=run.cfg.teacher_name,
+                            init=run.cfg.init_name)
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(folder/names[1],
                  {k: v for k,v in tensors.items() if not k.startswith('disc.')}, state)

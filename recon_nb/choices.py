@@ -58,6 +58,9 @@ def _impossible(p): # yields what is said of each rule that is broken
     if c.teacher and not target.needs_teacher:
         yield (f"teacher={c.teacher_name!r} has no effect: target {c.target!r} has no teacher. "
             "Choose target='codes', or preset='second-round'.")
+    if c.init and c.teacher:
+        yield (f"init={c.init_name!r} has no effect: with a teacher the encoder begins as a copy "
+            "of the teacher's. Leave one of the two out.")
 
 # %% ../nbs/46_choices.ipynb #9e14ec2a
 def _impossible_view(p): # yields the same, of view and mask

@@ -82,6 +82,8 @@ class GANConfig:
                              'for digits and drawings')
     teacher:    str   = _opt('', "an earlier run's folder: the encoder starts from its encoder, "
                              'and target codes asks for what that one sees')
+    init:       str   = _opt('', 'weights the encoder begins with, and no teacher: the folder of '
+                             "an earlier run, an exported encoder, or a file of timm's")
     bs:         int   = _opt(512, 'images in a batch, over all processes (§2.4)')
     epochs:     int   = _opt(1000, 'passes over the training photos (§2.4)')
     precision:  str   = _opt('no', 'mixed precision: no, bf16 or fp16')
@@ -99,6 +101,9 @@ class GANConfig:
     def teacher_name(self)->str: # without the path, whichever system wrote it
         return PureWindowsPath(self.teacher).name
     @property
+    def init_name(self)->str: # the same, of the weights that the encoder begins with
+        return PureWindowsPath(self.init).name
+    @property
     def label(self)->str: # what a run is called
         return self.preset + self.on_purpose*' (wrong on purpose)'
     def to_json(self)->str: return json.dumps(asdict(self), indent=1)
@@ -108,7 +113,7 @@ class GANConfig:
 # %% ../nbs/02_config.ipynb #73eebb0b
 _FIELD_GROUPS = dict(
     data=('preset','data','valid','flip','crop','light','negative'),
-    task=('size','visible','view','mask','target','teacher'),
+    task=('size','visible','view','mask','target','teacher','init'),
     networks=('encoder','stem','width','between','dropout','decoder','width_dec','std_last'),
     adversary=('adv','lambda_adv','scale_bias','norm_d','width_d','lambda_gp','clip_d',
         'n_critic','lr_d','on_purpose'),
@@ -235,11 +240,11 @@ def deviations(
     cfg:GANConfig, # the config of a run
 )->dict: # field -> (the preset's value, this run's value)
     """What differs from the preset that the run is named after.
-    The seed and the places of data and teacher are no deviation."""
+    The seed and the places of data, teacher and first weights are no deviation."""
     base = PRESETS[cfg.preset]
     return {f: (getattr(base, f), v)
         for f,v in asdict(cfg).items()
-        if v != getattr(base, f) and f not in ('seed','data','teacher')}
+        if v != getattr(base, f) and f not in ('seed','data','teacher','init')}
 
 # %% ../nbs/02_config.ipynb #264b3fa0
 def _from_schema_1(d): # as version 0.1 wrote it

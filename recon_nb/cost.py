@@ -110,7 +110,7 @@ def describe_pretraining(
     seen = run.step*run.info.get('bs', run.cfg.bs)
     scores = {k: v for k,v in (run.metrics or [{}])[-1].items() if k not in ('step','epoch')}
     config = {k: v for k,v in asdict(run.cfg).items()
-              if k not in ('data','teacher')} # they may be paths
+              if k not in ('data','teacher','init')} # they may be paths
     record = dict(
         schema=1, kind='pretraining', row=row, seed=run.cfg.seed, config=config,
         updates=run.step, images_seen=seen, flops=seen*count_flops(run.cfg),

@@ -41,7 +41,8 @@ def _describe_encoder(
     source = photos or ('folder' if set(cfg.data) & set('/\\') else cfg.data)
     choices = {k: getattr(cfg, k) for k in _encoder_choices(cfg.encoder)}
     name = f'{type(enc).__module__}.{type(enc).__qualname__}'
-    teacher = dict(teacher=cfg.teacher_name) if cfg.teacher else {}
+    before = dict(teacher=cfg.teacher_name, init=cfg.init_name)
+    before = {k: v for k,v in before.items() if v}
     changed = {k: list(v) for k,v in deviations(cfg).items()}
     return dict(
         architecture=dict(name=name, encoder=cfg.encoder, **choices),
@@ -50,7 +51,7 @@ def _describe_encoder(
             size=cfg.size, crop='centre square', resize='bicubic, antialiased',
             channels='RGB', range=[-1,1], mean=[.5]*3, std=[.5]*3),
         training=dict(
-            preset=cfg.label, deviations=changed, photos=source, step=step, **teacher,
+            preset=cfg.label, deviations=changed, photos=source, step=step, **before,
             schema=cfg.schema, recon_nb=__version__))
 
 # %% ../nbs/60_export.ipynb #b2913537
@@ -77,6 +78,13 @@ class Pretrained(NamedTuple):
     decoder: nn.Module|None
     preprocess: Preprocess # photos -> what the encoder expects
     config: dict # what `_describe_encoder` says
+
+    @property
+    def backbone(self)->nn.Module:
+        "A backbone as its own library's module, with that library's names; all of it trainable."
+        if hasattr(self.encoder, 'net'): return self.encoder.net.requires_grad_(True)
+        raise InputError(f"encoder {self.config['architecture'].get('encoder', 'paper')!r} is no "
+            "backbone of timm or torchvision: it is `encoder` itself.")
 
 def _of_nets(enc, dec, card):
     prepare = Preprocess(card['preprocessing']['size'])
@@ -109,13 +117,15 @@ def _of_export(tensors, card, info):
         raise InputError(f"the file holds encoder {name!r}, {a['name']}, which is not built in: "
             "give the file that registers it as plugins= (in the shell --plugin).")
     enc = make_encoder(name, **{k: v for k,v in a.items() if k not in ('name','encoder','ni')})
-    enc.load_state_dict(tensors)
+    # as `export_timm` writes it, without the name of the wrapper
+    wrapped = hasattr(enc, 'net') and not all(k.startswith('net.') for k in tensors)
+    (enc.net if wrapped else enc).load_state_dict(tensors)
     return _of_nets(enc, None, card)
 
 # %% ../nbs/60_export.ipynb #345e54d2
 # long: a kind of source after the other
 def load_pretrained(
-    # a file of `export_encoder`, a run folder, a release's,
+    # a file of `export_encoder`, a folder of `export_timm`, a run folder, a release's,
     # its `weights.safetensors`, or a `GANRun`;
     # a `Pretrained` stays as it is
     source,
@@ -129,6 +139,8 @@ def load_pretrained(
     path, info = Path(source).expanduser(), {}
     if path.is_dir() and (path/'generator.safetensors').is_file(): # of `write_release`
         path = path/'generator.safetensors'
+    if path.is_dir() and (path/'model.safetensors').is_file(): # of `export_timm`
+        path = path/'model.safetensors'
     if path.is_dir(): path, info = _weights_of(path), _run_info(path)
     if path.suffix.lower() == '.onnx':
         raise InputError(f"{path}: an ONNX file is opened with onnxruntime; "

@@ -27,7 +27,7 @@ from .evaluation import score_predictors
 from .folder import _check_place,_fingerprint_photos,_own_folder
 from .metrics import best_psnr
 from .plugins import load_plugins,_plugins_of
-from .run import GANRun,load_encoder,_run_info
+from .run import GANRun,first_weights,load_encoder,_run_info
 from .state import TrainState,make_state
 from .task import make_task,_sample_encoder
 from .teacher import Teacher
@@ -59,8 +59,8 @@ def _resumed_config(run_dir, overrides, *, seed, preset):
 
 # %% ../nbs/59_training.ipynb #30ed9c15
 def _choose_config(overrides, *, run_dir, resume, seed, preset):
-    if overrides.get('teacher'): # as the config keeps it
-        overrides['teacher'] = str(Path(overrides['teacher']).expanduser().resolve())
+    for k in ('teacher','init'): # as the config keeps them
+        if overrides.get(k): overrides[k] = str(Path(overrides[k]).expanduser().resolve())
     if not resume:
         return _settle_stem(get_preset(preset or 'quick', seed=seed or 0, **overrides))
     if run_dir is None:
@@ -137,6 +137,7 @@ def train_gan(
     root = root or known.get('root')
     cfg, data = _remember_data(cfg, data)
     earlier = _open_earlier(cfg) if cfg.teacher and not resume else None
+    first = first_weights(cfg) if cfg.init and not resume else None
     hooks = _check_hooks(hooks)
     _check_minutes(max_minutes)
     acc = accelerator or make_accelerator(cfg.precision)
@@ -149,6 +150,7 @@ def train_gan(
         with _own_folder(acc, run_dir, cfg, resume=resume) as run_dir:
             st = make_state(cfg, photos, train, valid, acc=acc, run_dir=run_dir, changed=changed)
             if cfg.teacher: _open_teacher(st, earlier)
+            if first is not None: st.gen_net.enc.load_state_dict(first)
             check_state(st)
             _open(st, root=root, plugins=_plugins_of(cfg), progress=progress)
             fit(st, hooks, max_minutes=max_minutes, progress=progress)
@@ -235,12 +237,13 @@ def _announce(st):
               for k,(a,b) in deviations(st.cfg).items()]
     return '\n  '.join([plan, _say_shares(st), *_say_backbone(st), *differ])
 
-def _say_backbone(st): # of another library
-    enc = st.gen_net.enc
-    if not hasattr(enc, 'stem'): return []
+def _say_backbone(st): # of another library; and what the encoder began with
+    enc, begun = st.gen_net.enc, st.cfg.init_name or st.cfg.teacher_name
+    first = [f'the encoder begins with the weights of {begun}'] if begun else []
+    if not hasattr(enc, 'stem'): return first
     side = st.cfg.size//enc.reductions[-1]
-    return [f'{st.cfg.encoder} begins with random weights; stem {enc.stem!r}: {side} x {side} '
-        f'places of {enc.reductions[-1]} px in its last stage']
+    return [*first, f'{st.cfg.encoder}, stem {enc.stem!r}: {side} x {side} places of '
+        f'{enc.reductions[-1]} px in its last stage' + (not begun)*'; its weights begin at random']
 
 def _say_shares(st): # of the photos in an epoch, of a picture's area
     index = _choose_evenly(st.train, 64)
