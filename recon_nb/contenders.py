@@ -149,7 +149,8 @@ def _make(cfg, part): # the networks of a config
 def _load(path): # weights alone, or a run
     from recon_nb.export import load_pretrained
     from recon_nb.run import GANRun
-    exported = path.is_file() or (path/'generator.safetensors').is_file()
+    folders = 'generator.safetensors', 'model.safetensors' # a release's, or timm's
+    exported = path.is_file() or any((path/n).is_file() for n in folders)
     return load_pretrained(path) if exported else GANRun.load(path)
 
 # %% ../nbs/65_contenders.ipynb #1d682853
@@ -178,6 +179,7 @@ def _open_run(run, part):
     cfg = run.cfg
     source = dict(run=run.dir.name, preset=cfg.preset, data=os.path.basename(cfg.data),
                   width=cfg.width, seed=cfg.seed, step=run.step)
+    if cfg.encoder != 'paper': source['encoder'] = cfg.encoder
     if part == 'disc': source['part'] = part
     return _headless(net).cpu(), cfg.size, source
 

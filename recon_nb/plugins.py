@@ -14,7 +14,7 @@ from pathlib import Path
 from .config import GANConfig
 from .core import InputError,check_name
 from .discriminator import D_NORMS
-from .encoder import ENCODERS,_knows_encoder
+from .encoder import ENCODERS,FAMILIES,_knows_encoder
 from .losses import ADV
 from .masks import MASKS,VIEWS
 from .targets import TARGETS
@@ -92,6 +92,9 @@ def _plugins_of(
 def _is_part(field, name): # is it there, or of a family?
     return name in REGISTRIES[field] or field == 'encoder' and _knows_encoder(name)
 
+def _names(field): # accepted ones
+    return [*REGISTRIES[field], *(f'{f}/...' for f in FAMILIES if field == 'encoder')]
+
 def check_parts(
     cfg:GANConfig, # names its parts
     *,
@@ -106,7 +109,7 @@ def check_parts(
         if files:
             raise InputError(f"this run uses {field} {name!r} from a file of its own, {files[0]}: "
                 f"give plugins={files[0]!r} with its path (in the shell --plugin {files[0]}).")
-        try: check_name(name, REGISTRIES[field], field)
+        try: check_name(name, _names(field), field)
         except InputError as e:
             raise InputError(f"{e} If it is from a file of your own, give the file: "
                 "plugins='my_file.py' (in the shell --plugin my_file.py).") from None

@@ -27,7 +27,7 @@ from .evaluation import score_predictors
 from .folder import _check_place,_fingerprint_photos,_own_folder
 from .metrics import best_psnr
 from .plugins import load_plugins,_plugins_of
-from .run import GANRun,first_weights,load_encoder,_run_info
+from .run import GANRun,_first_weights,load_encoder,_run_info
 from .state import TrainState,make_state
 from .task import make_task,_sample_encoder
 from .teacher import Teacher
@@ -137,7 +137,7 @@ def train_gan(
     root = root or known.get('root')
     cfg, data = _remember_data(cfg, data)
     earlier = _open_earlier(cfg) if cfg.teacher and not resume else None
-    first = first_weights(cfg) if cfg.init and not resume else None
+    first = _first_weights(cfg) if cfg.init and not resume else None
     hooks = _check_hooks(hooks)
     _check_minutes(max_minutes)
     acc = accelerator or make_accelerator(cfg.precision)
