@@ -7,7 +7,7 @@ Docs: https://recon-nb.github.io/recon_nb/backbones.html.md"""
 # %% auto #0
 __all__ = ['choose_stem', 'set_stem', 'Backbone', 'TimmBackbone', 'TorchvisionBackbone']
 
-# %% ../nbs/35_backbones.ipynb #a423cd30
+# %% ../nbs/35_backbones.ipynb #2294b8e5
 from contextlib import contextmanager
 from importlib import import_module
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor,nn
 from .core import InputError,_nearest
 from .pixels import Images
 
-# %% ../nbs/35_backbones.ipynb #2424ab1c
+# %% ../nbs/35_backbones.ipynb #e7a8441a
 def _has_plain_stem(
     net:nn.Module, # of timm or torchvision
 )->bool: # a convolution that halves, then a max pool: as ResNets begin
@@ -32,7 +32,7 @@ def choose_stem(
     enough = [s for s in ('own','no-pool') if size >= 4*reductions[s]]
     return enough[0] if enough else 'cifar'
 
-# %% ../nbs/35_backbones.ipynb #6fcaee8d
+# %% ../nbs/35_backbones.ipynb #84dbe057
 def set_stem(
     net:nn.Module, # a ResNet of timm or torchvision; changed in place
     stem:str, # own, no-pool or cifar
@@ -51,7 +51,7 @@ def set_stem(
         net.conv1 = first
     return net
 
-# %% ../nbs/35_backbones.ipynb #5df87a40
+# %% ../nbs/35_backbones.ipynb #f4fe498a
 class Backbone(nn.Module):
     "Another library's network as an encoder: `net` is its own module, with its own names."
     def __init__(self,
@@ -79,7 +79,7 @@ class Backbone(nn.Module):
 
     def extra_repr(self)->str: return f'{self.family}/{self.name}, stem={self.stem}'
 
-# %% ../nbs/35_backbones.ipynb #ec2d7615
+# %% ../nbs/35_backbones.ipynb #b04480b8
 _seen = {} # what a trial has found: it is always the same
 
 @patch
@@ -102,7 +102,7 @@ def _try_backbone(enc):
     idle = [n for (n,_),g in zip(enc.net.named_parameters(), used) if g is None]
     return tuple(m.shape[1] for m in maps), tuple(size//m.shape[-1] for m in maps), idle
 
-# %% ../nbs/35_backbones.ipynb #836593a5
+# %% ../nbs/35_backbones.ipynb #5bfe45f5
 def _check_maps(maps, size, given):
     shapes = [tuple(m.shape[1:]) for m in maps]
     if any(len(s) != 3 or s[1] != s[2] for s in shapes):
@@ -114,10 +114,14 @@ def _check_maps(maps, size, given):
             "a decoder doubles: each must be a power of two, and divide the size. "
             "Choose a multiple of 32 for size, or another backbone.")
 
-# %% ../nbs/35_backbones.ipynb #1cf0d609
+# %% ../nbs/35_backbones.ipynb #ff760513
 class TimmBackbone(Backbone):
     "An architecture of timm that gives feature maps."
     family = 'timm'
+
+    @property
+    def fixed(self)->bool: # is it made for pictures of one size?
+        return bool(self.net.pretrained_cfg.get('fixed_input_size'))
 
     def _make(self, name, size):
         timm = _import_timm()
@@ -140,7 +144,7 @@ class TimmBackbone(Backbone):
         return self.net.forward_intermediates(x, indices=self.at, norm=True, output_fmt='NCHW',
             intermediates_only=True)
 
-# %% ../nbs/35_backbones.ipynb #6ae01ab1
+# %% ../nbs/35_backbones.ipynb #89ba8ee0
 def _import_timm():
     try: return import_module('timm')
     except ImportError:
@@ -165,7 +169,7 @@ def _check_timm_name(timm, name):
         raise InputError(f"'timm/{name}' names weights, and the encoder begins with random ones: "
             f"say encoder='timm/{plain}'. To begin with weights give init=, a file of them.")
 
-# %% ../nbs/35_backbones.ipynb #a9e0b64f
+# %% ../nbs/35_backbones.ipynb #5687e052
 class TorchvisionBackbone(Backbone):
     "An architecture of torchvision that is a row of parts."
     family = 'torchvision'
@@ -203,7 +207,7 @@ class TorchvisionBackbone(Backbone):
             if last: out.append(x)
         return out
 
-# %% ../nbs/35_backbones.ipynb #9fb446b3
+# %% ../nbs/35_backbones.ipynb #852cdbcf
 def _parts_of(net): # names of its parts, in a row; none, if it is no such network
     if hasattr(net, 'layer4'):
         return ['conv1','bn1','relu','maxpool','layer1','layer2','layer3','layer4']

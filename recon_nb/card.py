@@ -19,7 +19,7 @@ from .core import InputError,write_atomic,duration
 from .export import export_encoder
 from .contenders import as_contender,fingerprint
 from .features import count_macs
-from .run import GANRun
+from .run import GANRun,_say_network
 from .tables import summarize
 
 # %% ../nbs/78_card.ipynb #1f8cd33a
@@ -165,6 +165,10 @@ def _training(run, source):
             f"({m.get('threads', '?')} threads, PyTorch {m.get('torch', '?')}).{first}")
 
 # %% ../nbs/78_card.ipynb #ae10f10f
+def _say_sides(enc, place): # which pictures an encoder takes
+    if getattr(enc, 'fixed', False): return 'It was made for pictures of one size; '
+    return f'Any side that is a multiple of {place} works, from {2*place} px on; '
+
 # long: the card's text
 def model_card(
     run, # a `GANRun`, or its folder
@@ -186,7 +190,7 @@ def model_card(
     return (f"""---
 {_front(run, source, licence)}---
 
-# {run.cfg.preset}, width {run.cfg.width}, {run.cfg.size} px
+# {run.cfg.preset}, {_say_network(run.cfg)}, {run.cfg.size} px
 
 {_what(run)}
 
@@ -195,8 +199,7 @@ def model_card(
 {use}
 
 `encoder.safetensors` holds the encoder alone. """
-f"""Any side that is a multiple of {sides[-1]} works, from {2*sides[-1]} px on; """
-f"""{run.cfg.size} px is what it has seen.
+f"""{_say_sides(enc, sides[-1])}{run.cfg.size} px is what it has seen.
 
 ## The encoder
 
