@@ -95,7 +95,7 @@ def _read_any(path): # tensors, and what the file says about them
 def _read_foreign(path): # what somebody else wrote; None for a file of ours
     if path.suffix != '.safetensors':
         found = torch.load(path, map_location='cpu', weights_only=True)
-        return found.get('state_dict', found), {}
+        return dict(found.get('state_dict', found)), {}
     with safe_open(path, 'pt') as f: ours = 'state' in (f.metadata() or {})
     return None if ours else (load_file(path), {})
 
