@@ -135,3 +135,11 @@ def load_checkpoint(
         return tensors,state
     raise InputError(f"no checkpoint to resume from in {run_dir}: "
         f"{' '.join(faults) or 'there is none.'}")
+
+# %% ../nbs/50_checkpoint.ipynb #b5000001
+def _kept_weights(
+    run_dir, # the run's folder
+)->dict: # epoch -> the file, from early to late
+    "The weights that a run kept on its way."
+    files = sorted((Path(run_dir)/'weights').glob('epoch-*.safetensors'))
+    return {int(f.stem.removeprefix('epoch-')): f for f in files}

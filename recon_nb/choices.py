@@ -77,8 +77,14 @@ def _impossible_view(p): # yields the same, of view and mask
         yield (f"visible={c.visible:g} with mask {c.mask!r} hides no whole place of target "
             f"{c.target!r} ({px}): nothing is left to predict. Choose a smaller share.")
 
-def _impossible_penalty(p): # yields the same, of the gradient penalty
+# %% ../nbs/46_choices.ipynb #b4600001
+def _impossible_update(p): # yields the same, of an update and what goes into it
     c = p.cfg
+    if c.bs % c.accumulate:
+        fit = max(k for k in range(1, c.accumulate) if c.bs % k == 0)
+        yield (f"accumulate={c.accumulate}: a batch of {c.bs} can't be cut into so many equal "
+            f"parts. Choose accumulate={fit}, or "
+            f"bs={max(1, c.bs//c.accumulate)*c.accumulate}.")
     if c.lambda_gp and c.compile:
         yield ("lambda_gp differentiates twice, which torch.compile can't: "
             "choose compile=False.")
@@ -121,6 +127,8 @@ _EFFECTS = [ # fields, when they have an effect, and what would give them one
     (('width_dec',),
         _plain_blocks, "no plain decoder has blocks here: choose decoder='plain', or a target "
         'with finer places'),
+    (('keep_every',),
+        lambda p: p.cfg.keep_every <= p.cfg.epochs, 'the run has fewer epochs: choose fewer, too'),
     (('on_purpose',),
         lambda p: any(_known_wrong(p)), 'nothing in this run is known to be wrong: leave it out')]
 
@@ -151,7 +159,7 @@ def check_choices(
             f"choose preset={cfg.adv!r}. Accepted for adv: {', '.join(ADV)}.")
     p = _open_parts(check_parts(cfg, noted=noted))
     changed = {*deviations(cfg)} if changed is None else {*changed}
-    refused = [*_impossible(p), *_impossible_view(p), *_impossible_penalty(p)]
+    refused = [*_impossible(p), *_impossible_view(p), *_impossible_update(p)]
     if not refused: refused = [*_without_effect(p, changed)]
     if train and not refused and not cfg.on_purpose:
         wrong = "{} If this is the experiment, say on_purpose=True."

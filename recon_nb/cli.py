@@ -10,7 +10,7 @@ __all__ = []
 # %% ../nbs/90_cli.ipynb #6b99a1d1
 import argparse,warnings
 from pathlib import Path
-from .config import PRESETS,field_docs
+from .config import PRESETS,_CALLED,field_docs
 from .core import InputError,write_atomic
 from .shell import _Parser,_run
 
@@ -32,13 +32,17 @@ def _existing(path):
 
 # %% ../nbs/90_cli.ipynb #2b4482bd
 def _train_parser():
-    p = _Parser('recon-train', allow_abbrev=False,
+    p = _Parser('recon-train', also=_CALLED,
         description='Train the GAN of the paper on photos.',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument('data', nargs='?', default=argparse.SUPPRESS,
         help="folder of photos or name of a set; the preset's own if not given")
     p.add_argument('--preset', default=argparse.SUPPRESS,
         help=f"{', '.join(PRESETS)}; quick if not given")
+    p.add_argument('--config', default=argparse.SUPPRESS, metavar='FILE',
+        help='a .json, .toml or .yaml file of choices; those given here win')
+    p.add_argument('--like', default=argparse.SUPPRESS, metavar='RUN',
+        help='the choices of an earlier run; those given here win')
     p.add_argument('--root', default=argparse.SUPPRESS,
         help="where a named set's original copy lies")
     p.add_argument('--run-dir', default=argparse.SUPPRESS,
@@ -49,13 +53,17 @@ def _train_parser():
         help='go on with the run in --run-dir')
     p.add_argument('--quiet', dest='progress', action='store_false', default=argparse.SUPPRESS,
         help='no bar and no report; print the run folder only')
-    g = p.add_argument_group("the config's fields; the preset's value if not given")
+    _add_fields(p.add_argument_group("the config's fields; the preset's value if not given"))
+    return p
+
+# %% ../nbs/90_cli.ipynb #b9000001
+def _add_fields(group): # an option for each field of the config
     for name,(kind,_,doc) in field_docs().items():
         if name in ('preset','data','schema'): continue
         how = (dict(action=argparse.BooleanOptionalAction) if kind is bool
             else dict(type=kind, metavar=kind.__name__.upper()))
-        g.add_argument(f"--{name.replace('_','-')}", default=argparse.SUPPRESS, help=doc, **how)
-    return p
+        option = f"--{name.replace('_','-')}"
+        group.add_argument(option, default=argparse.SUPPRESS, help=doc, **how)
 
 # %% ../nbs/90_cli.ipynb #68ef34bd
 def _train(args):
@@ -69,7 +77,7 @@ def _train(args):
     return 130 if run.stopped == 'signal' else 0
 
 def _preset_meant(args, error): # a preset's name was given for something else, and refused
-    names = 'preset', 'run_dir', 'root', 'teacher'
+    names = 'preset', 'run_dir', 'root', 'teacher', 'config', 'like'
     for field,value in vars(args).items():
         if field in names or not isinstance(value, str): continue
         if value in PRESETS and value in error and 'preset' not in error:

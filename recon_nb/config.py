@@ -85,7 +85,12 @@ class GANConfig:
     init:       str   = _opt('', 'weights the encoder begins with, and no teacher: the folder of '
                              "an earlier run, an exported encoder, or a file of timm's")
     bs:         int   = _opt(512, 'images in a batch, over all processes (§2.4)')
+    accumulate: int   = _opt(1, 'equal parts that a batch goes through the networks in, for less '
+                             'memory; its gradients are added up')
     epochs:     int   = _opt(1000, 'passes over the training photos (§2.4)')
+    max_steps:  int   = _opt(0, 'updates at most, and the learning rates end there; '
+                             '0: as many as the epochs have')
+    keep_every: int   = _opt(0, 'epochs between weights that are kept beside the last; 0: none')
     precision:  str   = _opt('no', 'mixed precision: no, bf16 or fp16')
     compile:    bool  = _opt(False, 'compile the networks with torch.compile: '
                              'a slow start, then faster steps on most GPUs')
@@ -118,8 +123,8 @@ _FIELD_GROUPS = dict(
     adversary=('adv','lambda_adv','scale_bias','norm_d','width_d','lambda_gp','clip_d',
         'n_critic','lr_d','on_purpose'),
     optimisation=('lambda_idt','idt_norm','idt_region','lr_g','schedule','warmup','optimizer',
-        'beta1','beta2','wd','bs','epochs','seed'),
-    machine=('precision','compile','fused','schema'))
+        'beta1','beta2','wd','bs','epochs','max_steps','seed'),
+    machine=('accumulate','precision','compile','fused','keep_every','schema'))
 
 def _describe_fields(docs): # name -> (type, default, doc)
     lines = []
@@ -154,10 +159,10 @@ _ranges = dict(
     beta1=('in [0, 1)', lambda v: 0 <= v < 1),
     beta2=('in [0, 1)', lambda v: 0 <= v < 1),
     seed=('0 or more', lambda v: v >= 0),
-    **{k: ('1 or more', lambda v: v >= 1) for k in ('width','bs','epochs','n_critic')},
+    **{k: ('1 or more', lambda v: v >= 1) for k in ('width','bs','epochs','n_critic','accumulate')},
     **{k: ('0 or more', lambda v: 0 <= v < float('inf'))
         for k in ('width_d','width_dec','std_last','lambda_adv','lambda_idt','lambda_gp',
-            'clip_d','lr_g','lr_d','wd','light')})
+            'clip_d','lr_g','lr_d','wd','light','max_steps','keep_every')})
 
 # %% ../nbs/02_config.ipynb #33e7b964
 def _check(cfg):
@@ -215,6 +220,28 @@ PRESETS = {c.preset: c for c in [
         flip=True, crop=0.5, light=1., bs=128, epochs=60),
 ]}
 
+# %% ../nbs/02_config.ipynb #c0a11edb
+_CALLED = dict( # a field, or an argument of `train_gan` -> what other libraries call it
+    lr_g='lr learning_rate lr_generator',
+    lr_d='lr_discriminator lr_critic',
+    bs='batch batch_size train_batch_size per_device_train_batch_size',
+    accumulate='accum_iter accum_steps accumulation_steps accumulate_grad_batches grad_accum '
+        'gradient_accumulation gradient_accumulation_steps',
+    epochs='num_epochs n_epochs max_epochs num_train_epochs',
+    max_steps='steps num_steps n_steps total_steps train_steps updates iterations max_iter '
+        'max_iters max_updates',
+    keep_every='save_every save_interval save_freq checkpoint_every',
+    size='image_size img_size input_size resolution',
+    visible='mask_ratio masking_ratio keep_ratio',
+    precision='mixed_precision amp fp16 bf16 dtype',
+    schedule='lr_schedule lr_scheduler scheduler',
+    warmup='warmup_epochs warmup_steps warmup_ratio',
+    encoder='arch architecture backbone model network',
+    optimizer='opt optim', wd='weight_decay', seed='random_state random_seed manual_seed',
+    dropout='drop_rate', lambda_gp='gradient_penalty', valid='val_split', flip='hflip',
+    adv='gan_loss gan_mode', compile='torch_compile', data='dataset data_path train_dir',
+    run_dir='output_dir out_dir save_dir log_dir')
+
 # %% ../nbs/02_config.ipynb #f280525c
 _fixed = 'preset', 'schema'
 
@@ -225,7 +252,7 @@ def with_overrides(
     """A copy of `cfg` with some fields changed.
     Raises `InputError` on an unknown field or a bad value."""
     allowed = [n for n in field_docs() if n not in _fixed]
-    for k in overrides: check_name(k, allowed, 'override')
+    for k in overrides: check_name(k, allowed, 'override', also=_CALLED)
     return replace(cfg, **{k: v for k,v in overrides.items() if v is not None})
 
 def get_preset(

@@ -30,9 +30,12 @@ def _plain(name): return str(name).lower().replace('_', '-')
 def _nearest(
     name:str, # what was given
     allowed, # the accepted names
+    also=None, # a name -> words that others use for it, in one text
 )->str|None: # the one that was meant, if that is plain
-    """The accepted name of which `name` is a misspelling.
+    """The accepted name of which `name` is a misspelling, or another word.
     Capitals, hyphens and underscores do not count."""
+    for meant,words in (also or {}).items():
+        if _plain(name) in map(_plain, words.split()): return meant
     names = {_plain(a): a for a in allowed}
     near = get_close_matches(_plain(name), names, n=1, cutoff=0.75)
     return names[near[0]] if near else None
@@ -42,12 +45,14 @@ def check_name(
     name:str, # what was given
     allowed, # the accepted names, in the order to print them
     what:str='name', # what the name is a name of, for the message
+    *,
+    also=None, # a name -> words that others use for it, in one text
 )->str: # `name` itself, if it is accepted
     """Return `name` if it is one of `allowed`;
-    else raise `InputError`, with the accepted name of which it is a misspelling."""
+    else raise `InputError`, with the name that was meant."""
     allowed = list(allowed)
     if name in allowed: return name
-    near = _nearest(name, allowed)
+    near = _nearest(name, allowed, also)
     hint = f" Did you mean {near!r}?" if near else ''
     raise InputError(f"unknown {what} {name!r}.{hint} Accepted: {', '.join(allowed)}.")
 

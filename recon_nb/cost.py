@@ -29,6 +29,11 @@ from .teacher import Teacher
 # %% ../nbs/58_cost.ipynb #b8d0f7d1
 def _parameters(st): return [p for net in st.nets for p in net.parameters()]
 
+def _some(st, n): return st.train[np.arange(n) % len(st.train)]
+
+def _bytes(batch): # of tensors, in tuples
+    return batch.nbytes if isinstance(batch, torch.Tensor) else sum(map(_bytes, batch))
+
 def _count_saved(trial, s): # bytes that the backward pass keeps, weights apart
     sizes = {}
     def note(t):
@@ -55,19 +60,22 @@ def estimate_cost(
 )->tuple: # (seconds for all that is left, bytes of memory for each process)
     "Time and memory of a run, from a few trial steps of throw-away networks on a few photos."
     share, scaler = st.bs//st.acc.num_processes, st.acc.scaler and st.acc.scaler.state_dict()
-    k = share if st.acc.device.type == 'cuda' else min(share, 32)
+    part = share//st.cfg.accumulate # photos in the networks at a time
+    k = part if st.acc.device.type == 'cuda' else min(part, 32)
     with (fork_random(st.acc.device),
-          _explain_memory(st.bs, st.cfg.size, st.cfg.precision, st.acc.device)):
-        trial = make_state(replace(st.cfg, bs=k*st.acc.num_processes),
+          _explain_memory(st.bs, st.cfg.size, st.cfg.precision, st.acc.device,
+                          st.cfg.accumulate)):
+        trial = make_state(replace(st.cfg, bs=k*st.acc.num_processes, accumulate=1),
                            st.photos, st.train, st.valid, acc=st.acc, changed=())
         if st.task.target.teacher is not None: teach(trial, st.task.target.teacher)
-        some = st.train[np.arange(k) % len(st.train)]
-        saved = _count_saved(trial, fetch(trial, some, augment=True))
-        per_image = _time_steps(trial, some)
+        s = fetch(trial, _some(st, k), augment=True)
+        saved, waiting = _count_saved(trial, s), _bytes(s)*(share-part)//k
+        if st.cfg.accumulate > 1: trial.cfg = replace(trial.cfg, accumulate=2)
+        per_image = _time_steps(trial, _some(st, k*trial.cfg.accumulate))
     st.acc.free_memory()
     if scaler: st.acc.scaler.load_state_dict(scaler)
     weights = sum(p.nbytes for p in _parameters(trial))
-    return per_image*share*(st.total_steps-st.step), 4*weights + saved*share//k
+    return per_image*share*(st.total_steps-st.step), 4*weights + saved*part//k + waiting
 
 # %% ../nbs/58_cost.ipynb #903931f7
 def _noisy_state(cfg, *, bs):

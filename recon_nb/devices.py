@@ -74,13 +74,19 @@ def _prepare(
 def _check_share(
     bs:int, # photos in a batch, over all processes
     processes:int, # how many share it
+    parts:int=1, # in how many each of them takes its share
 )->int: # photos for each process
     "Raises `InputError` if the batch can't be shared equally."
     if bs % processes:
         raise InputError(
             f"a batch of {bs} photos can't be shared equally by {processes} processes: "
             f"give bs={max(1, bs//processes)*processes}, or start another number of processes.")
-    return bs//processes
+    share = bs//processes
+    if share % parts:
+        fit = max(k for k in range(1, parts) if share % k == 0)
+        raise InputError(f"{share} photos can't be cut into accumulate={parts} equal parts: "
+            f"give bs={max(1, share//parts)*parts*processes}, or accumulate={fit}.")
+    return share
 
 # %% ../nbs/49_devices.ipynb #a1ef6316
 def _on_main(
@@ -256,6 +262,7 @@ def _explain_memory(
     size:int, # their side in pixels
     precision:str, # of the run
     device, # where
+    accumulate:int=1, # in how many parts
 ):
     "Turn a device's out-of-memory error into an `InputError` that says what to try."
     try: yield
@@ -264,6 +271,7 @@ def _explain_memory(
                 or should_reduce_batch_size(e)):
             raise
         smaller = f"bs={max(1, bs//2)}" if bs > 1 else 'a smaller size or width'
+        if bs % (2*accumulate) == 0: smaller = f"accumulate={2*accumulate} (in parts), {smaller}"
         short = " or precision='bf16'" if precision == 'no' else ''
         raise InputError(f"out of memory: a batch of {bs} at {size} px does not fit on {device}. "
             f"Start a new run with {smaller}{short}. What was saved is kept.") from e

@@ -73,7 +73,7 @@ def evaluate(
     s = held_out(st, n)
     outs = generate(st.gen_net, s.i_in)
     scores = st.task.target.score(outs, s.goals, s.asked)
-    row = dict(step=st.step, epoch=st.epoch, n=len(s.i_r), **scores)
+    row = dict(step=st.step, epoch=st.begun, n=len(s.i_r), **scores)
     if st.run_dir:
         append_jsonl(st.run_dir/'metrics.jsonl', row)
         if st.task.has_picture: _write_samples(st, held_out(st, 16), shown)
@@ -84,8 +84,8 @@ def _write_samples(st, s, shown):
     out, goal = generate(st.gen_net, s.i_in)[0], s.goals[0]
     rows = [to_pixels(x) for x in (s.i_in, out, compose(out, goal, s.asked[0]), goal)]
     _save_png(image_grid([r[:shown] for r in rows]),
-             st.run_dir/'samples'/f'epoch-{st.epoch:04d}.png')
-    _write_snapshot(st.run_dir/'samples', st.epoch, rows[1],
+             st.run_dir/'samples'/f'epoch-{st.begun:04d}.png')
+    _write_snapshot(st.run_dir/'samples', st.begun, rows[1],
                     (rows[0], rows[3], to_pixels(s.hidden*2.-1)))
 
 # %% ../nbs/54_evaluation.ipynb #827dd299

@@ -130,10 +130,12 @@ def load_pretrained(
     # a `Pretrained` stays as it is
     source,
     *,
+    epoch:int|None=None, # of a run: the weights kept after it (`keep_every`)
     plugins=None, # files that register parts of your own; only an encoder's is needed
 )->Pretrained:
     "An encoder, ready for use. Raises `InputError` if the source is missing, foreign or damaged."
     load_plugins(plugins)
+    if isinstance(source, GANRun) and epoch is not None: source = source.dir
     if isinstance(source, Pretrained): return source
     if isinstance(source, GANRun): return _of_run(source)
     path, info = Path(source).expanduser(), {}
@@ -141,7 +143,7 @@ def load_pretrained(
         path = path/'generator.safetensors'
     if path.is_dir() and (path/'model.safetensors').is_file(): # of `export_timm`
         path = path/'model.safetensors'
-    if path.is_dir(): path, info = _weights_of(path), _run_info(path)
+    if path.is_dir() or epoch is not None: path, info = _weights_of(path, epoch), _run_info(path)
     if path.suffix.lower() == '.onnx':
         raise InputError(f"{path}: an ONNX file is opened with onnxruntime; "
             "here give the .safetensors file or the run folder.")

@@ -77,7 +77,8 @@ def _lock(run_dir, cfg, resume): # the folder's lock, taken
         lock.release()
         raise _taken(path)
     # half-written files of a killed process
-    for left in [*path.glob('.*.[0-9]*.tmp'), *path.glob('samples/.*.[0-9]*.tmp')]: left.unlink()
+    for left in (f for d in ('.', 'samples', 'weights') for f in path.glob(f'{d}/.*.[0-9]*.tmp')):
+        left.unlink()
     return lock
 
 # %% ../nbs/57_folder.ipynb #94eece46

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 # %% ../nbs/56_run.ipynb #56eec6f0
-from .checkpoint import load_tensors
+from .checkpoint import _kept_weights,load_tensors
 from .choices import check_choices
 from .config import GANConfig,config_from_dict
 from .core import InputError,read_jsonl
@@ -47,18 +47,35 @@ def _run_info(
     except ValueError as e:
         raise InputError(f"{path} is damaged ({e}). Copy an intact one, or delete it.") from None
 
+# %% ../nbs/56_run.ipynb #b5600001
 def _weights_of(
-    run_dir, # a run folder
-)->Path: # its `weights.safetensors`
+    run, # a run folder, or a file of weights in it
+    epoch:int|None=None, # of those that were kept on the way; the last weights if not given
+)->Path: # the file
     "Where a run's weights are. Raises `InputError` if this is no folder of a run."
-    run_dir = Path(run_dir).expanduser()
-    path = run_dir/'weights.safetensors'
-    if not run_dir.is_dir():
-        raise InputError(f"there is no folder {run_dir}; give the folder of a run.")
+    run = Path(run).expanduser()
+    if run.is_file() and epoch is None: return run
+    if epoch is not None and run.is_dir(): return _kept_at(run, epoch)
+    path = run/'weights.safetensors'
+    if not run.is_dir():
+        raise InputError(f"there is no folder {run}; give the folder of a run.")
     if not path.exists():
-        raise InputError(f"{run_dir} holds no weights.safetensors: it is not the folder of a run, "
+        raise InputError(f"{run} holds no weights.safetensors: it is not the folder of a run, "
                          "or the run was stopped before its first checkpoint.")
     return path
+
+def _kept_at(run_dir, epoch):
+    kept = _kept_weights(run_dir)
+    if epoch in kept: return kept[epoch]
+    there = f"kept are {', '.join(map(str, kept))}" if kept else 'it kept none (keep_every)'
+    raise InputError(f"{run_dir} holds no weights of epoch {epoch!r}: {there}. "
+                     "Without epoch= its last weights are opened.")
+
+def _folder_of(weights): # the run that a file of weights belongs to
+    return weights.parent.parent if weights.parent.name == 'weights' else weights.parent
+
+def _epoch_of(weights): # None for the last ones
+    return next((e for e,p in _kept_weights(_folder_of(weights)).items() if p == weights), None)
 
 # %% ../nbs/56_run.ipynb #66e17041
 def _read_encoder(
@@ -143,18 +160,24 @@ class GANRun:
         disc:nn.Module|None, # with its weights; None without an adversary
         *,
         step:int=0, # steps done
+        epoch:int|None=None, # of weights kept on the way; None if they are the last ones
     ):
-        self.dir,self.cfg,self.step = Path(run_dir),cfg,step
+        self.dir,self.cfg,self.step,self.epoch = Path(run_dir),cfg,step,epoch
         self.generator = generator.eval()
         self.disc = None if disc is None else disc.eval()
         self.encoder,self.task = generator.enc,make_task(cfg)
         self.device = next(generator.parameters()).device
         self.stopped = '' # why training ended before its time: signal, max_minutes or hook
 
+    def _read(self, name): # what was written up to these weights
+        rows = read_jsonl(self.dir/name)
+        return rows if self.epoch is None else [r for r in rows if r.get('step', 0) <= self.step]
     @property
-    def history(self)->list: return read_jsonl(self.dir/'history.jsonl')
+    def history(self)->list: return self._read('history.jsonl')
     @property
-    def metrics(self)->list: return read_jsonl(self.dir/'metrics.jsonl')
+    def metrics(self)->list: return self._read('metrics.jsonl')
+    @property
+    def kept(self)->list: return [*_kept_weights(self.dir)] # epochs, for `GANRun.load(epoch=)`
     @property
     def info(self)->dict:
         return _run_info(self.dir)
@@ -172,8 +195,9 @@ class GANRun:
     def __repr__(self):
         said = self.say_score(1)
         score = f', {said}' if said else ''
+        at = '' if self.epoch is None else f', as of epoch {self.epoch}'
         return (f"GANRun({str(self.dir)!r}, {self.cfg.label}, {self.cfg.size} px, "
-                f"{_say_network(self.cfg)}, {self.step} steps{score})")
+                f"{_say_network(self.cfg)}, {self.step} steps{at}{score})")
 
 # %% ../nbs/56_run.ipynb #5b1c7e02
 def _fill_networks(tensors, cfg):
@@ -186,17 +210,17 @@ def _fill_networks(tensors, cfg):
 # %% ../nbs/56_run.ipynb #60f8bb02
 @patch_to(GANRun, cls_method=True)
 def load(cls,
-    run_dir, # a run folder, moved or not
+    run_dir, # a run folder, moved or not; or a file of weights in it
     *,
+    epoch:int|None=None, # of weights kept on the way (`keep_every`); the last ones if not given
     device:str='cpu', # where the networks shall live
     plugins=None, # files that register parts of your own, which the run needs
 )->GANRun:
     """Open a run folder. Needs `weights.safetensors` only.
     Raises `InputError` if that is missing or damaged."""
-    run_dir, device = Path(run_dir).expanduser(), check_device(device)
+    path, device = _weights_of(run_dir, epoch), check_device(device)
     load_plugins(plugins)
-    path = _weights_of(run_dir)
-    tensors,state = load_tensors(path)
+    run_dir, (tensors,state) = _folder_of(path), load_tensors(path)
     try:
         cfg = config_from_dict(state['config'])
         noted = _run_info(run_dir).get('plugins', ())
@@ -207,7 +231,7 @@ def load(cls,
                          f"({type(e).__name__}: {str(e).splitlines()[-1].strip()}). "
                          "Resume the run: it writes them anew.") from None
     return cls(run_dir, cfg, gen.to(device), disc if disc is None else disc.to(device),
-               step=state['step'])
+               step=state['step'], epoch=_epoch_of(path))
 
 # %% ../nbs/56_run.ipynb #81065f2b
 class Reconstruction(NamedTuple):
@@ -258,7 +282,8 @@ def show(self:GANRun,
     asked = 'photo' if self.task.target.outputs[0].channels == 3 else 'asked for'
     titles = ['sees', 'paints', given, asked]
     if images is not None: return show_images(self.reconstruct(images).rows, titles=titles)
-    grids = sorted((self.dir/'samples').glob('*.png'))
+    grids = [g for g in sorted((self.dir/'samples').glob('*.png'))
+             if self.epoch is None or int(g.stem[6:]) <= self.epoch]
     if not grids:
         raise InputError(f"{self.dir} has no samples: "
                          "call `run.show(images)` with photos of your own.")

@@ -60,7 +60,8 @@ _one_command = ContextVar('one_command', default=False) # was `recon` called, wi
 
 class _Parser(argparse.ArgumentParser):
     "A mistake is answered in one line: who wants the options asks for them."
-    def __init__(self, prog, **kwargs):
+    def __init__(self, prog, *, also=None, **kwargs):
+        self.also = also # an argument -> what others call it, as for `_nearest`
         prog = prog.replace('-', ' ', 1) if _one_command.get() else prog
         super().__init__(prog, **{'allow_abbrev': False, **kwargs})
     def error(self, message):
@@ -76,17 +77,19 @@ def _parse(parser, argv):
     args, unknown = parser.parse_known_args(argv)
     if not unknown: return args
     option = next((w.split('=')[0] for w in unknown if w.startswith('-')), '')
-    near = _nearest(option, [o for a in parser._actions for o in a.option_strings])
+    near = _meant(parser, option)
     parser.error(f"unrecognized arguments: {' '.join(unknown)}"
         f"{f' (did you mean {near}?)' if near else ''}")
+
+def _meant(parser, option): # the option that was meant, or the place
+    options = [o for a in parser._actions for o in a.option_strings or [a.dest.upper()]]
+    names = {o.lstrip('-').replace('-', '_').lower(): o for o in options}
+    return names.get(_nearest(option.lstrip('-'), names, parser.also))
 
 # %% ../nbs/89_shell.ipynb #38e8c4f8
 def _run(parser, call, argv): # one command from its words to its exit status
     argv = [str(a) for a in (sys.argv[1:] if argv is None else argv)]
-    parser.add_argument('--plugin', action='append', default=argparse.SUPPRESS, metavar='FILE',
-        help='a Python file of your own that registers masks, targets, losses or encoders; '
-            'repeat for more')
-    args = _parse(parser, argv)
+    args = _parse(_with_plugins(parser), argv)
     def say(words):
         words = _in_shell_words(' '.join(words.split()), parser, argv)
         print(f'{parser.prog}: {words}', file=sys.stderr, flush=True)
@@ -110,6 +113,12 @@ def _run(parser, call, argv): # one command from its words to its exit status
         return status
 
 # %% ../nbs/89_shell.ipynb #c94de3fb
+def _with_plugins(parser):
+    parser.add_argument('--plugin', action='append', default=argparse.SUPPRESS, metavar='FILE',
+        help='a Python file of your own that registers masks, targets, losses or encoders; '
+            'repeat for more')
+    return parser
+
 def _load_plugins(args): # before anything is looked up
     paths = vars(args).pop('plugin', None)
     if not paths: return

@@ -63,9 +63,15 @@ class TrainState:
     @property
     def steps_per_epoch(self)->int: return len(self.train)//self.bs
     @property
-    def total_steps(self)->int: return self.cfg.epochs*self.steps_per_epoch
+    def total_steps(self)->int:
+        n = self.cfg.epochs*self.steps_per_epoch
+        return min(n, self.cfg.max_steps or n)
+    @property
+    def total_epochs(self)->int: return -(-self.total_steps//self.steps_per_epoch) # begun or done
     @property
     def epoch(self)->int: return self.step//self.steps_per_epoch # epochs done
+    @property
+    def begun(self)->int: return -(-self.step//self.steps_per_epoch) # epochs begun or done
     # the networks, without what several processes wrap around them
     @property
     def gen_net(self): return self.acc.unwrap_model(self.gen)
@@ -104,7 +110,7 @@ def make_state(
     check_choices(cfg, changed=changed)
     acc = _check_accelerator(acc, cfg.precision) if acc else make_accelerator(cfg.precision)
     task = make_task(cfg)
-    _check_share(min(cfg.bs, len(train)), acc.num_processes)
+    _check_share(min(cfg.bs, len(train)), acc.num_processes, cfg.accumulate)
     with fork_random(acc.device):
         torch.manual_seed(cfg.seed)
         made = make_networks(cfg)

@@ -18,6 +18,22 @@ from .masks import compose
 from .state import TrainState
 from .task import Sample
 
+# %% ../nbs/53_steps.ipynb #a4de07b1
+def _cut(batch, n): # tensors, in tuples: n equal parts along the first axis
+    if isinstance(batch, torch.Tensor): return batch.chunk(n)
+    parts = zip(*(_cut(x, n) for x in batch))
+    return [batch._make(p) if isinstance(batch, Sample) else p for p in parts]
+
+def _in_parts(st, net, batch): # yields them; processes add up their gradients at the last one
+    *first, last = _cut(batch, st.cfg.accumulate)
+    for part in first:
+        with st.acc.no_sync(net): yield part
+    yield last
+
+def _mean(found): # of dicts of numbers
+    if len(found) == 1: return found[0]
+    return {k: torch.stack([f[k] for f in found]).mean(0) for k in found[0]}
+
 # %% ../nbs/53_steps.ipynb #429057f9
 def disc_step(
     st:TrainState, # D and its optimiser are changed, G is not
@@ -26,15 +42,19 @@ def disc_step(
 )->dict: # loss_d, and D's mean opinions: as probabilities, if the game has them
     "D's move (§2.3, eq. 3): one step on L_D, with G held."
     st.opt_d.zero_grad()
-    on_real, on_fake = st.disc(real), st.disc(fake.detach())
-    loss = st.adv.disc(on_real, on_fake)
-    if st.cfg.lambda_gp:
-        loss = loss + st.cfg.lambda_gp*gradient_penalty(
-            st.disc, real, fake.detach(), torch.rand(len(real), device=real.device))
-    st.acc.backward(loss)
+    found = [_disc_losses(st, *part) for part in _in_parts(st, st.disc, (real, fake.detach()))]
     st.opt_d.step()
     if st.cfg.clip_d:
         for p in st.disc.parameters(): p.data.clamp_(-st.cfg.clip_d, st.cfg.clip_d)
+    return _mean(found)
+
+def _disc_losses(st, real, fake): # of a batch, or of a part of it; leaves its gradient
+    on_real, on_fake = st.disc(real), st.disc(fake)
+    loss = st.adv.disc(on_real, on_fake)
+    if st.cfg.lambda_gp:
+        loss = loss + st.cfg.lambda_gp*gradient_penalty(
+            st.disc, real, fake, torch.rand(len(real), device=real.device))
+    st.acc.backward(loss/st.cfg.accumulate)
     opinion = lambda v: (v.sigmoid() if st.adv.logits else v).mean()
     return dict(loss_d=loss.detach(),
                 d_real=opinion(on_real.detach()), d_fake=opinion(on_fake.detach()))
@@ -48,6 +68,11 @@ def gen_step(
 )->dict: # loss_g and its parts
     "G's move (§2.3, eq. 2, 5, 6): one step on lambda_adv L_G + lambda_idt L_idt, with D held."
     st.opt_g.zero_grad()
+    found = _gen_losses(st, s, outs, i_f)
+    st.opt_g.step()
+    return found
+
+def _gen_losses(st, s, outs, i_f, share=1.): # of a batch, or of a part of it; leaves its gradient
     parts, cfg = {}, st.cfg
     if cfg.lambda_adv:
         st.disc.requires_grad_(False)        # D judges; no gradient of its weights is computed
@@ -58,16 +83,17 @@ def gen_step(
         asked = s.asked if cfg.idt_region == 'hidden' else None
         parts['idt'] = st.task.target.loss(outs, s.goals, asked, norm=cfg.idt_norm)
     loss = cfg.lambda_adv*parts.get('adv', 0) + cfg.lambda_idt*parts.get('idt', 0)
-    st.acc.backward(loss)
-    st.opt_g.step()
+    st.acc.backward(loss*share)
     return dict(loss_g=loss.detach(), **{k: v.detach() for k,v in parts.items()})
 
 # %% ../nbs/53_steps.ipynb #3bce794c
 def _seed_step(
     st:TrainState, # at the step to come
+    part:int=0, # of its batch
 )->None:
-    "Seed PyTorch's random numbers for a step: a pure function of seed, step and process."
-    u = sample_uniform(st.cfg.seed, st.epoch, st.step, stream=f'step.{st.acc.process_index}')
+    "Seed PyTorch's random numbers for a step: a pure function of seed, step, process and part."
+    stream = f'step.{st.acc.process_index}' + f'.{part}'*(part > 0)
+    u = sample_uniform(st.cfg.seed, st.epoch, st.step, stream=stream)
     torch.manual_seed(int(u[0]*2**53))
 
 # %% ../nbs/53_steps.ipynb #5e20a0f0
@@ -77,14 +103,44 @@ def train_step(
 )->dict: # name -> loss, as tensors on the device
     """One move of each player: D first, then G, from one forward pass of G.
     With `n_critic` G moves at every n-th step only; without an adversary there is no D."""
+    if st.cfg.accumulate > 1: return _step_in_parts(st, s)
     _seed_step(st)
     outs = st.gen(s.i_in)
     if st.disc is None: return gen_step(st, s, outs, None)
-    painted, real = outs[0], s.goals[0]      # the picture stands first
-    i_f = compose(painted, real, s.asked[0]) if st.cfg.scale_bias else painted
-    d = disc_step(st, real, i_f)
+    i_f = _judged(st, s, outs)
+    d = disc_step(st, s.goals[0], i_f)
     if st.step % st.cfg.n_critic: return d
     return {**d, **gen_step(st, s, outs, i_f)}
+
+def _judged(st, s, outs): # what D is shown of G's outputs: the picture, which stands first
+    return compose(outs[0], s.goals[0], s.asked[0]) if st.cfg.scale_bias else outs[0]
+
+# %% ../nbs/53_steps.ipynb #a4de07b3
+def _step_in_parts(st, s): # as `train_step`, with a part of the batch in the networks at a time
+    d, g_moves = {}, st.step % st.cfg.n_critic == 0
+    if st.disc is not None:
+        d = disc_step(st, s.goals[0], _fakes(st, s, again=g_moves))
+        if not g_moves: return d
+    st.opt_g.zero_grad()
+    found = []
+    for i,part in enumerate(_in_parts(st, st.gen, s)):
+        _seed_step(st, i)
+        outs = st.gen(part.i_in)
+        i_f = None if st.disc is None else _judged(st, part, outs)
+        found.append(_gen_losses(st, part, outs, i_f, 1/st.cfg.accumulate))
+    st.opt_g.step()
+    return {**d, **_mean(found)}
+
+@torch.no_grad()
+def _fakes(st, s, *, again): # what D shall call fake, without history
+    buffers, fakes = [*st.gen_net.buffers()], []
+    kept = [b.clone() for b in buffers]
+    for i,part in enumerate(_cut(s, st.cfg.accumulate)):
+        _seed_step(st, i)
+        fakes.append(_judged(st, part, st.gen(part.i_in)))
+    if again: # G paints the same once more, with history
+        for b,k in zip(buffers, kept): b.copy_(k)
+    return torch.cat(fakes)
 
 # %% ../nbs/53_steps.ipynb #a1752781
 def _lr_factor(

@@ -16,8 +16,8 @@ from accelerate.utils import gather_object
 
 # %% ../nbs/55_trainer.ipynb #dc5ab30b
 from .batches import batch_index,fetch
-from .checkpoint import (load_checkpoint,_pack_optimizer,save_checkpoint,save_tensors,
-                                 _unpack_optimizer)
+from .checkpoint import (_kept_weights,load_checkpoint,_pack_optimizer,
+                                 save_checkpoint,save_tensors,_unpack_optimizer)
 from .core import TrainingDiverged,append_jsonl,progress_bar,read_jsonl,write_atomic
 from .devices import _agree,_explain_memory,_mean_over
 from .machine import fork_random
@@ -71,9 +71,12 @@ def save(
 def _named(st): # networks and optimisers: without an adversary there is no second one
     return zip(('gen','disc'), st.nets), zip(('opt_g','opt_d'), st.opts)
 
-def _write_checkpoint(st):
+def _check_finite(st):
     if not all(p.isfinite().all() for net in st.nets for p in net.parameters()):
         raise TrainingDiverged(f"the weights are not finite after step {st.step}. {_kept}")
+
+def _write_checkpoint(st):
+    _check_finite(st)
     nets, opts = _named(st)
     tensors = {f'{name}.{k}': v for name,net in nets for k,v in net.state_dict().items()}
     scaler = st.acc.scaler.state_dict() if st.acc.scaler else None # fp16's, plain numbers
@@ -84,6 +87,13 @@ def _write_checkpoint(st):
         tensors.update(moments)
     save_checkpoint(st.run_dir, tensors, state)
     _save_weights(st, st.run_dir/'weights.safetensors')
+
+# %% ../nbs/55_trainer.ipynb #b55e0002
+def _keep_weights(st): # at the end of an epoch, if it is one of those
+    every = st.cfg.keep_every
+    if not every or st.epoch % every or not st.run_dir or not st.acc.is_main_process: return
+    _check_finite(st)
+    _save_weights(st, st.run_dir/'weights'/f'epoch-{st.epoch:04d}.safetensors')
 
 # %% ../nbs/55_trainer.ipynb #ba514c1e
 def restore(
@@ -108,6 +118,8 @@ def _cut_records(st): # steps after the checkpoint will be made again
         rows = [r for r in read_jsonl(f) if r.get('step', 0) <= st.step]
         write_atomic(f, ''.join(json.dumps(r)+'\n' for r in rows))
         if f.stem == 'metrics' and rows: st.metrics = rows[-1]
+    for epoch,path in _kept_weights(st.run_dir).items():
+        if epoch > st.epoch: path.unlink()
 
 # %% ../nbs/55_trainer.ipynb #94fa833f
 @contextmanager
@@ -156,9 +168,9 @@ def fit(
     read_every:int=20, # steps between two looks at the losses; a look waits for the device
     progress:bool=True, # show a bar
 )->TrainState: # `st`
-    """Train to the config's last epoch, or to a stop.
+    """Train to the config's last epoch or update, or to a stop.
     Raises `TrainingDiverged` at a loss that is no number, `InputError` if memory runs out."""
-    looks, begun, st.stop, st.why = _evaluation_epochs(st.cfg.epochs), time.monotonic(), False, ''
+    looks, begun, st.stop, st.why = _evaluation_epochs(st.total_epochs), time.monotonic(), False, ''
     alone, saved = st.acc.num_processes == 1, begun
     end = begun + 60*max_minutes if max_minutes else math.inf
     for net in st.nets: net.train()
@@ -166,7 +178,8 @@ def fit(
     bar = progress_bar(total=st.total_steps*st.bs, initial=st.step*st.bs, unit='img',
                        show=progress and st.acc.is_main_process)
     with (fork_random(st.acc.device), _stop_on_signal(st), bar,
-          _explain_memory(st.bs, st.cfg.size, st.cfg.precision, st.acc.device)):
+          _explain_memory(st.bs, st.cfg.size, st.cfg.precision, st.acc.device,
+                          st.cfg.accumulate)):
         _call_hooks(hooks, st, 'begin')
         while st.step < st.total_steps:
             start, epoch = time.monotonic(), st.epoch
@@ -175,15 +188,17 @@ def fit(
             st.step += 1
             st.pending.append((st.step, losses))
             bar.update(st.bs)
-            due = len(st.pending) >= read_every or st.epoch > epoch
+            whole, last = st.epoch > epoch, st.step == st.total_steps
+            due = len(st.pending) >= read_every or whole or last
             if due: _read_losses(st) # waits for the device, so it belongs to the time of training
             st.seconds += time.monotonic()-start
             _call_hooks(hooks, st, 'step')
-            if st.epoch > epoch:
+            if whole:
+                _keep_weights(st)
                 _call_hooks(hooks, st, 'epoch')
-                if st.epoch in looks and st.acc.is_main_process:
-                    st.metrics = evaluate(st)
-                    _call_hooks(hooks, st, 'evaluate')
+            if last or whole and st.epoch in looks:
+                if st.acc.is_main_process: st.metrics = evaluate(st)
+                _call_hooks(hooks, st, 'evaluate')
             if due: bar.set_postfix({k: f'{v:.3g}' for k,v in (st.losses|st.notes).items()})
             now = time.monotonic()
             if now > end and not st.stop: st.stop, st.why = True, 'max_minutes'

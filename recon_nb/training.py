@@ -9,14 +9,14 @@ __all__ = ['train_gan']
 
 # %% ../nbs/59_training.ipynb #79ae6dea
 import json,os
-from dataclasses import asdict,replace
+from dataclasses import replace
 from pathlib import Path
 
 # %% ../nbs/59_training.ipynb #574ca994
 from .batches import check_state,_choose_evenly,make_teacher,teach
 from .choices import check_choices
 from .checkpoint import _has_checkpoint,load_tensors,save_tensors
-from .config import config_from_dict,deviations,get_preset,with_overrides
+from .config import deviations
 from .core import InputError,describe_machine,duration,_megabytes,write_atomic
 from .cost import estimate_cost
 from .data import SETS,load_photos,split_photos
@@ -28,45 +28,13 @@ from .folder import _check_place,_fingerprint_photos,_own_folder
 from .metrics import best_psnr
 from .plugins import load_plugins,_plugins_of
 from .run import GANRun,_first_weights,load_encoder,_run_info
+from .settings import _choose_config
 from .state import TrainState,make_state
 from .task import make_task,_sample_encoder
 from .teacher import Teacher
 from .trainer import fit,restore
 
-# %% ../nbs/59_training.ipynb #13100a48
-# how long, and how the machine computes: not what is computed
-_may_change = 'epochs', 'precision', 'compile', 'fused'
-
-def _read_config(run_dir):
-    path = Path(run_dir).expanduser()/'config.json'
-    if not path.parent.is_dir():
-        raise InputError(f"there is no folder {run_dir}: nothing to resume.")
-    if not path.exists():
-        raise InputError(f"{run_dir} holds no config.json: there is nothing to resume.")
-    return config_from_dict(json.loads(path.read_text()))
-
-def _resumed_config(run_dir, overrides, *, seed, preset):
-    cfg = _read_config(run_dir)
-    new = with_overrides(cfg, **overrides)
-    changed = {k for k,v in asdict(new).items() if v != getattr(cfg, k)} - {*_may_change}
-    changed |= {k for k,v in dict(seed=seed, preset=preset).items()
-                if v not in (None, getattr(cfg, k))}
-    if changed:
-        raise InputError("a resumed run keeps its config; "
-                         f"{', '.join(sorted(changed))} would change. "
-                         f"Only {', '.join(_may_change)} may, or start a new run.")
-    return new
-
 # %% ../nbs/59_training.ipynb #30ed9c15
-def _choose_config(overrides, *, run_dir, resume, seed, preset):
-    for k in ('teacher','init'): # as the config keeps them
-        if overrides.get(k): overrides[k] = str(Path(overrides[k]).expanduser().resolve())
-    if not resume:
-        return _settle_stem(get_preset(preset or 'quick', seed=seed or 0, **overrides))
-    if run_dir is None:
-        raise InputError("resume=True needs run_dir=, the folder of the run to go on with.")
-    return _resumed_config(run_dir, overrides, seed=seed, preset=preset)
-
 def _settle_stem(cfg): # what the size decides is noted, not left to a later version
     if not (_knows_encoder(cfg.encoder) and 'stem' in _encoder_choices(cfg.encoder)): return cfg
     return replace(cfg, stem=_sample_encoder(cfg).stem)
@@ -93,6 +61,7 @@ def _remember_data(cfg, data): # the config, and what to load
     if Path(cfg.data).is_absolute() and not Path(cfg.data).exists():
         raise InputError(f"the photos of the run were in {cfg.data}, which is not there: "
                          "pass the folder where they are now as `data`.")
+    cfg = replace(cfg, data=_name_data(cfg.data)) # a config file may name a folder as people do
     return cfg, cfg.data
 
 # %% ../nbs/59_training.ipynb #9d0fac6b
@@ -117,6 +86,8 @@ def train_gan(
     root=None, # where a named set's original copy lies
     run_dir=None, # the run's folder; `runs/<preset>-<number>` if not given
     resume:bool=False, # go on with the run in `run_dir`
+    config=None, # a file of choices (.json, .toml, .yaml), a dict, or a `GANConfig`
+    like=None, # an earlier run, or its folder: the same choices, but for those given here
     seed:int|None=None, # fixes initial weights, order, split and dropout; 0 if not given
     max_minutes:float|None=None, # stop cleanly after so many minutes; `resume=True` goes on
     hooks=(), # functions of the `TrainState`, called at begin, step, epoch, evaluate and end
@@ -130,8 +101,11 @@ def train_gan(
     Raises `InputError` for a wrong call before anything is computed;
     Ctrl-C saves and returns the run."""
     load_plugins(plugins)
-    cfg = _choose_config(overrides, run_dir=run_dir, resume=resume, seed=seed, preset=preset)
-    known = _run_info(run_dir) if resume else {}
+    cfg, origin = _choose_config(overrides, preset=preset, config=config, like=like,
+                                 run_dir=run_dir, resume=resume, seed=seed)
+    cfg = _settle_stem(cfg)
+    origin_dir = run_dir if resume else getattr(like, 'dir', like)
+    known = _run_info(origin_dir) if origin_dir else {}
     changed = {k for k,v in overrides.items() if v is not None} if resume else None
     check_choices(cfg, changed=changed, noted=known.get('plugins', ()))
     root = root or known.get('root')
@@ -152,7 +126,7 @@ def train_gan(
             if cfg.teacher: _open_teacher(st, earlier)
             if first is not None: st.gen_net.enc.load_state_dict(first)
             check_state(st)
-            _open(st, root=root, plugins=_plugins_of(cfg), progress=progress)
+            _open(st, root=root, plugins=_plugins_of(cfg), origin=origin, progress=progress)
             fit(st, hooks, max_minutes=max_minutes, progress=progress)
     run = GANRun.load(run_dir, device=str(acc.device))
     run.stopped = st.why
@@ -195,7 +169,7 @@ def _info(st, root, plugins):
                 processes=st.acc.num_processes)
 
 # %% ../nbs/59_training.ipynb #7a3c0eaf
-def _open(st, *, root, plugins, progress):
+def _open(st, *, root, plugins, progress, origin=''):
     "Go to the last checkpoint, if there is one; write what is known before the first step."
     known, fingerprint = _run_info(st.run_dir), _fingerprint_photos(st.photos, st.train, st.valid)
     if known and known['fingerprint'] != fingerprint:
@@ -206,10 +180,10 @@ def _open(st, *, root, plugins, progress):
     # steps without a checkpoint are an error, not a new beginning
     if _has_checkpoint(st.run_dir) or (st.run_dir/'history.jsonl').exists(): restore(st)
     if st.step > st.total_steps:
-        raise InputError(f"the run has done {st.step} steps, "
-                         f"more than epochs={st.cfg.epochs} has ({st.total_steps}): "
-                         "give more epochs.")
-    if progress: st.acc.print(f'resumed at step {st.step}. ' * bool(known) + _announce(st))
+        bound = f' and max_steps={st.cfg.max_steps}' if st.cfg.max_steps else ''
+        raise InputError(f"the run has done {st.step} steps, more than "
+                         f"epochs={st.cfg.epochs}{bound} have ({st.total_steps}): give more.")
+    if progress: st.acc.print(f'resumed at step {st.step}. ' * bool(known) + _announce(st, origin))
     st.acc.wait_for_everyone() # all have read what lies there; now it may change
     if st.acc.is_main_process:
         _write_info(st, dict(known or _info(st, root, plugins), fingerprint=fingerprint,
@@ -225,17 +199,19 @@ def _write_info(st, info):
     write_atomic(st.run_dir/'run.json', json.dumps(info, indent=1))
 
 # %% ../nbs/59_training.ipynb #9f05a751
-def _announce(st):
+def _announce(st, origin=''):
     seconds,memory = estimate_cost(st)
     small = f' (the whole set: smaller than a batch of {st.cfg.bs})' if st.bs < st.cfg.bs else ''
     if (n := st.acc.num_processes) > 1: small += f', shared by {n} processes'
+    if (n := st.cfg.accumulate) > 1: small += f', in {n} parts'
     plan = (f'{st.cfg.label} on {st.photos.source}: '
             f'{len(st.train)} photos to train, {len(st.valid)} held out, {st.cfg.size} px; '
-            f'batch {st.bs}{small}, {st.cfg.epochs} epochs = {st.total_steps} updates; '
+            f'batch {st.bs}{small}, {_say_length(st)}; '
             f'about {duration(seconds)} and {_megabytes(memory)} on {st.acc.device}')
     differ = [f'differs from {st.cfg.preset}: {k} {a} -> {b}'
               for k,(a,b) in deviations(st.cfg).items()]
-    return '\n  '.join([plan, _say_shares(st), *_say_backbone(st), *differ])
+    more = [*_say_kept(st), *_say_backbone(st), *[origin][:bool(origin)]]
+    return '\n  '.join([plan, _say_shares(st), *more, *differ])
 
 def _say_backbone(st): # of another library; and what the encoder began with
     enc, begun = st.gen_net.enc, st.cfg.init_name or st.cfg.teacher_name
@@ -251,6 +227,22 @@ def _say_shares(st): # of the photos in an epoch, of a picture's area
     out, seen = len(st.train) % st.bs, f'{1-hidden:.0%} of a picture is seen'
     if not out: return f'each photo once an epoch; {seen}'
     return f'{out} of {len(st.train)} photos sit out of each epoch, others each time; {seen}'
+
+# %% ../nbs/59_training.ipynb #b5900001
+def _say_length(st): # epochs are whole, updates are counted
+    n, epochs = st.total_steps, st.cfg.epochs
+    if not st.cfg.max_steps: return f'{epochs} epochs = {n} updates'
+    if n < epochs*st.steps_per_epoch:
+        return f'{n} updates = {n/st.steps_per_epoch:.3g} of {epochs} epochs (max_steps)'
+    return f'{epochs} epochs = {n} updates (max_steps={st.cfg.max_steps} is not reached)'
+
+def _say_kept(st): # what it will cost on the disk
+    every = st.cfg.keep_every
+    if not every: return []
+    n = st.total_steps//st.steps_per_epoch//every
+    size = sum(v.nbytes for net in st.nets for v in net.state_dict().values())
+    files = f"{n} file{'s'*(n != 1)} of {_megabytes(size)}"
+    return [f'weights kept every {every} epochs: {files}']
 
 # %% ../nbs/59_training.ipynb #bb768f6f
 def _summary(run, st):
