@@ -77,7 +77,7 @@ def _train(args):
     return 130 if run.stopped == 'signal' else 0
 
 def _preset_meant(args, error): # a preset's name was given for something else, and refused
-    names = 'preset', 'run_dir', 'root', 'teacher', 'config', 'like'
+    names = 'preset', 'run_dir', 'root', 'teacher', 'init', 'config', 'like'
     for field,value in vars(args).items():
         if field in names or not isinstance(value, str): continue
         if value in PRESETS and value in error and 'preset' not in error:
