@@ -7,7 +7,7 @@ import torch
 
 timm = pytest.importorskip('timm')
 
-from recon_nb import GANRun, InputError, export_encoder, load_pretrained, probe, train_gan
+from recon_nb import InputError, export_encoder, load_pretrained, probe, train_gan
 from recon_nb.backbones import set_stem
 from recon_nb.cli import export
 from recon_nb.contenders import as_contender, fingerprint
