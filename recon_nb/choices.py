@@ -53,6 +53,10 @@ def _impossible(p): # yields what is said of each rule that is broken
     if p.reads and not c.lambda_idt:
         yield (f"decoder={c.decoder!r} teaches the encoder nothing, and lambda_idt=0 gives the "
             "target's other outputs no weight: choose lambda_idt=1, or decoder='plain'.")
+
+# %% ../nbs/46_choices.ipynb #eff4c0bb
+def _impossible_start(p): # yields the same, of what the encoder begins with
+    c, target = p.cfg, p.task.target
     if target.needs_teacher and not c.teacher:
         yield f"target {c.target!r} needs a teacher: give teacher=, the folder of an earlier run."
     if c.teacher and not target.needs_teacher:
@@ -159,7 +163,7 @@ def check_choices(
             f"choose preset={cfg.adv!r}. Accepted for adv: {', '.join(ADV)}.")
     p = _open_parts(check_parts(cfg, noted=noted))
     changed = {*deviations(cfg)} if changed is None else {*changed}
-    refused = [*_impossible(p), *_impossible_view(p), *_impossible_update(p)]
+    refused = [*_impossible(p), *_impossible_start(p), *_impossible_view(p), *_impossible_update(p)]
     if not refused: refused = [*_without_effect(p, changed)]
     if train and not refused and not cfg.on_purpose:
         wrong = "{} If this is the experiment, say on_purpose=True."

@@ -176,12 +176,15 @@ def _open_run(run, part):
             "the discriminator of this run was never trained (lambda_adv=0): "
             "there is nothing to probe. Take its encoder, or a run with an adversary.")
     net = deepcopy(run.encoder if part == 'encoder' else run.disc).requires_grad_(True)
-    cfg = run.cfg
-    source = dict(run=run.dir.name, preset=cfg.preset, data=os.path.basename(cfg.data),
-                  width=cfg.width, seed=cfg.seed, step=run.step)
-    if cfg.encoder != 'paper': source['encoder'] = cfg.encoder
+    source = _source_of_run(run, run.cfg)
     if part == 'disc': source['part'] = part
-    return _headless(net).cpu(), cfg.size, source
+    return _headless(net).cpu(), run.cfg.size, source
+
+# %% ../nbs/65_contenders.ipynb #fa6aba22
+def _source_of_run(run, cfg): # for the record
+    own = dict(width=cfg.width) if cfg.encoder == 'paper' else dict(encoder=cfg.encoder)
+    return dict(run=run.dir.name, preset=cfg.preset, data=os.path.basename(cfg.data), **own,
+                seed=cfg.seed, step=run.step)
 
 # %% ../nbs/65_contenders.ipynb #8ab958fd
 def _headless(net):

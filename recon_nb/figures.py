@@ -262,6 +262,7 @@ def _describe(m): # a layer, or a part with layers inside, in words
     name = {'ConvTranspose2d': 'ConvT', 'Conv2d': 'Conv'}.get(type(m).__name__, type(m).__name__)
     return f'{name} {k[0]}×{k[1]}' + (f', stride {stride[0]}' if stride[0] > 1 else '')
 
+# %% ../nbs/80_figures.ipynb #35d101f1
 def _leaves(name, m, depth): # stages in the order of definition, no deeper than `depth`
     kids = dict(m.named_children())
     plain = all(not [*k.children()] for k in kids.values())
@@ -298,6 +299,7 @@ def _trace_stages(net, size, most=13):
     outer = [s for s in found if not any(s.name.startswith(f'{o.name}.') for o in found)]
     return [_Stage('input', (ni,size,size), (), 0), *(s for s in outer if len(s.shape) == 3)]
 
+# %% ../nbs/80_figures.ipynb #6b160b60
 def _listen(name, m, found):
     "Note what comes out of a stage, each time it runs."
     inside = [*m.children()]

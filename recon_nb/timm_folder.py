@@ -7,14 +7,14 @@ Docs: https://recon-nb.github.io/recon_nb/timm_folder.html.md"""
 # %% auto #0
 __all__ = ['export_timm']
 
-# %% ../nbs/63_timm_folder.ipynb #5e79bba4
+# %% ../nbs/63_timm_folder.ipynb #70b04668
 import json,warnings
 from pathlib import Path
 from .checkpoint import save_tensors
 from .core import InputError,write_atomic
 from .export import Pretrained,load_pretrained
 
-# %% ../nbs/63_timm_folder.ipynb #3a55705e
+# %% ../nbs/63_timm_folder.ipynb #f6fb7683
 def _timm_config(p): # of a `Pretrained`, as timm writes it
     net, size, given = p.encoder.net, p.preprocess.size, p.encoder.net.pretrained_cfg
     fixed = bool(given.get('fixed_input_size'))
@@ -28,7 +28,7 @@ def _timm_config(p): # of a `Pretrained`, as timm writes it
             first_conv=given.get('first_conv'), classifier=given.get('classifier')),
         recon_nb=p.config) # where the weights come from
 
-# %% ../nbs/63_timm_folder.ipynb #b8ee32dc
+# %% ../nbs/63_timm_folder.ipynb #b790f4a1
 _plain = """import timm
 net = timm.create_model('local-dir:FOLDER', pretrained=True, num_classes=0)
 """
@@ -52,11 +52,12 @@ def _readme(p):
     own = '' if stem == 'own' else (f"Its stem is `{stem}`, not timm's own: "
         "`timm.create_model` alone makes another network.\n\n")
     return (f"# {p.encoder.name}, pretrained without labels\n\n"
-        f"By recon_nb, preset `{t['preset']}`, {t['step']:,} steps on photos of {size} px.{''.join(begun)} "
+        f"By recon_nb, preset `{t['preset']}`, {t['step']:,} steps on photos of {size} px."
+        f"{''.join(begun)} "
         f"Pictures go in as RGB in [-1, 1] (mean and std 0.5).\n\n{own}"
         f"```python\n{_recipe(p)}```\n")
 
-# %% ../nbs/63_timm_folder.ipynb #d6ae1a9f
+# %% ../nbs/63_timm_folder.ipynb #0cd0cd8b
 def export_timm(
     run, # a `GANRun`, a run folder, or whatever else `load_pretrained` opens
     folder, # the folder to write; made if it is missing
@@ -81,7 +82,7 @@ def export_timm(
             f"another network. README.md in {folder} has the lines that open it.", stacklevel=2)
     return folder
 
-# %% ../nbs/63_timm_folder.ipynb #99210daf
+# %% ../nbs/63_timm_folder.ipynb #0536b985
 def _check_timm(
     p:Pretrained, # with any encoder
 )->None:

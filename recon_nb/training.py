@@ -213,6 +213,14 @@ def _announce(st, origin=''):
     more = [*_say_kept(st), *_say_backbone(st), *[origin][:bool(origin)]]
     return '\n  '.join([plan, _say_shares(st), *more, *differ])
 
+def _say_shares(st): # of the photos in an epoch, of a picture's area
+    index = _choose_evenly(st.train, 64)
+    hidden = st.task.mask(index, epoch=0, seed=st.cfg.seed).float().mean().item()
+    out, seen = len(st.train) % st.bs, f'{1-hidden:.0%} of a picture is seen'
+    if not out: return f'each photo once an epoch; {seen}'
+    return f'{out} of {len(st.train)} photos sit out of each epoch, others each time; {seen}'
+
+# %% ../nbs/59_training.ipynb #dea91cea
 def _say_backbone(st): # of another library; and what the encoder began with
     enc, begun = st.gen_net.enc, st.cfg.init_name or st.cfg.teacher_name
     first = [f'the encoder begins with the weights of {begun}'] if begun else []
@@ -220,13 +228,6 @@ def _say_backbone(st): # of another library; and what the encoder began with
     side = st.cfg.size//enc.reductions[-1]
     return [*first, f'{st.cfg.encoder}, stem {enc.stem!r}: {side} x {side} places of '
         f'{enc.reductions[-1]} px in its last stage' + (not begun)*'; its weights begin at random']
-
-def _say_shares(st): # of the photos in an epoch, of a picture's area
-    index = _choose_evenly(st.train, 64)
-    hidden = st.task.mask(index, epoch=0, seed=st.cfg.seed).float().mean().item()
-    out, seen = len(st.train) % st.bs, f'{1-hidden:.0%} of a picture is seen'
-    if not out: return f'each photo once an epoch; {seen}'
-    return f'{out} of {len(st.train)} photos sit out of each epoch, others each time; {seen}'
 
 # %% ../nbs/59_training.ipynb #b5900001
 def _say_length(st): # epochs are whole, updates are counted
