@@ -15,7 +15,8 @@ ORDER = {   # pages that are not named here follow theirs, in the order of their
     'Start': ['index', 'tutorials/first_run'],
     'Tutorials': ['tutorials/paper_walkthrough', 'tutorials/paper_pictures', 'tutorials/why_the_baseline_copies',
                   'tutorials/does_it_help', 'tutorials/another_target', 'tutorials/table_3', 'tutorials/your_photos'],
-    'How-to': ['how_to/own_photos', 'how_to/resume', 'how_to/choose_an_epoch', 'how_to/several_gpus', 'how_to/a_backbone',
+    'How-to': ['how_to/own_photos', 'how_to/probe_your_photos', 'how_to/resume', 'how_to/choose_an_epoch', 'how_to/several_gpus',
+               'how_to/a_backbone',
                'how_to/encoder_elsewhere', 'how_to/log_elsewhere', 'how_to/add_a_data_set', 'how_to/add_a_target', 'how_to/add_a_mask',
                'how_to/add_a_loss', 'how_to/add_an_encoder'],
     'Explanations': ['explanations/where_the_paper_is_silent', 'explanations/adversarial_losses', 'explanations/stl10_mystery',
@@ -25,7 +26,7 @@ ORDER = {   # pages that are not named here follow theirs, in the order of their
 FOLDERS = dict(tutorials='Tutorials', how_to='How-to', explanations='Explanations')
 LAST = ['contributing']
 BANDS = {0: 'Shared by all', 10: 'Images', 20: 'Masks, networks, losses, targets', 49: 'Training', 60: 'Use a trained run',
-         70: 'Does it help?', 80: 'Figures and widgets', 89: 'The shell'}
+         70: 'Does it help?', 80: 'Figures, widgets, answers', 89: 'The shell'}
 LIMITS = dict(page_bytes=3_000_000)
 
 # ---- the sidebar

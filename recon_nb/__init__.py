@@ -6,6 +6,7 @@ _where = dict(
     train_gan='training', GANRun='run', export_encoder='export', load_pretrained='export',
     compare_runs='compare', check_pipeline='guards', probe='classification',
     probe_dense='segmentation', OnlineProbe='online', load_photos='data', clear_cache='photos',
+    ReconFeatures='estimator', probe_detect='detection',
     PRESETS='config', GANConfig='config', InputError='core')
 __all__ = list(_where)
 

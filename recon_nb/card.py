@@ -116,8 +116,22 @@ x = p.preprocess(['photo.jpg'])        # (1, 3, {size}, {size}), in [-1, 1]
 features = p.encoder.features(x)       # {stages} maps; channels {channels}
 ```'''
 
+_hub_licences = set('''
+    afl-3.0 agpl-3.0 apache-2.0 artistic-2.0 bsd-2-clause bsd-3-clause bsd-3-clause-clear bsl-1.0
+    c-uda cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0
+    cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0
+    cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-permissive-1.0 cdla-permissive-2.0 cdla-sharing-1.0 ecl-2.0
+    epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 gpl-2.0 gpl-3.0 isc lgpl-2.1 lgpl-3.0 lppl-1.3c mit mpl-2.0
+    ms-pl ncsa ofl-1.1 openrail osl-3.0 postgresql unlicense wtfpl zlib'''.split())
+
+def _hub_licence(licence): # as the Hugging Face Hub spells it; it lists some
+    if not licence: return {}
+    name = licence.lower().removesuffix('-only').removesuffix('-or-later')
+    return (dict(license=name) if name in _hub_licences else
+            dict(license='other', license_name=name))
+
 def _front(run, source, licence): # YAML, which JSON is a part of
-    head = (dict(license=licence.lower()) if licence else {}) | dict(
+    head = _hub_licence(licence) | dict(
         library_name='recon_nb',
         pipeline_tag='image-feature-extraction',
         tags=['self-supervised', 'image-reconstruction', run.cfg.preset],
@@ -139,6 +153,9 @@ def _what(run): # in a sentence
     if not c.teacher: return f'{start}it predicted what was hidden ({c.target}){end}'
     return (f"{start}it predicted what an earlier run's encoder, from which it began, "
             f"gives to the whole ({c.target}){end}")
+
+def _depth(cfg): # for photos of more than 8 bits, if the run saw some
+    return f'of more than 8 bits black and white are {cfg.window}, ' if cfg.window else ''
 
 def _listed(numbers):
     *first, last = map(str, numbers)
@@ -198,7 +215,8 @@ def model_card(
 
 {use}
 
-`encoder.safetensors` holds the encoder alone. """
+`encoder.safetensors` holds the encoder alone. From the Hugging Face Hub both come by their name """
+f"""there: `load_pretrained('user/name')`. """
 f"""{_say_sides(enc, sides[-1])}{run.cfg.size} px is what it has seen.
 
 ## The encoder
@@ -206,7 +224,8 @@ f"""{_say_sides(enc, sides[-1])}{run.cfg.size} px is what it has seen.
 {len(sides)} stages; a place of their maps is {_listed(sides)} px a side; """
 f"""{n:,} weights, {count_macs(enc, run.cfg.size)/1e6:.1f} million multiply-adds """
 f"""for a picture of {run.cfg.size} px. """
-f"""Input: RGB, centre square, resized (bicubic, antialiased), values in [-1, 1].
+f"""Input: upright as EXIF says, transparency over white, {_depth(run.cfg)}RGB, """
+f"""centre square, resized (bicubic, antialiased), values in [-1, 1].
 
 ## Training
 

@@ -221,7 +221,7 @@ def probe(
     search:bool=False,
     root=None, # where a named set lies
     name:str|None=None, # what records shall call the set
-    device='cpu', # where to compute
+    device=None, # where to compute; the best there is, if not given
     out=None, # a file (JSON Lines) that gets each record as soon as it is made
     progress:bool=True, # show a bar
 )->ClassificationResult:

@@ -17,8 +17,12 @@ from .shell import _Parser,_one_command,_parse
 COMMANDS = dict( # word -> its function, and what it does
     train=('cli:train', 'pretrain on photos, or go on with a run'),
     reconstruct=('cli:reconstruct', 'draw what a run makes of photos'),
+    compare=('cli:compare', 'runs side by side, on photos too'),
     embed=('cli:embed', "an encoder's features of photos, as a NumPy array"),
+    health=('cli:health', 'how is a run? what its losses and scores say'),
     probe=('cli:probe', 'how much an encoder helps to classify'),
+    segment=('cli:segment', 'how much an encoder helps to say what is at each place'),
+    detect=('cli:detect', 'how much an encoder helps to find things'),
     table=('cli:table', 'a whole table: pretrainings, probes, numbers'),
     export=('cli:export', 'the encoder of a run as one file'),
     release=('cli:release', 'weights to give away, with a model card'),

@@ -8,15 +8,17 @@ Docs: https://recon-nb.github.io/recon_nb/compare.html.md"""
 __all__ = ['RunComparison', 'compare_runs']
 
 # %% ../nbs/61_compare.ipynb #4f225c5f
-import html,io
+import html,io,textwrap
 from typing import NamedTuple
 import numpy as np
 from PIL import Image
 from fastcore.basics import patch
 from .config import field_docs
 from .core import InputError
-from .run import GANRun
-from .show import line_style,plot_curves,show_grid,_thin_out
+from .health import MEASURED
+from .photos import list_photos
+from .run import GANRun,_question,_row_titles,_say_scores,_short
+from .show import image_grid,line_style,plot_curves,show_grid,_thin_out
 from .targets import SCORES,Score
 
 # %% ../nbs/61_compare.ipynb #aa905dbd
@@ -61,8 +63,12 @@ class RunComparison:
     "Runs side by side; shows itself in a notebook. Made by `compare_runs`."
     def __init__(self,
         runs, # two `GANRun` or more
+        photos=(), # a list of photos to score them on
+        fit=None, # as for `GANRun.score`
     ):
         self.runs,self.names = list(runs), _unique([r.dir.resolve().name for r in runs])
+        self.photos = photos
+        self.scores = [r.score(photos, fit=fit) for r in runs] if len(photos) else []
 
     @property
     def config(self)->dict: # field -> a value for each run
@@ -77,13 +83,14 @@ class RunComparison:
         return [['', *self.names],
                 *([f, *map(str, v)] for f,v in self.config.items()),
                 ['steps done', *(str(r.history[-1]['step']) for r in self.runs)],
-                [name, *told]]
+                [name, *told], *_photo_rows(self.scores)]
 
     def __repr__(self):
         rows = self.rows()
         widths = [max(map(len, col)) for col in zip(*rows)]
-        lines = ('  '.join(f'{c:<{w}}' for c,w in zip(row, widths)) for row in rows)
-        return '\n'.join(line.rstrip() for line in lines)
+        lines = ['  '.join(f'{c:<{w}}' for c,w in zip(row, widths)).rstrip() for row in rows]
+        notes = [textwrap.fill(n, 100) for n in self.notes]
+        return '\n'.join([*lines, *notes])
 
 def _last_scores(runs):
     "The score's name, and each run's last one; with its own name where they differ."
@@ -98,16 +105,69 @@ def _last_scores(runs):
         told.append(text if plain else f'{text} {score.key}')
     return scores[0].name if alike else 'held-out score', told
 
+# %% ../nbs/61_compare.ipynb #5a0d7e11
+def _measure(scores, question, key, mark): # a row: one measure, of those that were asked so
+    its = [s for s in scores if s.question == question]
+    score = its[0].headline if key == its[0].headline.key else _score_of(key)
+    told = [score.text(s.scores[key]) if s.question == question else '-' for s in scores]
+    return [f'{_short(score)} on {its[0].n} photos{mark}', *told]
+
+def _trivial(scores, question, mark): # what needs no network
+    told = [f'{s.headline.text(s.best[1])} ({s.best[0]})' if s.question == question else '-'
+            for s in scores]
+    return [f'best trivial predictor{mark}', *told]
+
+def _photo_rows(scores): # of the table: a row for each measure of each question
+    rows, questions = [], list(dict.fromkeys(s.question for s in scores))
+    for i,q in enumerate(questions):
+        one = next(s for s in scores if s.question == q)
+        mark = '' if len(questions) == 1 else f' ({"ABCDEFGH"[i % 8]})'
+        keys = [one.headline.key, *(k for k,v in one.scores.items() if v is not None)]
+        rows += [_measure(scores, q, k, mark) for k in dict.fromkeys(keys)]
+        if one.best: rows.append(_trivial(scores, q, mark))
+    return rows
+
+_DRAWN = 16 # photos in a figure, as many as the trainer keeps
+
+# %% ../nbs/61_compare.ipynb #5a0d7e12
+@patch(as_prop=True)
+def alike(self:RunComparison)->bool: # may their scores be compared?
+    "Were all runs asked the same question?"
+    return len(set(map(_question, self.runs))) == 1
+
+@patch(as_prop=True)
+def notes(self:RunComparison)->list: # of sentences
+    "What must be known before two of its numbers are compared."
+    asked, out = list(map(_question, self.runs)), []
+    if not self.alike:
+        kinds = [f'({"ABCDEFGH"[i % 8]}) {q}' for i,q in enumerate(dict.fromkeys(asked))]
+        out.append(f"These runs answer different questions: {'; '.join(kinds)}. "
+                   "Their scores may not be compared.")
+    elif len({r.info.get('fingerprint') for r in self.runs}) > 1 and not self.scores:
+        out.append("These runs held out different photos: to compare scores, "
+                   "give photos that none of them has seen, photos=.")
+    missing = sorted({n for s in self.scores for n in s.unfitted})
+    if missing: out.append(f"Not asked: {' and '.join(missing)}. They are fitted on training "
+                           "photos: fit=, in the shell --fit.")
+    if len(self.photos) > _DRAWN:
+        out.append(f'All {len(self.photos)} photos are scored, the first {_DRAWN} are drawn.')
+    return out
+
 # %% ../nbs/61_compare.ipynb #dce55f9a
 def compare_runs(
     *runs, # two or more run folders, or `GANRun`s
+    photos=None, # as for `GANRun.reconstruct`: all runs are scored on them, and draw them
+    fit=None, # as for `GANRun.score`: training photos for two of the trivial predictors
 )->RunComparison:
-    """Runs side by side: `.config`, `.figure()`, and both at once in a notebook.
+    """Runs side by side: `.config`, `.rows()`, `.figure()`, and all at once in a notebook.
     Raises `InputError` if a run is missing or has no records."""
     if len(runs) < 2:
         raise InputError(f"compare_runs was given {len(runs)} run; it takes two or more, "
                          "such as compare_runs('runs/quick-001', 'runs/quick-002').")
-    return RunComparison([_open_run(r) for r in runs])
+    if photos is None and fit is not None:
+        raise InputError("fit= has no effect without photos=: it serves their scores.")
+    photos = () if photos is None else list_photos(photos)
+    return RunComparison([_open_run(r) for r in runs], photos, fit)
 
 # %% ../nbs/61_compare.ipynb #fad08db1
 _quantities = dict( # a column of history.jsonl -> its caption, and its sign in small print
@@ -119,7 +179,7 @@ _quantities = dict( # a column of history.jsonl -> its caption, and its sign in 
     loss_g=("G's loss in all", 'G in all'))
 
 # in the records, but no curves
-_apart = 'step', 'epoch', 'seconds', 'n', 'loss_g', 'd_real', 'd_fake'
+_apart = 'step', 'epoch', 'seconds', 'n', 'loss_g', 'd_real', 'd_fake', *MEASURED
 
 def _keys(rows): # of those that have a curve each
     return [k for k in dict.fromkeys(k for r in rows for k in r) if k not in _apart]
@@ -188,19 +248,25 @@ def _plot_quantity(
 
 # %% ../nbs/61_compare.ipynb #0ea77045
 def _common_epoch(runs):
-    "The last epoch at which every run kept its samples; None if there is no such epoch."
+    "The last epoch of which every run that paints kept its samples; None if there is none."
     kept = [{int(p.stem.split('-')[1]) for p in (r.dir/'samples').glob('epoch-*.png')}
-            for r in runs]
-    return max(set.intersection(*kept), default=None)
+            for r in runs if r.task.has_picture]
+    return max(set.intersection(*kept), default=None) if kept else None
 
-_rows = 'sees', 'output', 'with the\nreal centre', 'photo'
-
-def _draw_samples(ax, run, *, epoch, photos, titles=None, pad=2):
-    path, size = run.dir/'samples'/f'epoch-{epoch:04d}.png', run.cfg.size
-    try: grid = np.asarray(Image.open(path).convert('RGB'))[:, :photos*(size+pad)-pad]
+def _samples(run, epoch): # the grid that was kept, and how many photos it shows
+    path = run.dir/'samples'/f'epoch-{epoch:04d}.png'
+    try: grid = np.asarray(Image.open(path).convert('RGB'))
     except OSError as e:
         raise InputError(f"{path} is damaged ({e}). Compare an intact copy.") from None
-    show_grid(grid, size=size, ax=ax, titles=titles)
+    return grid, (grid.shape[1]+2)//(run.cfg.size+2)
+
+def _say_no_picture(ax, run):
+    ax.axis('off')
+    ax.text(0, .5, f'predicts {run.cfg.target}:\nno picture to show', fontsize=8)
+
+def _draw_samples(ax, run, grid, *, photos, pad=2):
+    size = run.cfg.size
+    show_grid(grid[:, :photos*(size+pad)-pad], size=size, ax=ax, titles=_row_titles(run))
     ax.tick_params(labelsize=8)
 
 # %% ../nbs/61_compare.ipynb #8ebb5a22
@@ -216,13 +282,44 @@ def _draw_legend(fig, names):
                ncols=max(1, 110//(max(map(len, labels))+6)), frameon=False, fontsize=9)
 
 def _draw_grids(fig, runs, names, epoch):
-    n = len(runs)
-    fig.suptitle('no epoch of which all runs kept samples' if epoch is None
-                 else f'held-out photos after epoch {epoch}', fontsize=9)
-    if epoch is None: return
-    for i,(ax,run,name) in enumerate(zip(fig.subplots(1, n, squeeze=False)[0], runs, names)):
-        _draw_samples(ax, run, epoch=epoch, photos=max(2, 12//n), titles=None if i else _rows)
+    if epoch is None:
+        fig.suptitle('no epoch of which all runs kept samples', fontsize=9)
+        return
+    n, kept = len(runs), [_samples(r, epoch) if r.task.has_picture else (None, 0) for r in runs]
+    most = max(k for _,k in kept)
+    shown = min(most, max(2, 12//n))
+    some = '' if shown == most else f'{shown} of {most} '
+    fig.suptitle(f'{some}held-out photos after epoch {epoch}', fontsize=9)
+    axes = fig.subplots(1, n, squeeze=False)[0]
+    for i,(ax,run,name,(grid,k)) in enumerate(zip(axes, runs, names, kept)):
+        if k: _draw_samples(ax, run, grid, photos=min(shown, k))
+        else: _say_no_picture(ax, run)
         ax.set_title(_shorten(name, 96//n), fontsize=9, color=line_style(i)['color'])
+
+# %% ../nbs/61_compare.ipynb #5a0d7e13
+def _cell(n, width): return min(.8, (width-1.3)/n) # side of a photo, in inches
+
+def _height(comparison, width): # of the part with photos that were given
+    cell = _cell(min(len(comparison.photos), _DRAWN), width)
+    return sum(4*cell+.5 if r.task.has_picture else .4 for r in comparison.runs)+.3
+
+def _draw_photos(fig, comparison, width):
+    "What each run makes of the photos, its scores over it."
+    n, k = len(comparison.photos), min(len(comparison.photos), _DRAWN)
+    fig.suptitle(f'{n} given photos' if n == k else f'the first {k} of {n} given photos, '
+                 f'scores of all {n}', fontsize=9)
+    cell, runs = _cell(k, width), comparison.runs
+    axes = fig.subplots(len(runs), 1, squeeze=False,
+                        height_ratios=[4*cell+.5 if r.task.has_picture else .4 for r in runs])[:,0]
+    for i,(ax,run,name,s) in enumerate(zip(axes, runs, comparison.names, comparison.scores)):
+        ax.set_title(f'{_shorten(name, 40)}: {_say_scores(s.scores, s.headline)}',
+                     fontsize=9, loc='left', color=line_style(i)['color'])
+        if run.task.has_picture:
+            grid = image_grid(run.reconstruct(comparison.photos[:k]).rows)
+            show_grid(grid, size=run.cfg.size, ax=ax, titles=_row_titles(run))
+            ax.tick_params(labelsize=8)
+            ax.set_anchor('W')
+        else: _say_no_picture(ax, run)
 
 # %% ../nbs/61_compare.ipynb #3c81175e
 _style = {'axes.titlesize': 9, 'axes.labelsize': 8, 'xtick.labelsize': 8, 'ytick.labelsize': 8,
@@ -234,18 +331,21 @@ def _draw_panels(part, records, keys):
         part.suptitle('no scores on held-out photos yet', fontsize=9)
         return
     axes = part.subplots(1, len(keys), squeeze=False)[0]
-    for ax,key in zip(axes, keys): _plot_quantity(ax, records, key)
+    for ax,key in zip(axes, keys):
+        _plot_quantity(ax, records, key)
+        ax.set_title(textwrap.fill(ax.get_title(), 108//len(keys)))
 
 # %% ../nbs/61_compare.ipynb #d17e9322
 @patch
 def figure(self:RunComparison,
     width:float=9., # inches
 ): # a matplotlib `Figure`
-    "Losses, held-out scores and samples of all runs in one figure."
+    "Losses, held-out scores and pictures of all runs in one figure."
     from matplotlib import pyplot as plt
     records = {n: _Records.of(r) for n,r in zip(self.names, self.runs)}
     epoch = _common_epoch(self.runs)
     low = .4 if epoch is None else .32*width    # of the part with the samples
+    if self.scores: low = _height(self, width)
     losses = _keys([row for r in records.values() for row in r.history[:1]])
     scores = _keys([row for r in records.values() for row in r.metrics[:1]])
     with plt.rc_context(_style):
@@ -254,7 +354,11 @@ def figure(self:RunComparison,
         parts = fig.subfigures(3, 1, height_ratios=[2, 2, low])
         _draw_panels(parts[0], records, losses)
         _draw_panels(parts[1], records, scores)
-        _draw_grids(parts[2], self.runs, self.names, epoch)
+        if not self.alike and scores:
+            parts[1].suptitle('The runs answer different questions: no score of one may be '
+                              'compared with that of another.', fontsize=9)
+        if self.scores: _draw_photos(parts[2], self, width)
+        else: _draw_grids(parts[2], self.runs, self.names, epoch)
         _draw_legend(fig, self.names)
     return fig
 
@@ -265,6 +369,7 @@ def _ipython_display_(self:RunComparison):
     cell = lambda c, tag: f'<{tag} style="text-align:left">{html.escape(c)}</{tag}>'
     rows = [''.join(cell(c, 'td' if i and j else 'th') for j,c in enumerate(row))
             for i,row in enumerate(self.rows())]
-    display(HTML(f"<table>{''.join(f'<tr>{r}</tr>' for r in rows)}</table>"))
+    notes = ''.join(f'<p>{html.escape(n)}</p>' for n in self.notes)
+    display(HTML(f"<table>{''.join(f'<tr>{r}</tr>' for r in rows)}</table>{notes}"))
     self.figure().savefig(buf := io.BytesIO(), dpi=100)
     display(Image.open(buf).convert('RGB').quantize())    # a third of the bytes

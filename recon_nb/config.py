@@ -80,6 +80,8 @@ class GANConfig:
                              'for each photo anew; what must be predicted is not changed')
     negative:   float = _opt(0., 'share of the training photos that are seen as negatives; '
                              'for digits and drawings')
+    window:     str   = _opt('', 'of photos of more than 8 bits: what becomes black and white, '
+                             'such as 0 4095; found in the photos, and kept here, if not given')
     teacher:    str   = _opt('', "an earlier run's folder: the encoder starts from its encoder, "
                              'and target codes asks for what that one sees')
     init:       str   = _opt('', 'weights the encoder begins with, and no teacher: the folder of '
@@ -117,7 +119,7 @@ class GANConfig:
 
 # %% ../nbs/02_config.ipynb #73eebb0b
 _FIELD_GROUPS = dict(
-    data=('preset','data','valid','flip','crop','light','negative'),
+    data=('preset','data','valid','window','flip','crop','light','negative'),
     task=('size','visible','view','mask','target','teacher','init'),
     networks=('encoder','stem','width','between','dropout','decoder','width_dec','std_last'),
     adversary=('adv','lambda_adv','scale_bias','norm_d','width_d','lambda_gp','clip_d',
@@ -267,11 +269,11 @@ def deviations(
     cfg:GANConfig, # the config of a run
 )->dict: # field -> (the preset's value, this run's value)
     """What differs from the preset that the run is named after.
-    The seed and the places of data, teacher and first weights are no deviation."""
-    base = PRESETS[cfg.preset]
+    The seed, the range of the photos, the places of data and of earlier weights are none."""
+    base, places = PRESETS[cfg.preset], ('seed','data','teacher','init','window')
     return {f: (getattr(base, f), v)
         for f,v in asdict(cfg).items()
-        if v != getattr(base, f) and f not in ('seed','data','teacher','init')}
+        if v != getattr(base, f) and f not in places}
 
 # %% ../nbs/02_config.ipynb #264b3fa0
 def _from_schema_1(d): # as version 0.1 wrote it

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 from .config import GANConfig
 from .core import InputError,check_name
+from .decoding import Ranges
 from .discriminator import Discriminator
 from .features import frozen,_hash_weights
 from .encoder import _encoder_of
@@ -31,6 +32,8 @@ class Contender:
     net:nn.Module    # the pattern for `build`; not trained itself
     size:int         # side in pixels of the images it is shown
     source:dict = field(default_factory=dict) # where the weights come from, for the record
+    # of photos of more than 8 bits: what was black and white when it learned
+    window:dict = field(default_factory=dict)
 
     @property
     def fresh(self)->bool: return self.name == 'scratch' # weights by the seed
@@ -147,11 +150,12 @@ def _make(cfg, part): # the networks of a config
     return Discriminator(cfg.width_d or cfg.width, size=cfg.size, norm=cfg.norm_d)
 
 def _load(path): # weights alone, or a run
-    from recon_nb.export import load_pretrained
+    from recon_nb.export import load_pretrained,_is_hub_name
     from recon_nb.run import GANRun
     folders = 'generator.safetensors', 'model.safetensors' # a release's, or timm's
-    exported = path.is_file() or any((path/n).is_file() for n in folders)
-    return load_pretrained(path) if exported else GANRun.load(path)
+    exported = path.is_file() or any((path/n).is_file() for n in folders) or _is_hub_name(path)
+    open_net = load_pretrained if exported else GANRun.load
+    return open_net(path, device='cpu') # copies of it will compute where they are asked to
 
 # %% ../nbs/65_contenders.ipynb #1d682853
 def _open_module(net):
@@ -168,7 +172,8 @@ def _open_export(given, part):
         raise InputError("an exported encoder comes without its discriminator; "
                          "give the folder of the run.")
     net = deepcopy(given.encoder).cpu().requires_grad_(True)
-    return net, given.preprocess.size, given.config['training']
+    return (net, given.preprocess.size, given.config['training'],
+            given.preprocess.window or {})
 
 def _open_run(run, part):
     if part == 'disc' and run.disc is None:
@@ -178,7 +183,7 @@ def _open_run(run, part):
     net = deepcopy(run.encoder if part == 'encoder' else run.disc).requires_grad_(True)
     source = _source_of_run(run, run.cfg)
     if part == 'disc': source['part'] = part
-    return _headless(net).cpu(), run.cfg.size, source
+    return _headless(net).cpu(), run.cfg.size, source, Ranges(run.cfg.window).given
 
 # %% ../nbs/65_contenders.ipynb #fa6aba22
 def _source_of_run(run, cfg): # for the record

@@ -12,6 +12,7 @@ __all__ = ['InputError', 'TrainingDiverged', 'check_name', 'write_atomic', 'appe
 import json,os,platform,sys,time
 from contextlib import contextmanager
 from difflib import get_close_matches
+from functools import cache
 from importlib.metadata import version, PackageNotFoundError
 from pathlib import Path
 import numpy as np
@@ -171,6 +172,29 @@ def epoch_order(
     "The order in which epoch `epoch` visits the samples: a pure function of its arguments."
     return np.argsort(sample_uniform(seed, epoch, np.arange(n), stream='order')[:,0], kind='stable')
 
+# %% ../nbs/00_core.ipynb #b5b32a8b
+_MINUTE = 60. # seconds between two lines of a bar in a file
+
+@cache
+def _log_bar(): # a tqdm that writes lines; tqdm is slow to import
+    from tqdm import tqdm
+    class LogBar(tqdm):
+        def display(self, msg=None, pos=None):
+            now, said = time.monotonic(), getattr(self, 'said', 0.)
+            if said and now-said < _MINUTE: return
+            # the first line says what there is to do
+            self.said = now
+            print(self, file=self.fp, flush=True)
+        def close(self):
+            if self.disable: return
+            self.said = 0.
+            self.display()
+            self.disable = True # tqdm's own `close` writes carriage returns
+            self._decr_instances(self)
+        def clear(self, nolock=False): pass
+        def moveto(self, n): pass
+    return LogBar
+
 # %% ../nbs/00_core.ipynb #331e3a63
 def progress_bar(
     iterable=None, # what to go through, if the bar wraps something
@@ -178,9 +202,11 @@ def progress_bar(
     show:bool=True, # draw it?
     **kwargs, # for tqdm: total, initial, desc, unit
 ): # a tqdm bar
-    "tqdm's progress bar, refreshed twice a second."
+    "tqdm's progress bar, refreshed twice a second; in a file, a line a minute."
     from tqdm.auto import tqdm
-    return tqdm(iterable, mininterval=0.5, **({} if show else dict(disable=True)), **kwargs)
+    page = any(c.__module__ == 'tqdm.notebook' for c in tqdm.__mro__)
+    bar = tqdm if page or sys.stderr.isatty() else _log_bar()
+    return bar(iterable, mininterval=0.5, **({} if show else dict(disable=True)), **kwargs)
 
 # %% ../nbs/00_core.ipynb #224dfb51
 def duration(

@@ -19,6 +19,7 @@ from .batches import fetch,teach
 from .config import GANConfig
 from .data import load_photos,split_photos
 from .devices import _explain_memory
+from .health import MEASURED
 from .machine import fork_random
 from .run import GANRun
 from .state import TrainState,make_state
@@ -116,7 +117,8 @@ def describe_pretraining(
     "What a finished pretraining cost, and how well it predicts photos held out."
     run = run if isinstance(run, GANRun) else GANRun.load(run)
     seen = run.step*run.info.get('bs', run.cfg.bs)
-    scores = {k: v for k,v in (run.metrics or [{}])[-1].items() if k not in ('step','epoch')}
+    scores = {k: v for k,v in (run.metrics or [{}])[-1].items()
+              if k not in ('step', 'epoch', *MEASURED)}
     config = {k: v for k,v in asdict(run.cfg).items()
               if k not in ('data','teacher','init')} # they may be paths
     record = dict(

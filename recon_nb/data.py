@@ -1,4 +1,4 @@
-"""A name, a folder or an array in, `Photos` out: one call for whatever people have (§2.4).
+"""Photos as people have them in, `Photos` out: one call for whatever that is (§2.4).
 
 Docs: https://recon-nb.github.io/recon_nb/data.html.md"""
 
@@ -9,58 +9,35 @@ __all__ = ['SETS', 'load_photos', 'split_photos']
 
 # %% ../nbs/14_data.ipynb #79f83684
 import os,warnings,zlib
-from collections import Counter,deque
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 import numpy as np
-from .core import InputError,check_name,sample_uniform
-from .photos import _PHOTO_SUFFIXES,Photos,cache_rows,cut_files,cut_images,_list_skipped
+from .columns import _TABLE_SUFFIXES,_is_table,_name_labels,_sort_classes
+from .core import InputError,check_name,progress_bar,sample_uniform
+from .decoding import _PHOTO_SUFFIXES,_say_unread,Ranges
+from .identity import _hash_bytes,_hash_file
+from .photos import (Photos,_Cuts,_cut_one,cache_rows,cut_files,_list_skipped,
+                             _strict_pillow,_why)
 from .sets import PUBLISHED_SETS,_is_voc
 from .shapes import SHAPES,draw_shapes
-
-# %% ../nbs/14_data.ipynb #c41e7a02
-def _list_visible(
-    folder, # a folder that exists
-)->list: # names, sorted
-    "What lies in a folder, without hidden files and what a Mac leaves behind."
-    return sorted(n for n in os.listdir(folder) if n[0] != '.' and n != '__MACOSX')
-
-# %% ../nbs/14_data.ipynb #7ecd0665
-def _walk(root):
-    """The files below `root`, as relative paths; hidden ones left out.
-    A folder that can't be read is given with a slash behind it."""
-    todo, seen = deque([root]), set()
-    while todo:
-        folder = todo.popleft()
-        s = os.stat(folder)
-        if (s.st_dev, s.st_ino) in seen: continue
-        seen.add((s.st_dev, s.st_ino))
-        try: paths = [folder/n for n in _list_visible(folder)]
-        except OSError:
-            yield f'{folder.relative_to(root).as_posix()}/'
-            continue
-        inside = [p for p in paths if os.path.isdir(p)]
-        todo.extendleft(p for p in reversed(inside) if not p.is_symlink())
-        todo.extend(p for p in inside if p.is_symlink())
-        yield from (p.relative_to(root).as_posix() for p in paths if not os.path.isdir(p))
+from .sources import (_Listing,_is_pattern,_list_source,_refuse_text,_take_once,_walk)
 
 # %% ../nbs/14_data.ipynb #336efe9e
-# pictures all the same: whoever has them must be told
-_unread = {'.heic', '.heif', '.avif', '.gif', '.jxl',
-           '.dng', '.cr2', '.cr3', '.nef', '.arw', '.raf', '.orf', '.rw2'}
-
 def _list_photos(root):
     "The files below `root` that claim to be photos, sorted."
     names = list(_walk(root))
     photos = sorted(n for n in names
                     if n.endswith('/') or Path(n).suffix.lower() in _PHOTO_SUFFIXES)
     kinds = Counter(Path(n).suffix.lower() or 'without suffix' for n in names)
-    if photos and (left := ', '.join(f'{n} {k}' for k,n in kinds.most_common() if k in _unread)):
-        warnings.warn(f"left out: {left}. Such files are not read; "
-                      "convert them to jpg or png to have them, too.", stacklevel=4)
+    left = _say_unread(names)
+    if photos and left: warnings.warn(f'left out: {left}', stacklevel=5)
     if photos: return photos
     found = ', '.join(f'{n} {k}' for k,n in kinds.most_common(5)) or 'nothing'
     raise InputError(f"no photo in {root}: it holds {found}. "
-                     f"Photos end in {' '.join(_PHOTO_SUFFIXES)}.")
+                     f"Photos end in {' '.join(_PHOTO_SUFFIXES)}."
+                     + (f' Left out: {left}' if left else ''))
 
 def _labels(names):
     """Each photo's class, which is its first folder, and the classes;
@@ -73,18 +50,13 @@ def _labels(names):
 # %% ../nbs/14_data.ipynb #0e3b099b
 def _load_folder(data, **how):
     root = Path(data).expanduser()
-    if root.is_file():
-        raise InputError(f"{data} is a file; give the folder that holds the photos.")
-    if not root.is_dir():
-        try: check_name(str(data), SETS, 'data set')
-        except InputError as e:
-            raise InputError(f"{e} Or the path of a folder: {str(data)!r} is none.") from None
     if _is_voc(root):
         raise InputError(f"{data} is a VOC tree, masks and all. "
                          f"Give data='voc2012' and root={str(data)!r}, or its folder JPEGImages.")
     found = cut_files(root, _list_photos(root), **how)
     labels, classes = _labels(found['names'])
-    return Photos(**found, labels=labels, classes=classes, held_out=None, source='folder')
+    return Photos(**found, labels=labels, classes=classes, held_out=None, source='folder',
+                  name=root.resolve().name)
 
 # %% ../nbs/14_data.ipynb #3a98f1d3
 _shapes_parts = dict(n=12_000, seed=0), dict(n=1000, seed=1)    # to train on, held out
@@ -93,7 +65,10 @@ def _draw_rows(*, size, cuts):
     for part in _shapes_parts:
         drawn = [draw_shapes(**part, size=size, share=share) for share in cuts.values()]
         for i,label in enumerate(drawn[0][1]):
-            yield f"{SHAPES[label]}/{part['seed']}-{i:04d}", [images[i] for images,_ in drawn]
+            name = f"{SHAPES[label]}/{part['seed']}-{i:04d}"
+            cut = _Cuts(images[i] for images,_ in drawn)
+            cut.ids = (_hash_bytes(f'shapes/{name}'.encode()), 0) # at every size the same scene
+            yield name, cut
 
 def _load_shapes(*, root, size, cuts, workers, progress):
     if root is not None:
@@ -109,33 +84,98 @@ def _load_shapes(*, root, size, cuts, workers, progress):
                   held_out=np.arange(_shapes_parts[0]['n'], n), source='shapes')
 
 # %% ../nbs/14_data.ipynb #dbd8f5d5
-def _as_photos(data):
-    "A numpy or torch array as bytes (n, h, w, 3)."
-    if not hasattr(data, 'shape') or not hasattr(data, 'dtype'):
-        raise InputError(f"data is a {type(data).__name__}; give a name ({', '.join(SETS)}), "
-                         "a folder, or a uint8 array (n, h, w, 3).")
-    shape, kind = tuple(data.shape), str(data.dtype).split('.')[-1]
-    given = (f"the array is {kind} of shape {shape}; "
-             "it must be uint8, (n, h, w, 3) or (n, 3, h, w), without an empty axis")
-    if 'float' in kind:
-        raise InputError(f"{given}. If white is 1: (255*x).round() as uint8; "
-                         "if values are in [-1, 1]: (127.5*(x+1)).round().")
-    last, first = (len(shape) == 4 and shape[axis] == 3 for axis in (3, 1))
-    if kind != 'uint8' or 0 in shape or not (last or first): raise InputError(f"{given}.")
-    if last and first:
-        raise InputError(f"{given}. Here both axes are 3: crop or pad the photos.")
-    a = data.detach().cpu().numpy() if hasattr(data, 'detach') else np.asarray(data)
-    return a if last else a.transpose(0, 2, 3, 1)
+def _file_id(x): # the hash of a photo's file, if it has one
+    if isinstance(x, Path): return _hash_file(x)
+    return _hash_bytes(x.getbuffer()) if isinstance(x, BytesIO) else 0
+
+def _deep(found): # what may have more than 8 bits, and can be asked before the work
+    return found.items if isinstance(found.items, list) and not any(
+        isinstance(x, np.ndarray) for x in found.items) else ()
+
+def _cut_rows(found, *, size, cuts, workers, progress, ranges, whole):
+    "The rows of a listing, as `cache_rows` wants them."
+    def cut(item):
+        try: return _cut_one(item, size=size, cuts=cuts, ranges=ranges, whole=whole,
+                             file_id=_file_id(item))
+        except (OSError, ValueError) as e: return _why(e)
+    block = 256 if isinstance(found.items, np.ndarray) else 16 # so many are open at a time
+    with (_strict_pillow(),
+          ThreadPoolExecutor(workers or os.cpu_count()) as pool,
+          progress_bar(total=len(found), desc='cutting photos', unit='photo',
+                       show=progress) as bar):
+        for i in range(0, len(found), block):
+            names = found.names[i:i+block]
+            items = [found.photo(j) for j in range(i, i+len(names))]
+            for name,got in zip(names, pool.map(cut, items)):
+                bar.update()
+                yield name, got
 
 # %% ../nbs/14_data.ipynb #d41a5024
-def _cut_array(data, *, size, cuts, workers, progress):
-    a = _as_photos(data)
-    out = {k: np.empty((len(a),size,size,3), dtype=np.uint8) for k in cuts}
-    for i,got in enumerate(
-            cut_images(a, size=size, cuts=cuts, workers=workers, progress=progress)):
-        for k,x in zip(cuts, got): out[k][i] = x
-    return Photos(cuts=out, labels=None, classes=None, names=[str(i) for i in range(len(a))],
-                  skipped=[], held_out=None, source='array')
+def _cut_items(found, *, size, cuts, workers, progress, window, whole):
+    "The cuts of a listing, in memory. Raises `InputError` if more than half are bad."
+    out = {k: np.empty((len(found),size,size,3), dtype=np.uint8) for k in cuts}
+    names, skipped, ids, sides = [], [], [], []
+    ranges = Ranges(window, _deep(found))
+    for name,got in _cut_rows(found, size=size, cuts=cuts, workers=workers, progress=progress,
+                              ranges=ranges, whole=whole):
+        if isinstance(got, str):
+            skipped.append(dict(name=name, why=got))
+            continue
+        for k,x in zip(cuts, got): out[k][len(names)] = x
+        names.append(name)
+        ids.append(got.ids)
+        sides.append(got.side)
+    ranges.say(stacklevel=4)
+    if 2*len(skipped) > len(found):
+        raise InputError(f"{len(skipped)} of {len(found)} photos of the {found.kind} can't be "
+                         f"read: {_list_skipped(skipped)}.")
+    return dict(cuts={k: x[:len(names)] for k,x in out.items()}, names=names, skipped=skipped,
+                ids=np.array(ids, dtype=np.uint64), side=int(np.median(sides)),
+                window={k: tuple(v) for k,v in ranges.met.items()})
+
+# %% ../nbs/14_data.ipynb #388a573f
+_part_words = {'train': 'train', 'training': 'train', 'test': 'test', 'testing': 'test',
+               **dict.fromkeys(('val', 'valid', 'validation', 'dev'), 'valid')}
+
+def _name_parts(parts):
+    "What each photo is for: train, test or valid. Raises `InputError` for another word."
+    plain = [str(p).strip().lower() for p in parts]
+    odd = sorted({repr(str(p)) for p,q in zip(parts, plain) if q not in _part_words})
+    if odd:
+        raise InputError(f"the column of the split holds {', '.join(odd[:4])}: each photo is for "
+                         "train, test or valid. table['split'].replace({...}) renames them, "
+                         "table.drop(columns=['split']) does without.")
+    return [_part_words[q] for q in plain]
+
+def _keep_rows(found, names):
+    "The labels and parts of the photos that could be read."
+    text = [n.encode('utf-8', 'backslashreplace').decode() for n in found.names]
+    kept = np.flatnonzero(np.isin(text, names)) if len(text) > len(names) else range(len(text))
+    labels = found.labels() if callable(found.labels) else found.labels
+    some = [None if x is None else [x[i] for i in kept] for x in (labels, found.parts)]
+    if some[0] is not None and all(y is None for y in some[0]): some[0] = None
+    return some
+
+# %% ../nbs/14_data.ipynb #5c0f9e0c
+def _read_listing(found:_Listing, **how)->tuple: # `Photos`, and what each photo is for, or None
+    "The photos of a listing, cut."
+    if found.root is None: got = _cut_items(found, **how)
+    else:
+        found = _take_once(found)
+        got = cut_files(found.root, found.names, listed=True, **how)
+    labels, parts = _keep_rows(found, got['names'])
+    named = None if labels is None else _name_labels(labels, found.classes)
+    classes = None if labels is None else _sort_named(named, found.classes)
+    at = {c: i for i,c in enumerate(classes or ())} | {None: -1}
+    y = None if labels is None else np.array([at[c] for c in named], dtype=np.int64)
+    parts = None if parts is None else _name_parts(parts)
+    held = None if parts is None else np.flatnonzero([p != 'train' for p in parts])
+    return Photos(**got, labels=y, classes=classes, held_out=held, source=found.kind,
+                  name=found.name), parts
+
+def _sort_named(names, classes): # in the order of the classes' names, if there is one
+    there = _sort_classes(names)
+    return tuple(c for c in map(str, classes) if c in there) if classes else there
 
 # %% ../nbs/14_data.ipynb #772391ff
 # name -> function(root=, size=, cuts=, workers=, progress=) -> Photos
@@ -143,32 +183,76 @@ SETS = {'shapes': _load_shapes, **PUBLISHED_SETS}
 
 # %% ../nbs/14_data.ipynb #d906e074
 def load_photos(
-    data, # a name in `SETS`, a folder of photos, or a uint8 array (n, h, w, 3) or (n, 3, h, w)
+    # a name in `SETS`, a folder, files or a pattern such as 'a/*.jpg', a table (CSV, Parquet,
+    # DataFrame, `datasets`), bytes (n, h, w, 3) or grey, PIL images, a map-style Dataset
+    data,
     *,
     size:int, # side of the cuts in pixels
     # name of each cut -> its side as a share of the shorter side, such as dict(i_r=1., i_in=1/3)
     cuts:dict,
-    # where a named set's copy lies; without, RECON_NB_DATA, the cache and the network are tried
+    # where a named set's copy lies; without, RECON_NB_DATA, the cache and the network are tried;
+    # of a table: where its relative paths start
     root=None,
     workers:int|None=None, # threads that read; all cores if not given
     progress:bool=True, # show a bar, and say what the cache takes
+    # of photos of more than 8 bits: what becomes black and white, (low, high);
+    # or `photos.window` of others; found in the files if not given, and said
+    window=None,
+    whole:bool=False, # decode whole JPEGs only, however large: slower, the pixels of version 0.1
 )->Photos:
-    """Photos as bytes, cut as asked; read once, then from the cache.
+    """Photos as bytes, cut as asked; files are read once, then from the cache.
     Unlabelled photos of a labelled set have label -1. Warns of skipped files."""
     _check_geometry(size, cuts, workers)
-    how, named = (dict(size=size, cuts=cuts, workers=workers, progress=progress),
-                  isinstance(data, str) and data in SETS)
-    if root is not None and not named:
-        raise InputError(f"root= goes with a named set ({', '.join(SETS)}), "
-                         "not with data of your own.")
-    if named: photos = SETS[data](root=root, **how)
-    else:
-        photos = (_load_folder if isinstance(data, (str,os.PathLike)) else
-                  _cut_array)(data, **how)
-    if lost := photos.skipped:
-        warnings.warn(f"skipped {len(lost)} of {len(photos)+len(lost)} photos: "
-                      f"{_list_skipped(lost)}", stacklevel=2)
+    how = dict(size=size, cuts=cuts, workers=workers, progress=progress)
+    return _say_skipped(_load(data, root, dict(how, window=window, whole=whole))[0])
+
+def _say_skipped(photos):
+    "Warn of what was left out; returns the photos."
+    lost = photos.skipped
+    if lost: warnings.warn(f"skipped {len(lost)} of {len(photos)+len(lost)} photos: "
+                           f"{_list_skipped(lost)}. The whole list: `photos.skipped`, or "
+                           "skipped.jsonl of a run.", stacklevel=3)
     return photos
+
+# %% ../nbs/14_data.ipynb #6bd622c1
+def _load(data, root, how, check=lambda found: None): # `Photos`, and what each is for, or None
+    text = isinstance(data, (str, os.PathLike))
+    path = Path(data).expanduser() if text else Path()
+    if isinstance(data, str): _refuse_text(data)
+    if isinstance(data, str) and data in SETS: return _load_named(data, root, **how), None
+    table = _is_table(data) or (text and path.suffix.lower() in _TABLE_SUFFIXES)
+    if root is not None and not table:
+        raise InputError(f"root= goes with a named set ({', '.join(SETS)}), or with a table; "
+                         "not with other data of your own.")
+    if text and path.is_dir(): found = _load_folder(data, **how), None
+    else:
+        if isinstance(data, str) and not path.exists(): _check_text(data)
+        listing = _list_source(data, _PHOTO_SUFFIXES, root=root)
+        check(listing) # before a photo is read
+        found = _read_listing(listing, **how)
+    _check_effect(how['window'], found[0])
+    return found
+
+# %% ../nbs/14_data.ipynb #1b05d707
+def _load_named(data, root, window=None, whole=False, **how):
+    if window and not isinstance(window, dict): # others' ranges are for where they fit
+        raise InputError(f"window={window!r} has no effect: named sets have 8 bits.")
+    return SETS[data](root=root, **how)
+
+def _check_effect(window, photos):
+    "A range that was asked for must be one of some photo."
+    if isinstance(window, dict) or not window or photos.window: return
+    raise InputError(f"window={window!r} has no effect: none of the {len(photos)} photos "
+                     "has more than 8 bits. Leave it out.")
+
+# %% ../nbs/14_data.ipynb #2d0824ba
+def _check_text(data): # that is no path that exists
+    if _is_pattern(data): return
+    hub = (f" A set of the Hugging Face hub: datasets.load_dataset({data!r}, split='train')."
+           if data.count('/') == 1 and data[0] not in '/.~' and '.' not in data else '')
+    try: check_name(data, SETS, 'data set')
+    except InputError as e:
+        raise InputError(f"{e} Or the path of a folder or a file: {data!r} is none.{hub}") from None
 
 # %% ../nbs/14_data.ipynb #5d21b7bf
 def _check_geometry(size, cuts, workers):

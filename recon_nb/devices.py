@@ -8,17 +8,18 @@ Docs: https://recon-nb.github.io/recon_nb/devices.html.md"""
 __all__ = ['make_accelerator']
 
 # %% ../nbs/49_devices.ipynb #0fb68b85
-import atexit,os,sys,threading,time,warnings
+import atexit,os,re,sys,threading,time,warnings
 from contextlib import contextmanager,suppress
 from datetime import timedelta
 from types import SimpleNamespace
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator,PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import (
     DistributedDataParallelKwargs,InitProcessGroupKwargs,broadcast_object_list)
 from accelerate.utils.memory import should_reduce_batch_size
 from .core import InputError
+from .machine import check_device
 
 # %% ../nbs/49_devices.ipynb #c703cee7
 def _check_accelerator(
@@ -35,16 +36,63 @@ def _check_accelerator(
             "Use 'bf16' or 'no'.")
     return acc
 
+# %% ../nbs/49_devices.ipynb #46d0b8c2
+def _renew_states(precision, device): # for a run that differs from the last one: states of its own
+    alone = int(os.environ.get('WORLD_SIZE', 1)) == 1
+    # other dicts: to empty these would change the older run
+    if alone and PartialState._shared_state.get('named') != device:
+        PartialState._shared_state, AcceleratorState._shared_state = {}, {}
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._shared_state = {}
+
+@contextmanager
+def _told(device): # Accelerate reads the device from its environment, once
+    name = 'ACCELERATE_TORCH_DEVICE'
+    was = os.environ.get(name)
+    if device is not None: os.environ[name] = str(device)
+    try: yield
+    finally:
+        if was is not None: os.environ[name] = was
+        elif device is not None: del os.environ[name]
+
+def _check_named(acc, device): # several processes have a device each
+    if device is not None and device.type != acc.device.type:
+        raise InputError(f"device='{device}' and {acc.num_processes} processes: each computes on "
+            f"a {acc.device.type} of its own. Leave device= out, or start one process.")
+    PartialState._shared_state['named'] = device
+    acc.state.__dict__['partial'] = PartialState._shared_state
+
+# %% ../nbs/49_devices.ipynb #1f9a553c
+def _launched_as()->list: # the words of the command that started this process; none, if unknown
+    import psutil # needed by Accelerate, too
+    parent = psutil.Process().parent()
+    try: return parent.cmdline() if parent else []
+    except psutil.Error: return []
+
+def _asked_processes(words): # of `accelerate launch`; 1, if it says nothing
+    if 'launch' not in words or not any('accelerate' in w for w in words): return 1
+    found = re.search(r' --num[_-]processes[ =](\d+)', ' '.join(words))
+    return int(found[1]) if found else 1
+
+def _miss_processes(): # this one is alone: was that meant?
+    asked = _asked_processes(_launched_as())
+    if asked > 1:
+        warnings.warn(f"accelerate launch was asked for {asked} processes, and started one: "
+            "without GPUs, or with --cpu, it starts no more. "
+            f"`torchrun --standalone --nproc-per-node {asked} --no-python COMMAND` does.",
+            stacklevel=3)
+
 # %% ../nbs/49_devices.ipynb #b598c2ca
 def make_accelerator(
     precision:str='no', # no, bf16 or fp16
+    *,
+    device=None, # cpu, cuda, cuda:1 or mps; the best there is, if not given
     **kwargs, # for `accelerate.Accelerator`, such as `cpu=True`
 )->Accelerator:
-    """An Accelerator of the wanted precision. Accelerate keeps one state a process;
-    a run of another precision starts a new one, and an older run keeps its own."""
-    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
-        # another dict: to empty this one would change the older run
-        AcceleratorState._shared_state = {}
+    """An Accelerator of the wanted precision and device. Accelerate keeps one state a process;
+    a run of another precision or device starts a new one, and an older run keeps its own."""
+    device = check_device(device) if device else None
+    _renew_states(precision, device)
     # several processes on CPUs: Accelerate wants to be told
     if int(os.environ.get('WORLD_SIZE', 1)) > 1 and not torch.cuda.is_available():
         kwargs.setdefault('cpu', True)
@@ -53,8 +101,11 @@ def make_accelerator(
     # the others wait while the first one decodes, downloads or evaluates;
     # after NCCL's ten minutes the run would die
     patient = InitProcessGroupKwargs(timeout=timedelta(hours=12))
-    acc = Accelerator(mixed_precision=precision, kwargs_handlers=[ddp, patient], **kwargs)
+    with _told(device):
+        acc = Accelerator(mixed_precision=precision, kwargs_handlers=[ddp, patient], **kwargs)
+    _check_named(acc, device)
     if acc.num_processes > 1: _join()
+    else: _miss_processes()
     return _check_accelerator(acc, precision)
 
 # %% ../nbs/49_devices.ipynb #249bd38c
@@ -62,10 +113,11 @@ def _prepare(
     acc:Accelerator, # which device and processes
     *objects, # networks and their optimisers
 )->tuple: # the same, made ready for the device and the processes
-    """Accelerate's `prepare`, in the precision of `acc`,
+    """Accelerate's `prepare`, in the precision and on the device of `acc`,
     without a remark on an option that is going to be renamed."""
     # where Accelerate looks for it, whoever was made last
-    AcceleratorState._shared_state = acc.state.__dict__
+    AcceleratorState._shared_state = state = acc.state.__dict__
+    PartialState._shared_state = state.get('partial', PartialState._shared_state)
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='.*broadcast_buffers', category=FutureWarning)
         return acc.prepare(*objects)

@@ -17,6 +17,7 @@ from torch import nn
 # %% ../nbs/54_evaluation.ipynb #5fc0be6b
 from .batches import _choose_evenly,fetch
 from .core import append_jsonl,write_atomic
+from .health import measure_outputs
 from .masks import compose
 from .pixels import to_model,to_pixels
 from .show import image_grid,_save_png
@@ -67,13 +68,14 @@ def evaluate(
     *,
     n:int=256, # held-out photos to measure, at most
     shown:int=8, # of them, how many to draw
-)->dict: # step, epoch, n, and the target's scores of what is hidden
+)->dict: # step, epoch, n, the target's scores of what is hidden, and signs (`48_health`)
     """Score the generator on held-out photos;
     write the scores and a grid of what it makes of them into the run folder."""
     s = held_out(st, n)
     outs = generate(st.gen_net, s.i_in)
     scores = st.task.target.score(outs, s.goals, s.asked)
-    row = dict(step=st.step, epoch=st.begun, n=len(s.i_r), **scores)
+    signs = measure_outputs(outs, s.goals, s.asked, picture=st.task.has_picture)
+    row = dict(step=st.step, epoch=st.begun, n=len(s.i_r), **scores, **signs)
     if st.run_dir:
         append_jsonl(st.run_dir/'metrics.jsonl', row)
         if st.task.has_picture: _write_samples(st, held_out(st, 16), shown)

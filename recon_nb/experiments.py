@@ -19,6 +19,7 @@ from filelock import FileLock,Timeout
 from .classification import FROZEN,MODES,Classification,probe
 from .contenders import Contender,as_contender,fingerprint
 from .core import InputError,append_jsonl,check_name,describe_machine,read_jsonl,duration
+from .machine import check_device
 from .features import count_macs
 from .finetune import Recipe
 from .labelled import development_images,label_subset,load_labelled
@@ -91,13 +92,18 @@ def _first_trained(groups):
     return trained[0].net if isinstance(trained[0], Contender) else trained[0]
 
 # %% ../nbs/75_experiments.ipynb #0624f6ba
-def _as_sets(datasets, size, root):
+def _shared_window(rows): # of photos of more than 8 bits: that of the runs, if they agree
+    given = [c.window for contenders in rows.values() for c in contenders if c.window]
+    return given[0] if all(w == given[0] for w in given) and given else {}
+
+def _as_sets(datasets, size, root, window):
     "The sets, loaded."
     if isinstance(datasets, dict): named = datasets
     elif isinstance(datasets, (list, tuple)): named = dict(enumerate(datasets))
     else: named = {None: datasets}
     if not named: raise InputError("datasets is empty; give names, folders, or a dict of them.")
-    sets = [load_labelled(d, size=size, root=root, name=k if isinstance(k, str) else None)
+    sets = [load_labelled(d, size=size, root=root, name=k if isinstance(k, str) else None,
+                          window=window)
             for k,d in named.items()]
     sets = [replace(s, name=k) if isinstance(k, str) else s for k,s in zip(named, sets)]
     if len({s.name for s in sets}) < len(sets):
@@ -154,7 +160,7 @@ def list_jobs(
         raise InputError(
             f"the encoders are for pictures of {' and '.join(map(str, sorted(sizes)))} px; "
             "give size=, or compare them apart.")
-    sets = _as_sets(datasets, sizes.pop(), root)
+    sets = _as_sets(datasets, sizes.pop(), root, _shared_window(rows))
     for k in recipes: check_name(k, ['*', *(s.name for s in sets)], 'set with a recipe')
     jobs = []
     for d in sets:
@@ -280,7 +286,7 @@ def run_jobs(
     jobs, # from `list_jobs`; lists may be joined, then sorted by `in_order`
     *,
     out='probe.jsonl', # the file of records; what it has is not run again
-    device='cpu', # where to compute
+    device=None, # where to compute; the best there is, if not given
     progress:bool=True, # a line for each run
 )->list: # the records of all these jobs
     "Run what is missing, a record each. Can be killed at any moment and called again."
@@ -354,7 +360,7 @@ def compare_encoders(
     seeds=5, # of the probe: how many, or which
     *,
     out='probe.jsonl', # the file of records; what it has is not run again
-    device='cpu', # where to compute
+    device=None, # where to compute; the best there is, if not given
     progress:bool=True, # a line for each run
     **how, # for `list_jobs`: size, like, width, root, recipes, search, matched
 )->list: # the records: dicts, one a run, searches included
@@ -367,10 +373,11 @@ def compare_encoders(
 def _measure_speed(
     net:Contender, # from `as_contender`, with weights
     *,
-    device='cpu', # where to compute
+    device=None, # where to compute; the best there is, if not given
     bs:int=64, # images in a step
 )->float: # multiply-adds a second, in training
     "How fast this machine trains an encoder: the better of three steps."
+    device = check_device(device)
     model = net.build(0).to(device, memory_format=torch.channels_last).train()
     x, ticks = torch.randn(bs, 3, net.size, net.size, device=device).contiguous(
         memory_format=torch.channels_last), []
@@ -387,7 +394,7 @@ def plan(
     datasets, # as for `list_jobs`
     *args, # for `list_jobs`: modes, labels, seeds
     out='probe.jsonl', # the file of records, if there is one already
-    device='cpu', # where it would be computed
+    device=None, # where it would be computed; the best there is, if not given
     **how, # for `list_jobs`
 )->pd.DataFrame: # a row for each job, in order: what, done?, hours
     "The runs of `compare_encoders`, with the time each may take. Runs none of them."
@@ -398,7 +405,7 @@ def plan_jobs(
     jobs, # from `list_jobs`
     *,
     out='probe.jsonl', # the file of records, if there is one already
-    device='cpu', # where they would be computed
+    device=None, # where they would be computed; the best there is, if not given
 )->pd.DataFrame: # as for `plan`
     "Jobs as a table, with the time each may take."
     done = {json.dumps(r['job'], sort_keys=True): r

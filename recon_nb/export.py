@@ -8,9 +8,9 @@ Docs: https://recon-nb.github.io/recon_nb/export.html.md"""
 __all__ = ['Pretrained', 'load_pretrained', 'export_encoder']
 
 # %% ../nbs/60_export.ipynb #d8c1cfdd
-import json
+import json,re
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass,replace
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +21,9 @@ from .checkpoint import load_tensors,save_tensors
 from .config import GANConfig,config_from_dict,deviations
 from .core import InputError,write_atomic
 from .encoder import _encoder_choices,_knows_encoder,make_encoder
+from .machine import check_device
 from .pixels import Images,to_model
+from .decoding import Ranges
 from .photos import cut_photos
 from .plugins import check_parts,_has_parts,load_plugins
 from .folder import RUN_FILES
@@ -48,6 +50,9 @@ def _describe_encoder(
         architecture=dict(name=name, encoder=cfg.encoder, **choices),
         channels=list(enc.channels), reductions=list(enc.reductions),
         preprocessing=dict(
+            orientation='upright, as EXIF says', alpha='over white',
+            depth='8 bits; of more, the lowest value of a window is black, its highest white',
+            window={k: list(v) for k,v in Ranges(cfg.window).given.items()},
             size=cfg.size, crop='centre square', resize='bicubic, antialiased',
             channels='RGB', range=[-1,1], mean=[.5]*3, std=[.5]*3),
         training=dict(
@@ -59,6 +64,8 @@ def _describe_encoder(
 class Preprocess:
     "Photos as an encoder expects them: cut square, resized, in [-1, 1]."
     size: int # side in pixels
+    window: dict|None = None # of photos of more than 8 bits: kind -> what is black and white
+    device: str = 'cpu' # where the encoder is
 
     def __call__(self,
         # a path, a PIL image, an array (h, w, 3) or (n, h, w, 3) of bytes, or a list of these
@@ -67,17 +74,27 @@ class Preprocess:
         share:float=1., # side of the centred square, as a share of the shorter side
     )->Images:
         if not 0 < share <= 1: raise InputError(f"share={share}; it must be in (0, 1].")
-        return to_model(cut_photos(images, share=share, size=self.size))
+        photos = cut_photos(images, share=share, size=self.size, window=self.window)
+        return to_model(photos, self.device)
 
 # %% ../nbs/60_export.ipynb #600cf92a
 class Pretrained(NamedTuple):
-    """An encoder in evaluation mode, on the CPU, with all that belongs to it.
+    """An encoder in evaluation mode, with all that belongs to it.
     Made by `load_pretrained`."""
     encoder: nn.Module # with `features`, `channels` and `reductions`
     # of the first output, if the source has one; a reading one takes the input and all stages
     decoder: nn.Module|None
     preprocess: Preprocess # photos -> what the encoder expects
     config: dict # what `_describe_encoder` says
+
+    def to(self,
+        device=None, # cpu, cuda, cuda:1 or mps; the best there is, if not given
+    )->'Pretrained':
+        "Move the networks there; what `preprocess` gives of the answer is there, too."
+        device = check_device(device)
+        for net in (self.encoder, self.decoder):
+            if net is not None: net.to(device)
+        return self._replace(preprocess=replace(self.preprocess, device=str(device)))
 
     @property
     def backbone(self)->nn.Module:
@@ -87,11 +104,12 @@ class Pretrained(NamedTuple):
             "backbone of timm or torchvision: it is `encoder` itself.")
 
 def _of_nets(enc, dec, card):
-    prepare = Preprocess(card['preprocessing']['size'])
+    how = card['preprocessing']
+    prepare = Preprocess(how['size'], how.get('window'))
     return Pretrained(enc.eval(), dec and dec.eval(), prepare, card)
 
 def _of_run(run):
-    gen = deepcopy(run.generator).cpu() # the run's own stay where they are
+    gen = deepcopy(run.generator) # the run's own stay where they are
     card = _describe_encoder(gen.enc, run.cfg, step=run.step, photos=run.info.get('photos'))
     return _of_nets(gen.enc, gen.dec, card)
 
@@ -122,28 +140,68 @@ def _of_export(tensors, card, info):
     (enc.net if wrapped else enc).load_state_dict(tensors)
     return _of_nets(enc, None, card)
 
+# %% ../nbs/60_export.ipynb #4b1de002
+_HUB_FILES = 'generator.safetensors', 'encoder.safetensors', 'weights.safetensors', 'run.json'
+
+def _is_hub_name(source): # user/name, and no file or folder here
+    given = source if isinstance(source, str) else Path(source).as_posix()
+    name = re.fullmatch(r'\w[\w.-]*/\w[\w.-]*', given, re.ASCII)
+    is_file = given.lower().endswith(('.safetensors', '.onnx'))
+    return bool(name) and not is_file and not Path(source).exists()
+
+def _fetch(name, revision): # a model of the Hub -> its folder in the Hub's cache
+    from huggingface_hub import errors,snapshot_download
+    of = f'{name}, revision {revision}' if revision else name
+    try: return Path(snapshot_download(name, revision=revision, allow_patterns=[*_HUB_FILES]))
+    except errors.GatedRepoError: why = 'its owner must let you in: ask there, then `hf auth login`'
+    except errors.RepositoryNotFoundError:
+        why = 'there is no model of this name, or it is private: then `hf auth login`'
+    except errors.RevisionNotFoundError: why = 'the model has no such branch, tag or commit'
+    except errors.LocalEntryNotFoundError:
+        why = ('it is not in the cache yet, and the Hub was not reached (no network, or '
+               'HF_HUB_OFFLINE is set)')
+    except (errors.HfHubHTTPError, errors.HFValidationError) as e: why = str(e).splitlines()[0]
+    raise InputError(f"{of} is no folder here, and the Hugging Face Hub does not give it: {why}.")
+
+# %% ../nbs/60_export.ipynb #4b1de003
+def _find_file(path, source): # of a folder: the file to open, and what run.json says
+    stems = 'generator', 'weights', 'encoder', 'model' # the last one of `export_timm`
+    for name in [f'{s}.safetensors' for s in stems]:
+        if (path/name).is_file(): return path/name, _run_info(path)
+    if path != Path(source).expanduser(): # of the Hub
+        raise InputError(f"{source} holds none of {', '.join(_HUB_FILES[:3])}: "
+                         "it is no model of recon_nb.")
+    return _weights_of(path), {}
+
+def _find_source(source, revision, epoch): # the file, and what run.json says
+    path = Path(source).expanduser()
+    if _is_hub_name(source) and epoch is None: path = _fetch(Path(source).as_posix(), revision)
+    elif revision is not None:
+        raise InputError(f"revision={revision!r} has no effect: {source} lies here, or is no name "
+                         "of the Hub such as user/name. Leave it out.")
+    if epoch is not None: return _weights_of(path, epoch), _run_info(path)
+    return _find_file(path, source) if path.is_dir() else (path, {})
+
 # %% ../nbs/60_export.ipynb #345e54d2
-# long: a kind of source after the other
 def load_pretrained(
     # a file of `export_encoder`, a folder of `export_timm`, a run folder, a release's,
-    # its `weights.safetensors`, or a `GANRun`;
+    # its `weights.safetensors`, a `GANRun`, or user/name on the Hugging Face Hub;
     # a `Pretrained` stays as it is
     source,
     *,
+    # where it shall live: cpu, cuda, cuda:1 or mps; if not given, where an open source is,
+    # or the best there is
+    device=None,
+    revision:str|None=None, # of a model of the Hub: a branch, a tag or a commit; main if not given
     epoch:int|None=None, # of a run: the weights kept after it (`keep_every`)
     plugins=None, # files that register parts of your own; only an encoder's is needed
 )->Pretrained:
     "An encoder, ready for use. Raises `InputError` if the source is missing, foreign or damaged."
     load_plugins(plugins)
     if isinstance(source, GANRun) and epoch is not None: source = source.dir
-    if isinstance(source, Pretrained): return source
-    if isinstance(source, GANRun): return _of_run(source)
-    path, info = Path(source).expanduser(), {}
-    if path.is_dir() and (path/'generator.safetensors').is_file(): # of `write_release`
-        path = path/'generator.safetensors'
-    if path.is_dir() and (path/'model.safetensors').is_file(): # of `export_timm`
-        path = path/'model.safetensors'
-    if path.is_dir() or epoch is not None: path, info = _weights_of(path, epoch), _run_info(path)
+    if isinstance(source, Pretrained): return source.to(device) if device else source
+    if isinstance(source, GANRun): return _of_run(source).to(device or source.device)
+    path, info = _find_source(source, revision, epoch)
     if path.suffix.lower() == '.onnx':
         raise InputError(f"{path}: an ONNX file is opened with onnxruntime; "
             "here give the .safetensors file or the run folder.")
@@ -153,11 +211,12 @@ def load_pretrained(
             "Give weights.safetensors, which lies beside it.")
     try:
         read = _of_export if 'architecture' in state else _of_weights
-        return read(tensors, state, info)
+        found = read(tensors, state, info)
     except (KeyError, TypeError, RuntimeError) as e:
         raise InputError(f"{path} holds no encoder that this version can read "
             f"({type(e).__name__}: {str(e).splitlines()[-1].strip()}). "
             "Export it again.") from None
+    return found.to(device)
 
 # %% ../nbs/60_export.ipynb #9f7091b6
 class _Stages(nn.Module): # what ONNX shall compute: all stages
@@ -212,7 +271,8 @@ def export_encoder(
     if path.name in RUN_FILES:
         raise InputError(f"{path}: a run keeps a file of this name. "
             "Give another one, such as encoder.safetensors.")
-    p = load_pretrained(run, plugins=plugins)
+    load_plugins(plugins)
+    p = run if isinstance(run, Pretrained) else load_pretrained(run, device='cpu')
     try: return write(p, path)
     except OSError as e:
         raise InputError(f"{path} can't be written ({e.strerror or e}). "

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor,nn
 from torch.utils.flop_counter import FlopCounterMode
 from .encoder import stage_index
+from .machine import check_device
 from .pixels import Photo8,to_model
 
 # %% ../nbs/64_features.ipynb #5dc0cd7f
@@ -56,12 +57,12 @@ def encode(
     stages:tuple=(-1,), # which stages, counted from 1, or from the end: -1 is the last
     side:int|None=1, # average each map down to `side` x `side` places at most; None: leave it
     bs:int=256, # photos at a time, or fewer if their maps are large
-    device='cpu', # where to compute
+    device=None, # where to compute; the best there is, if not given
     remember:bool=True, # keep the answer for the next time
 )->Float[Tensor, 'n d']: # on the CPU; the stages side by side, each `channels x places`
     """What a frozen encoder makes of photos.
     Remembered: the same weights and photos are not computed twice."""
-    stages = tuple(stage_index(net, s) for s in stages)
+    stages, device = tuple(stage_index(net, s) for s in stages), check_device(device)
     if not remember: return _encode(net, photos, stages, side, bs, device)
     key = _key(net, photos), stages, side # a hash of every pixel: only where it serves
     if key not in _memory: _remember(key, _encode(net, photos, stages, side, bs, device))

@@ -30,8 +30,9 @@ from .core import InputError,check_name
 from .contenders import as_contender,Pixels
 from .features import encode,frozen
 from .heads import nearest_neighbours
+from .health import MEASURED
 from .masks import window_slice
-from .photos import cut_square,as_images
+from .photos import as_images,cut_square,list_photos
 from .pixels import to_model,to_pixels
 from .run import GANRun
 from .show import COLORS,_spread_labels
@@ -96,7 +97,7 @@ def _say(ax, x, y, text, **style):
 def _box(ax, x, y, w, h, color, **style):
     return ax.add_patch(Rectangle((x,y), w, h, fill=False, ec=color, **{'lw': 1.8, **style}))
 
-def _one(photo): return as_images(photo)[0]
+def _one(photo, run=None): return as_images(photo, run and run.cfg.window)[0]
 
 # %% ../nbs/80_figures.ipynb #854fc38d
 # long: a drawing from left to right
@@ -189,7 +190,7 @@ def _outputs(run, photos, rows, held_out):
     if rows is not None and rows < 1:
         raise InputError(f"rows={rows!r}; at least one photo must be drawn.")
     if photos is None: return _read_outputs(run, most=rows or held_out)
-    photos = as_images(photos)
+    photos = as_images(photos, run.cfg.window)
     if rows is None and len(photos) > _MOST:
         raise InputError(f"{len(photos)} photos; up to {_MOST} fit into a figure. "
                          f"Give fewer, or rows={_MOST} for the first {_MOST}.")
@@ -361,7 +362,7 @@ def _ends(net, size, photo):
         return net, size, (seen.i_in[0], seen.outputs[-1,0])
     if photo is None: return net, size, (None, None)
     share = run.task.cuts.get('i_in', 1.) if run else 1.
-    i_in = np.asarray(cut_square(_one(photo), share=share, size=size))
+    i_in = np.asarray(cut_square(_one(photo, run), share=share, size=size))
     device = next((p.device for p in net.parameters()), 'cpu')
     with frozen(net): out = net(to_model(i_in[None], device))
     return net, size, (i_in, _as_picture(out))
@@ -449,21 +450,35 @@ def draw_reconstructions(
     "The paper's Fig. 4: the input, what each run makes of it, the truth."
     check_name(what, ('seen','output','composed'), 'what')
     runs = _named(runs)
-    if photos is not None: photos = as_images(photos)
+    if photos is not None: photos = [*list_photos(photos)]    # each run opens them its own way
     made = {n: _outputs(r, photos, rows, held_out=6) for n,r in runs.items()}
     first, *others = made
     for n in others:
         if photos is None and not np.array_equal(made[n].i_r, made[first].i_r):
             raise InputError(f"{n!r} and {first!r} kept different held-out photos; "
                              "give photos=, which all are asked about.")
-    columns = {'$I_{in}$': made[first].i_in}
+    columns = _by_run('$I_{in}$', {n: m.i_in for n,m in made.items()}, runs, 'view mask visible')
     for n,m in made.items():
         composed = what == 'composed' or what == 'seen' and runs[n].cfg.scale_bias
         columns[f'{n}\n({"composed" if composed else "raw output"})'] = (
             m.composed if composed else m.outputs)[-1]
-    columns['$I_r$'] = i_r = made[first].i_r
+    columns |= _by_run('$I_r$', {n: m.i_r for n,m in made.items()}, runs, 'target')
+    i_r = made[first].i_r
     alt = f"{len(i_r)} photos: the input, what {', '.join(runs)} made of it, and the truth."
     return _sheet([*zip(*columns.values())], [*columns], alt)
+
+# %% ../nbs/80_figures.ipynb #8bf0a818
+def _by_run(title, pictures, runs, fields):
+    "One column if all runs have the same pictures there, else one each, with the run's name."
+    out, known = {}, []
+    for n,p in pictures.items():
+        # of other sizes: the same, if they come about in the same way
+        how = [getattr(runs[n].cfg, f) for f in fields.split()]
+        same = any(np.array_equal(p, q) if p.shape == q.shape else how == was for q,was in known)
+        if not same: out[n] = p
+        known.append((p, how))
+    if len(out) == 1: return {title: out.popitem()[1]}
+    return {f'{title}\nof {n}': p for n,p in out.items()}
 
 # %% ../nbs/80_figures.ipynb #8c3271ec
 def _named(runs):
@@ -518,7 +533,7 @@ def draw_curves(
     return fig
 
 # %% ../nbs/80_figures.ipynb #d1c310c4
-_unasked = 'd_real', 'd_fake', 'loss_g' # drawn only where they are named
+_unasked = 'd_real', 'd_fake', 'loss_g', *MEASURED # drawn only where they are named
 _first = 'loss_d', 'adv', 'idt', 'd_real', 'd_fake', 'loss_g', 'psnr', 'l1', 'ssim'
 
 def _quantities(records):

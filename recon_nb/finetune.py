@@ -18,7 +18,7 @@ from jaxtyping import Float,Int64,UInt8
 from torch import Tensor,nn
 from .core import InputError,check_name,epoch_order,sample_uniform
 from .features import frozen
-from .machine import fork_random
+from .machine import check_device,fork_random
 from .pixels import Images,Photo8,to_model
 
 # %% ../nbs/67_finetune.ipynb #47dd745f
@@ -206,13 +206,14 @@ def train_model(
     n:int, # photos to train on
     seed:int, # of the order; dropout draws from the random numbers at hand
     loss_of=F.cross_entropy, # a function of (logits, classes)
-    device='cpu', # where to compute
+    device=None, # where to compute; the best there is, if not given
     watch=None, # a function of (update, model), called ten times; for curves
     tick=None, # a function of 1, called after each update; for a progress bar
 )->nn.Module: # the model, in evaluation mode
     "Train encoder and head by the recipe."
+    device = check_device(device)
     opt = (torch.optim.AdamW if r.wd else torch.optim.Adam)(
-        param_groups(model, r), fused=torch.device(device).type in ('cpu','cuda'))
+        param_groups(model, r), fused=device.type in ('cpu','cuda'))
     bs, total = min(r.bs, n), r.updates(n)
     per_epoch, first = n//bs, total//10 if r.head_first else 0
     for step in range(total):
@@ -224,7 +225,7 @@ def train_model(
         epoch, k = divmod(step, per_epoch)
         if k == 0: order = epoch_order(n, seed=seed, epoch=epoch)
         x, y = batch(step, order[k*bs:(k+1)*bs])
-        with (torch.autocast(torch.device(device).type, torch.bfloat16)
+        with (torch.autocast(device.type, torch.bfloat16)
               if r.precision == 'bf16' else nullcontext()):
             logits = model(x)
         loss = loss_of(logits.float(), y)
@@ -260,12 +261,12 @@ def finetune(
     *,
     classes:int, # how many
     seed:int, # of the head, the order, the augmentation and dropout
-    device='cpu', # where to compute
+    device=None, # where to compute; the best there is, if not given
     watch=None, # a function of (update, model), called ten times; for curves
     tick=None, # a function of 1, called after each update; for a progress bar
 )->_Classifier: # in evaluation mode
     "Train encoder and head on labelled images. The caller's random numbers stay."
-    target = torch.as_tensor(y)
+    target, device = torch.as_tensor(y), check_device(device)
     def batch(step, i):
         return (_augmented(photos[i], r,
                           u=sample_uniform(seed, step, i, stream='augment', k=3), device=device),
@@ -284,10 +285,11 @@ def classify(
     photos:Photo8, # bytes, of any number
     *,
     bs:int=500, # at a time
-    device='cpu', # where to compute
+    device=None, # where the model is; found by itself
 )->np.ndarray: # int64, the classes
     "The classes a model gives to images, in evaluation mode."
     model.eval()
+    device = device or next(model.parameters()).device
     batches = (to_model(np.ascontiguousarray(photos[i:i+bs]), device)
                .contiguous(memory_format=torch.channels_last)
                for i in range(0, len(photos), bs))

@@ -8,7 +8,7 @@ Docs: https://recon-nb.github.io/recon_nb/folder.html.md"""
 __all__ = ['RUN_FILES']
 
 # %% ../nbs/57_folder.ipynb #d4115225
-import zlib
+import hashlib,io,zlib
 from contextlib import contextmanager,suppress
 from pathlib import Path
 import numpy as np
@@ -16,13 +16,14 @@ from filelock import FileLock,Timeout
 
 # %% ../nbs/57_folder.ipynb #e4a4068b
 from .config import GANConfig
-from .core import InputError
+from .core import InputError,write_atomic
 from .devices import _on_main
+from .identity import _one_id
 from .photos import Photos
 
 # %% ../nbs/57_folder.ipynb #38fb2327
 RUN_FILES = ('config.json', 'run.json', 'history.jsonl', 'metrics.jsonl', 'skipped.jsonl',
-             'checkpoint.safetensors', 'weights.safetensors')
+             'photos.npz', 'checkpoint.safetensors', 'weights.safetensors')
 
 def _free_folder(cfg, root='runs'): # the next one for a run of this preset
     for i in range(1, 10**6):
@@ -110,12 +111,38 @@ def _own_folder(
         for lock in locks: _unlock(lock)
 
 # %% ../nbs/57_folder.ipynb #669359e2
-def _fingerprint_photos(
+def _some_pixels(photos): # of 64 photos
+    some = np.linspace(0, len(photos)-1, min(64, len(photos))).astype(int)
+    return photos.take(some)['i_r'].tobytes()
+
+def _fingerprint_run(
     photos:Photos, # as they are read
     train:np.ndarray, # indices of the training photos
     valid:np.ndarray, # indices of the held-out photos
-)->int: # equal for the same photos in the same order
-    "A checksum of names, split, and the pixels of some photos."
-    some = photos.take(np.linspace(0, len(photos)-1, min(64, len(photos))).astype(int))['i_r']
-    return zlib.crc32('\n'.join(photos.names).encode()
-                      + train.tobytes() + valid.tobytes() + some.tobytes())
+)->str: # equal for the same photos in the same order
+    "A hash of the photos, of the split, and of the pixels of some."
+    h = hashlib.blake2b(_one_id(photos.content_ids()).tobytes(), digest_size=8)
+    for part in (train.tobytes(), valid.tobytes(), _some_pixels(photos)): h.update(part)
+    return h.hexdigest()
+
+def _is_fingerprint(
+    known, # what a run's folder has: of 0.1.0 a number
+    photos:Photos, # as they are read now
+    train:np.ndarray, # indices of the training photos
+    valid:np.ndarray, # indices of the held-out photos
+)->bool:
+    "Are these the photos of a run?"
+    if not isinstance(known, int): return known == _fingerprint_run(photos, train, valid)
+    old = '\n'.join(photos.names).encode() + train.tobytes() + valid.tobytes()
+    return known == zlib.crc32(old + _some_pixels(photos))
+
+def _write_ids(
+    path:Path, # photos.npz in a run's folder
+    photos:Photos, # as they are read
+    train:np.ndarray, # indices of the training photos
+    valid:np.ndarray, # indices of the held-out photos
+)->None:
+    "Keep what the photos of a run are known by."
+    ids, buf = photos.content_ids(), io.BytesIO()
+    np.savez(buf, train=ids[train], held_out=ids[valid])
+    write_atomic(path, buf.getvalue())

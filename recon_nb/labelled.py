@@ -8,14 +8,22 @@ Docs: https://recon-nb.github.io/recon_nb/labelled.html.md"""
 __all__ = ['DEV_SEED', 'LabelledSet', 'load_labelled', 'label_subset', 'development_images']
 
 # %% ../nbs/15_labelled.ipynb #0e0b64d5
-import os
+import os,warnings
 from dataclasses import dataclass,replace
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 import numpy as np
+from fastcore.basics import patch
+from .columns import _sort_classes
 from .core import InputError,sample_uniform
-from .data import SETS,_list_visible,load_photos
+from .data import SETS,_load,_read_listing,_say_skipped
+from .identity import _fingerprint_photos,_is_among,_one_id,_pixel_ids
+from .photos import _PHOTO_SUFFIXES
+from .sources import _list_source,_list_visible
 
 # %% ../nbs/15_labelled.ipynb #5334da36
+# long: one class, its fields a line each
 @dataclass(frozen=True, eq=False, repr=False)
 class LabelledSet:
     """Images with classes, to train on and to test on.
@@ -26,13 +34,23 @@ class LabelledSet:
     test_x:np.ndarray
     test_y:np.ndarray
     classes:tuple         # names
+    split:str='own'       # who made the two parts: own, official, or how it was made here
+    contents:dict|None=None # part -> uint64 (n, 2): hashes of each photo's file and pixels
+    paths:dict|None=None  # part -> the photos' names
 
     def __post_init__(self): _check_set(self)
+    @cached_property
+    def train_ids(self)->np.ndarray: return _pixel_ids(self.train_x) # uint64: of the cuts
+    @cached_property
+    def test_ids(self)->np.ndarray: return _pixel_ids(self.test_x)
+    @cached_property
+    def pixels(self)->str: return _fingerprint_photos(self.test_x) # of the test part
     @property
     def size(self)->int: return self.train_x.shape[1] # side in pixels
     def __repr__(self):
         return (f"LabelledSet({self.name}: {len(self.train_y):,} to train on, "
-                f"{len(self.test_y):,} to test on, {len(self.classes)} classes, {self.size} px)")
+                f"{len(self.test_y):,} to test on, {len(self.classes)} classes, {self.size} px"
+                f"{'' if self.split in ('own', 'official') else '; split '+self.split})")
 
 # %% ../nbs/15_labelled.ipynb #f8a80ddd
 def _check_part(s, part):
@@ -67,69 +85,314 @@ def _check_set(s):
 
 # %% ../nbs/15_labelled.ipynb #4aee6706
 def load_labelled(
-    # a named set with labels, a folder with train/<class>/ and test/<class>/ (or val/),
-    # or a `LabelledSet`
+    # a named set with labels, a folder with train/<class>/ and test/<class>/ (or val/), or of
+    # class folders; a table with labels; (photos, labels); a Dataset; a pair of such, or a
+    # dict of them, as (train, test); or a `LabelledSet`
     data,
     *,
     size:int, # side of the images in pixels
-    root=None, # where a named set lies, if it is not drawn
+    root=None, # where a named set lies, if it is not drawn; where a table's paths start
     # what records shall call it; the set's or the folder's own name if not given
     name:str|None=None,
+    # where there is no test part: the share of each class to put aside as one; 0.2 if not given
+    split:float|None=None,
+    seed:int=0, # which ones
     share:float=1., # of the shorter side: 1/3 shows the centre third only, enlarged
     workers:int|None=None, # threads that read; all cores if not given
-    progress:bool=True, # show a bar while reading
+    progress:bool=True, # show a bar while reading, say how the parts were made
+    window=None, # of more than 8 bits: what becomes black and white, as for `load_photos`
 )->LabelledSet:
     "Images with classes, in two parts. Raises `InputError` if labels or classes are missing."
-    if isinstance(data, LabelledSet):
-        if data.size != size or share != 1:
-            raise InputError(f"{data!r} is asked for at {size} px, share {share:g}; "
-                             "make it that way.")
-        return replace(data, name=name) if name else data
-    if not isinstance(data, (str, os.PathLike)):
-        raise InputError(f"data is a {type(data).__name__}; "
-                         "give the name of a labelled set, a folder, or a LabelledSet.")
-    how = dict(size=size, cuts={'i_r': share}, workers=workers, progress=progress)
-    folder = Path(data).expanduser()
-    parts = (_load_parts(folder, how) if data not in SETS and root is None and folder.is_dir() else
-             _load_named(data, root, how))
-    return LabelledSet(name or folder.resolve().name, *parts)
+    if isinstance(data, LabelledSet): return _pass_on(data, size, share, split, name)
+    if split is not None and not 0 < split < 1:
+        raise InputError(f"split={split}; it is the share to test on, such as split=0.2.")
+    how = dict(size=size, cuts={'i_r': share}, workers=workers, progress=progress, window=window,
+               whole=False)
+    parts, way = _read_parts(data, root, how)
+    parts = [_drop_unlabelled(p) for p in parts]
+    if len(parts) == 1: parts, way = _make_test(parts[0], split or 0.2, seed, progress)
+    elif split is not None:
+        raise InputError(f"split={split:g} has no effect: {parts[0].name} has a test part of its "
+                         "own. Leave it out.")
+    return _warn_doubles(_join(parts, name or parts[0].name, way))
+
+# %% ../nbs/15_labelled.ipynb #ebb69c2d
+def _pass_on(data, size, share, split, name):
+    if data.size != size or share != 1 or split is not None:
+        raise InputError(f"{data!r} is asked for at {size} px, share {share:g}"
+                         f"{', split again' if split is not None else ''}; make it that way.")
+    return replace(data, name=name) if name else data
+
+# %% ../nbs/15_labelled.ipynb #8dfb5364
+class _Part(NamedTuple):
+    "Photos with labels, before it is known which are for testing."
+    x:np.ndarray
+    labels:list # names of classes; None where there is none
+    contents:np.ndarray # uint64 (n, 2)
+    paths:list
+    classes:tuple # in the order that they shall have
+    name:str # what records may call it
+
+    def take(self, i):
+        return self._replace(x=self.x[i], labels=[self.labels[k] for k in i],
+                             contents=self.contents[i], paths=[self.paths[k] for k in i])
+
+def _part_of(photos, name=None):
+    if photos.labels is None or (photos.labels < 0).all():
+        _refuse_unlabelled(photos.source, photos.title)
+    labels = [photos.classes[y] if y >= 0 else None for y in photos.labels]
+    return _Part(photos.cuts['i_r'], labels, photos.content_ids(), photos.names,
+                 photos.classes, name or photos.name or photos.source)
+
+# %% ../nbs/15_labelled.ipynb #c55a7950
+def _refuse_unlabelled(kind, title): # and say what to do about it
+    lines = {
+        'folder': "photos lie outside class folders; expected <class>/<photo>, or a table: "
+                  "pd.DataFrame({'path': paths, 'label': labels})",
+        'table': "it has no column label, class or target; if another one has them, "
+                 "table.rename(columns={'kind': 'label'})",
+        'Dataset': "its items are no pairs (photo, label); give [(photo, label), ...] by a "
+                   "Dataset, or a pair: (photos, labels)"}
+    line = lines.get(kind, "a probe needs them: give a pair, (photos, labels)")
+    raise InputError(f"labels are missing: {title} has none. {line[0].upper()+line[1:]}.")
+
+def _check_labels(found): # before a photo is read
+    if found.labels is None: _refuse_unlabelled(found.kind, f'{found.kind} {found.name}'.strip())
+
+# %% ../nbs/15_labelled.ipynb #6e95e30e
+def _drop_unlabelled(part):
+    "A part without the photos that have no label; says how many those are."
+    keep = [i for i,y in enumerate(part.labels) if y is not None]
+    if len(keep) == len(part.labels): return part
+    lost = next(p for p,y in zip(part.paths, part.labels) if y is None)
+    warnings.warn(f"{len(part.labels)-len(keep)} of {len(part.labels)} photos of {part.name} have "
+                  f"no label, such as {lost}: left out.", stacklevel=3)
+    return part.take(keep)
+
+def _join(parts, name, way): # two parts, one set
+    classes = tuple(dict.fromkeys(c for p in parts for c in p.classes))
+    there = {y for p in parts for y in p.labels}
+    order = classes if len({p.classes for p in parts}) == 1 else _sort_classes(classes)
+    order = tuple(c for c in order if c in there)
+    at = {c: i for i,c in enumerate(order)}
+    arrays = [a for p in parts for a in (p.x, np.array([at[y] for y in p.labels], np.int64))]
+    return LabelledSet(name, *arrays, order, way,
+                       {k: p.contents for k,p in zip(('train', 'test'), parts)},
+                       {k: list(p.paths) for k,p in zip(('train', 'test'), parts)})
 
 # %% ../nbs/15_labelled.ipynb #29531c1b
-def _load_parts(folder, how):
+_test_names = 'test', 'val', 'valid', 'validation'
+
+def _choose_test(names, where):
+    "Which of the parts is for testing. Says which other one is left out."
+    found = [t for t in _test_names if t in names]
+    if len(found) > 1:
+        warnings.warn(f"{where}: {found[0]} is the test part; {', '.join(found[1:])} is left out.",
+                      stacklevel=3)
+    return found[0] if found else None
+
+def _class_folders_of(p): # the folders that `load_photos` enters
+    return [n for n in _list_visible(p) if (p/n).is_dir()] if p.is_dir() else []
+
+# %% ../nbs/15_labelled.ipynb #c48ffe92
+def _load_both(data, root, how):
+    "Two parts; what became white in the first becomes white in the second."
+    first = _say_skipped(_load(data[0], root, how, _check_labels)[0])
+    how = dict(how, window=first.window or how['window'])
+    return first, _say_skipped(_load(data[1], root, how, _check_labels)[0])
+
+def _load_parts(folder, train, test, how):
     "A folder of two parts with the same classes."
-    # the same folders that `load_photos` enters
-    dirs = lambda p: [n for n in _list_visible(p) if (p/n).is_dir()] if p.is_dir() else []
-    found = dirs(folder)
-    test = next((p for p in ('test', 'val') if p in found), None)
-    if 'train' not in found or test is None:
-        raise InputError(f"{folder} holds {', '.join(found[:6]) or 'no folders'}; "
-                         "a labelled set has train/<class>/ and test/<class>/ (or val/<class>/).")
-    classes = [dirs(folder/p) for p in ('train', test)]
-    for part,has,other in zip(('train', test), classes, classes[::-1]):
+    classes = [_class_folders_of(folder/p) for p in (train, test)]
+    for part,has,other in zip((train, test), classes, classes[::-1]):
         if lost := [c for c in other if c not in has]:
             raise InputError(f"{folder/part} has no folder {', '.join(lost[:5])}. "
                              "Every class must be in both parts.")
-    photos = [load_photos(folder/p, **how) for p in ('train', test)]
-    for part,p in zip(('train', test), photos):
+    photos = _load_both([folder/train, folder/test], None, how)
+    for part,p in zip((train, test), photos):
         if p.labels is None:
             raise InputError(f"labels are missing: {folder/part} holds photos "
                              f"outside class folders; expected {part}/<class>/<photo>.")
         if lost := [c for c in classes[0] if c not in p.classes]:
             raise InputError(f"{folder/part}/{lost[0]} holds no photo. "
                              "Every class must be in both parts.")
-    return [a for p in photos for a in (p.cuts['i_r'], p.labels)] + [photos[0].classes]
+    return [_part_of(p, folder.resolve().name) for p in photos]
+
+# %% ../nbs/15_labelled.ipynb #5deac6fa
+def _load_folder(folder, how): # one part, or two
+    found = {n.lower(): n for n in _class_folders_of(folder)}
+    test = _choose_test(found, folder)
+    if 'train' in found and test:
+        return _load_parts(folder, found['train'], found[test], how)
+    if found and set(found) <= {'train', *_test_names}:
+        inside = folder/next(iter(found.values()))
+        raise InputError(f"{folder} holds {', '.join(found.values())}; a labelled set has "
+                         "train/<class>/ and test/<class>/ (or val/<class>/). To have a test "
+                         f"part made of the one there is, give {str(inside)!r}.")
+    if len(found) < 2:
+        raise InputError(f"{folder} holds {', '.join(found.values()) or 'no folders'}; a labelled "
+                         "set has train/<class>/ and test/<class>/ (or val/<class>/), or a folder "
+                         "for each class. Labels of another kind go into a table: "
+                         "pd.DataFrame({'path': paths, 'label': labels}).")
+    return [_part_of(_say_skipped(_load(folder, None, how)[0]))]
 
 # %% ../nbs/15_labelled.ipynb #76cfd61b
 def _load_named(data, root, how):
     "A named set: its labelled photos, and of these the official test part."
-    p = load_photos(data, root=root, **how)
+    p = _say_skipped(_load(data, root, how)[0])
     if p.labels is None or (p.labels < 0).all():
         raise InputError(f"labels are missing: {data} has none. A probe needs a labelled set.")
-    if p.held_out is None or not len(p.held_out):
-        raise InputError(f"{data} has no test part; a probe needs one.")
-    test = np.intersect1d(p.held_out, np.flatnonzero(p.labels >= 0))
-    train = np.setdiff1d(np.flatnonzero(p.labels >= 0), test)
-    return [a for i in (train, test) for a in (p.cuts['i_r'][i], p.labels[i])] + [p.classes]
+    known = np.flatnonzero(p.labels >= 0)
+    if p.held_out is None or not len(p.held_out): return [_part_of(p, data).take(known)]
+    test = np.intersect1d(p.held_out, known)
+    return [_part_of(p, data).take(i) for i in (np.setdiff1d(known, test), test)]
+
+def _load_one(data, root, how): # a table or a Dataset: one part, or two by its column
+    p, words = _load(data, root, how, _check_labels)
+    part = _part_of(_say_skipped(p))
+    if words is None or set(words) == {'train'}: return [part]
+    test = _choose_test(set(words), part.name)
+    if 'train' not in words or not test:
+        raise InputError(f"{part.name}: the column of the split says {', '.join(set(words))} only. "
+                         "Without it a test part is made: table.drop(columns=['split']).")
+    return [part.take(np.flatnonzero(np.array(words) == w)) for w in ('train', test)]
+
+# %% ../nbs/15_labelled.ipynb #a3f4b503
+def _is_pair(data): return isinstance(data, (tuple, list)) and len(data) == 2
+
+def _labels_of(y):
+    "Labels as a list, or None if these are none."
+    if hasattr(y, 'tolist'): y = y.tolist()
+    known = int, float, str, list, np.generic
+    if not (isinstance(y, (list, tuple)) and len(y) and isinstance(y[0], known)): return None
+    if isinstance(y[0], str) and Path(y[0]).expanduser().exists(): return None
+    if isinstance(y[0], list):
+        if not y[0] or isinstance(y[0][0], list): return None
+        raise InputError(f"the labels have {len(y[0])} columns: one label a photo is wanted, "
+                         "such as y.argmax(1) of zeros and ones.")
+    return list(y)
+
+def _load_pair(x, y, root, how):
+    found = _list_source(x, _PHOTO_SUFFIXES, root=root)
+    if len(found) != len(y):
+        raise InputError(f"{len(found)} photos and {len(y)} labels: one label a photo is wanted. "
+                         "Are they of different parts?")
+    found.labels, found.classes = y, None
+    return _part_of(_say_skipped(_read_listing(found, **how)[0]))
+
+# %% ../nbs/15_labelled.ipynb #1154015f
+def _read_parts(data, root, how):
+    "One part or two, and who made them."
+    if isinstance(data, str) and data in SETS:
+        parts = _load_named(data, root, how)
+        return parts, 'official'
+    if isinstance(data, (str, os.PathLike)):
+        folder = Path(data).expanduser()
+        if folder.is_dir() and root is None: return _load_folder(folder, how), 'own'
+        return _load_one(data, root, how), 'own'
+    if isinstance(data, dict): data = _pair_of_dict(data)
+    if _is_pair(data):
+        labels = None if isinstance(data[0], (str, os.PathLike)) else _labels_of(data[1])
+        if labels is not None: return [_load_pair(data[0], labels, root, how)], 'own'
+        parts = [p for d in data for p in _read_parts(d, root, how)[0]]
+        if len(parts) != 2:
+            raise InputError("a pair is (photos, labels), or (train, test), each without a test "
+                             f"part of its own; these are {len(parts)} parts.")
+        return [p._replace(name=parts[0].name) for p in parts], 'own'
+    if isinstance(data, (tuple, list)):
+        raise InputError(f"data is a {type(data).__name__} of {len(data)}: give the photos with "
+                         "their labels, (photos, labels), or two of these, "
+                         "((x, y), (test_x, test_y)).")
+    return _load_one(data, root, how), 'own'
+
+# %% ../nbs/15_labelled.ipynb #ee9bdaf1
+def _pair_of_dict(data): # of train and test; of one part alone that one
+    test = _choose_test(data, 'the dict')
+    if 'train' in data: return (data['train'], data[test]) if test else data['train']
+    raise InputError(f"data is a {type(data).__name__} of {', '.join(map(repr, data)) or 'nothing'}"
+                     ": give dict(train=..., test=...), or one of them, "
+                     f"data[{next(iter(data), 'train')!r}].")
+
+# %% ../nbs/15_labelled.ipynb #37caa149
+def _two_labels(s): # photos with a copy under another label: a mask over train and test
+    ids, y = np.concatenate([s.train_ids, s.test_ids]), np.concatenate([s.train_y, s.test_y])
+    once, of = np.unique(ids, return_inverse=True)
+    low, high = np.full(len(once), len(s.classes)), np.full(len(once), -1)
+    np.minimum.at(low, of, y)
+    np.maximum.at(high, of, y)
+    return (low < high)[of]
+
+def _name_of(s, part, i): return f"{part}: {s.paths[part][i] if s.paths else i}"
+
+def _warn_doubles(s):
+    "Say which photos are in both parts, and which have two labels; returns the set."
+    known, two = np.isin(s.test_ids, s.train_ids), _two_labels(s)
+    if known.any():
+        i = int(np.argmax(known))
+        j = int(np.argmax(s.train_ids == s.test_ids[i]))
+        warnings.warn(f"{known.sum()} of {len(known)} test photos are among those to learn from, "
+                      f"such as {_name_of(s, 'test', i)} = {_name_of(s, 'train', j)}. "
+                      "Without them: load_labelled(...).drop_doubles().", stacklevel=3)
+    if two.any():
+        i, n = int(np.argmax(two)), len(s.train_y)
+        one = _name_of(s, 'train', i) if i < n else _name_of(s, 'test', i-n)
+        warnings.warn(f"{two.sum()} photos have a copy under another label, such as {one}.",
+                      stacklevel=3)
+    return s
+
+# %% ../nbs/15_labelled.ipynb #cbd313ea
+@patch
+def drop_doubles(self:LabelledSet)->LabelledSet:
+    "The set without the photos to learn from that are in the test part, too."
+    keep = np.flatnonzero(~np.isin(self.train_ids, self.test_ids))
+    if self.contents:
+        among = _is_among(self.contents['train'], self.contents['test'])
+        keep = np.setdiff1d(keep, np.flatnonzero(among))
+    def some(known, rows): return known and dict(known, train=rows)
+    return replace(
+        self, train_x=self.train_x[keep], train_y=self.train_y[keep],
+        contents=some(self.contents, self.contents and self.contents['train'][keep]),
+        paths=some(self.paths, self.paths and [self.paths['train'][i] for i in keep]))
+
+# %% ../nbs/15_labelled.ipynb #2e9af9ef
+def _choose_by_content(ids, share, seed):
+    "Of the photos of one class the test part: copies of a photo stay together."
+    once, of = np.unique(ids, return_inverse=True)
+    order = np.argsort(sample_uniform(seed, 0, once, stream='test-part')[:,0], kind='stable')
+    many = np.bincount(of)[order]
+    k = max(1, round(share*len(ids)))
+    chosen = order[:min(int(np.searchsorted(np.cumsum(many), k))+1, len(once)-1)]
+    return np.isin(of, chosen)
+
+def _make_test(part, share, seed, progress):
+    "Two parts of one, class by class, and how they were made."
+    ids, y, test = _one_id(part.contents), np.array(part.labels), np.zeros(len(part.x), bool)
+    single = []
+    for c in dict.fromkeys(part.labels):
+        i = np.flatnonzero(y == c)
+        if len(np.unique(ids[i])) < 2: single.append(c)
+        else: test[i] = _choose_by_content(ids[i], share, seed)
+    test &= ~np.isin(ids, ids[~test]) # under two labels: to learn from
+    part, test = _drop_single(part, single, test)
+    if progress:
+        print(f"{part.name} has no test part: {share:.0%} of each class, chosen by content and "
+              f"seed {seed}, is put aside as one, the same for every encoder: {test.sum():,} to "
+              f"test on, {(~test).sum():,} to learn from")
+    return ([part.take(np.flatnonzero(t)) for t in (~test, test)],
+            f'made: {100*share:g} % of each class, seed {seed}')
+
+# %% ../nbs/15_labelled.ipynb #6e38e249
+def _drop_single(part, single, test):
+    "Leave out the classes with one photo; says which."
+    if not single: return part, test
+    keep = [i for i,y in enumerate(part.labels) if y not in single]
+    named = ', '.join(sorted(single)[:5]) + (', ...' if len(single) > 5 else '')
+    some = f"{len(single)} of {len(set(part.labels))} classes have one photo only ({named})"
+    if len(set(part.labels)) - len(single) < 2:
+        raise InputError(f"{part.name}: {some}, so that no test part can be made. Give more photos "
+                         "of each class, or parts of your own: (train, test).")
+    warnings.warn(f"{some}: left out, because a class must be in both parts.", stacklevel=4)
+    return part.take(keep), test[keep]
 
 # %% ../nbs/15_labelled.ipynb #9e3da49e
 def label_subset(

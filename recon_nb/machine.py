@@ -8,20 +8,30 @@ Docs: https://recon-nb.github.io/recon_nb/machine.html.md"""
 __all__ = ['check_device', 'fork_random']
 
 # %% ../nbs/05_machine.ipynb #6922ec26
+import os
 from contextlib import contextmanager
 import torch
 from .core import InputError
 
 # %% ../nbs/05_machine.ipynb #157b7253
+def _best_device()->str: # a name
+    "CUDA, else Apple's MPS, else the CPU; as Accelerate's environment says, if it does."
+    asked = os.environ.get('ACCELERATE_USE_CPU', '').lower()
+    if asked in ('1', 'y', 'yes', 't', 'true', 'on'): return 'cpu'
+    if named := os.environ.get('ACCELERATE_TORCH_DEVICE'): return named
+    if torch.cuda.is_available(): return 'cuda'
+    return 'mps' if torch.backends.mps.is_available() else 'cpu'
+
 def check_device(
-    device, # cpu, cuda, cuda:1, mps; or a torch.device
+    device=None, # cpu, cuda, cuda:1, mps, or a torch.device; the best there is, if not given
 )->torch.device:
-    "Raises `InputError` if nothing can be computed there."
+    "Where to compute. Raises `InputError` if nothing can be computed there."
+    device = device or _best_device()
     there = (['cpu']
         + ['cuda']*torch.cuda.is_available()
         + ['mps']*torch.backends.mps.is_available())
     try: return torch.empty(1, device=device).device
-    except (RuntimeError, AssertionError):
+    except (RuntimeError, AssertionError, TypeError):
         raise InputError(f"device={str(device)!r} is not there: "
             f"PyTorch {torch.__version__} finds {', '.join(there)}. "
             "`recon-selftest` says more.") from None

@@ -55,7 +55,8 @@ def _begin(self:OnlineProbe, st):
     if self.part == 'disc' and not st.cfg.lambda_adv:
         raise InputError("part='disc', and the discriminator of this run is never trained "
                          "(lambda_adv=0): choose part='encoder'.")
-    data = load_labelled(self.data, size=st.cfg.size, root=self.root)
+    data = load_labelled(self.data, size=st.cfg.size, root=self.root,
+                         window=st.photos.window)
     as_contender(self._net(st), size=st.cfg.size)
     y, dev = data.train_y, development_images(data.train_y)
     fewest = lambda a: int(np.bincount(a).min())

@@ -9,14 +9,17 @@ __all__ = ['cut_square', 'open_rgb', 'clear_cache', 'cache_rows', 'Photos', 'cut
            'cut_photos']
 
 # %% ../nbs/11_photos.ipynb #b97f8459
-import hashlib,json,os,re,shutil,stat,sys,time,warnings,zlib
+import base64,hashlib,json,math,os,re,shutil,stat,sys,time,warnings,zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack,contextmanager,suppress
-from dataclasses import dataclass
+from dataclasses import dataclass,field
 from pathlib import Path
 import numpy as np
-from PIL import ExifTags,Image,ImageFile,UnidentifiedImageError
+from PIL import ExifTags,Image,ImageFile
 from .core import InputError,_megabytes,progress_bar,write_atomic
+from .decoding import Ranges,_PHOTO_SUFFIXES,open_picture
+from .identity import _hash_file,_hash_pixels,_pixel_ids
+from .sources import _Fetched,_as_photo,_list_source,_one_array
 
 # %% ../nbs/11_photos.ipynb #efaca4c0
 def cut_square(
@@ -26,56 +29,68 @@ def cut_square(
     size:int, # side of the result in pixels
 )->Image.Image: # RGB, `size` x `size`
     "The centred square of `im`, resized once, with an antialiasing bicubic filter (§2.4)."
-    (w,h), side = im.size, share*min(im.size)
-    x,y = (w-side)/2, (h-side)/2
+    left,top,w,h = im.info.get('extent', (0, 0, *im.size))    # of a photo that was read reduced
+    side = share*min(w, h)
+    x,y = left+(w-side)/2, top+(h-side)/2
     return _to_rgb(im).resize((size,size), Image.Resampling.BICUBIC, box=(x, y, x+side, y+side))
 
 # %% ../nbs/11_photos.ipynb #8802586d
-_deep_white = 1, 255, 65535, 2**32-1    # white in a picture of floats, bytes, 16 or 32 bits
-
-def _deep_to_rgb(im):
-    a = np.nan_to_num(np.asarray(im, dtype=np.float64), posinf=0., neginf=0.).clip(0)
-    white = next((w for w in _deep_white[0 if im.mode == 'F' else 2:] if a.max() <= w), a.max())
-    return Image.fromarray((a*(255/white)).round().astype(np.uint8)).convert('RGB')
-
 def _to_rgb(im):
-    if im.mode == 'F' or im.mode.startswith('I'): return _deep_to_rgb(im)
+    ranges = Ranges(sources=[im])
+    im = ranges.flatten(im, im)
+    ranges.say(stacklevel=4)
     if im.mode in ('RGBA','LA','PA','RGBa') or 'transparency' in im.info:
         return Image.alpha_composite(Image.new('RGBA', im.size, 'white'),
                                      im.convert('RGBA')).convert('RGB')
     return im.convert('RGB')
 
-# %% ../nbs/11_photos.ipynb #b55d51f4
-_PHOTO_SUFFIXES = '.jpg', '.jpeg', '.jfif', '.png', '.webp', '.bmp', '.tif', '.tiff'
-
 # %% ../nbs/11_photos.ipynb #4fef771b
-_formats = 'JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF'    # Pillow finds the phones' MPO under JPEG
 _turns = dict(zip(range(2, 9), (Image.Transpose[t] for t in (
     'FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM '
     'TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90').split())))
 
-def _upright(im):
-    try: turn = _turns.get(im.getexif().get(ExifTags.Base.Orientation))
-    except Exception: turn = None    # unreadable EXIF says nothing about the pixels
-    return im if turn is None else im.transpose(turn)
+def _turn_of(im): # None: as it is
+    try: return _turns.get(im.getexif().get(ExifTags.Base.Orientation))
+    except Exception: return None    # unreadable EXIF says nothing about the pixels
 
-def _plain(im):
-    im = _to_rgb(_upright(im))
-    im.info = {}    # who opens it again must not turn it again
-    return im
+def _turn_extent(extent, size, turn):
+    "Where the photo lies in an image of this size, once that is turned."
+    _,_,w,h = extent
+    name, (wide,high) = turn.name, size
+    if name in ('TRANSPOSE', 'TRANSVERSE', 'ROTATE_90', 'ROTATE_270'): w,h,wide,high = h,w,high,wide
+    from_right = name in ('FLIP_LEFT_RIGHT', 'ROTATE_180', 'ROTATE_270', 'TRANSVERSE')
+    from_below = name in ('FLIP_TOP_BOTTOM', 'ROTATE_180', 'ROTATE_90', 'TRANSVERSE')
+    return (wide-w)*from_right, (high-h)*from_below, w, h
+
+# %% ../nbs/11_photos.ipynb #4fef771c
+def _plain(im, src, ranges):
+    "An opened picture as RGB, upright, without what could make others turn it again."
+    extent, flat = im.info.get('extent'), ranges.flatten(im, src)
+    flat.load()
+    turn, whole = _turn_of(im), (0, 0, *im.size)
+    out = _to_rgb(flat) if turn is None else _to_rgb(flat).transpose(turn)
+    scale = (getattr(im, 'decoderconfig', None) or (1,))[0] # of a JPEG that was read reduced
+    out.info = dict(scale=scale) if scale > 1 else {}
+    if extent not in (None, whole):
+        out.info['extent'] = extent if turn is None else _turn_extent(extent, im.size, turn)
+    return out
 
 # %% ../nbs/11_photos.ipynb #049b68e4
 def open_rgb(
     src, # a path, a binary file or a Pillow image
+    *,
+    window=None, # for more than 8 bits: what becomes black and white, as for `Ranges`, or one
+    side:int|None=None, # pixels of the shorter side that are enough; all if not given
 )->Image.Image: # RGB, upright
     "A photo as RGB, turned as its EXIF says. Raises `OSError` if it can't be read whole."
+    ranges = window if isinstance(window, Ranges) else Ranges(window, [src])
     try:
-        if isinstance(src, Image.Image): return _plain(src)
-        with Image.open(src, formats=_formats) as im:
-            im.load()
-            return _plain(im)
-    except OSError: raise
+        if isinstance(src, Image.Image): return _plain(src, src, ranges)
+        with open_picture(src, side=side) as im: return _plain(im, src, ranges)
+    except (OSError, InputError): raise
     except Exception as e: raise OSError(f"{type(e).__name__}: {e}") from e
+    finally:
+        if ranges is not window: ranges.say(stacklevel=2)
 
 # %% ../nbs/11_photos.ipynb #24caaa71
 def _cache_dir()->Path:
@@ -86,7 +101,8 @@ def _cache_dir()->Path:
     return Path(base.get(sys.platform) or env('XDG_CACHE_HOME') or home/'.cache')/'recon_nb'
 
 # %% ../nbs/11_photos.ipynb #c754108e
-_version = 1    # of what an entry holds: count it up when the same photos would give other bytes
+_version = 2    # of what an entry holds: count it up when the same photos would give other bytes
+_reading = 2    # the same of files that may be read reduced, or be deep
 
 def _key(*parts, size, cuts):
     text = json.dumps([_version, parts, size, sorted(cuts.items())])
@@ -103,9 +119,26 @@ def _stamp(folder, cuts):
     return {k: [(s := os.stat(folder/f'{k}.npy')).st_size, s.st_mtime_ns] for k in cuts}
 
 # %% ../nbs/11_photos.ipynb #101770bd
+class _Cuts(list):
+    "The cuts of one photo, with what it is known by: hashes of its file and of its pixels."
+    ids, side = None, None    # of the shorter side, before it was cut
+
+def _known(got): # of one photo: hashes of file and pixels, and its shorter side
+    return (getattr(got, 'ids', None) or (0, _hash_pixels(got[0])),
+            getattr(got, 'side', None) or 0)
+
+def _pack_known(known):
+    ids, sides = [k[0] for k in known], [k[1] for k in known]
+    return dict(ids=base64.b64encode(np.array(ids, dtype='<u8').tobytes()).decode(),
+                side=int(np.median(sides)) if sides else 0)
+
+def _unpack_ids(text): # uint64 (n, 2): of the file, of the pixels; 0 is not known
+    return np.frombuffer(base64.b64decode(text), dtype='<u8').reshape(-1, 2).astype(np.uint64)
+
+# %% ../nbs/11_photos.ipynb #15c58563
 def _write_rows(folder, rows, *, n, size, cuts):
     "Write the cuts of each row, a .npy file for each kind of cut; returns the entry's record."
-    names, skipped, crc = [], [], dict.fromkeys(cuts, 0)
+    names, skipped, known, crc = [], [], [], dict.fromkeys(cuts, 0)
     with ExitStack() as stack:
         files = {k: stack.enter_context(open(folder/f'{k}.npy', 'wb')) for k in cuts}
         for f in files.values(): _write_header(f, (n,size,size,3))
@@ -114,6 +147,7 @@ def _write_rows(folder, rows, *, n, size, cuts):
                 skipped.append(dict(name=name, why=got))
                 continue
             names.append(name)
+            known.append(_known(got))
             for k,a in zip(cuts, got):
                 files[k].write(a.tobytes())
                 crc[k] = zlib.crc32(a.tobytes(), crc[k])
@@ -123,7 +157,8 @@ def _write_rows(folder, rows, *, n, size, cuts):
             os.fsync(f.fileno())
     # in the past: clocks are coarse, and the next write must show
     for k in cuts: os.utime(folder/f'{k}.npy', (time.time()-10,)*2)
-    return dict(names=names, skipped=skipped, crc=crc, stamp=_stamp(folder, cuts))
+    return dict(names=names, skipped=skipped, crc=crc, stamp=_stamp(folder, cuts),
+                **_pack_known(known))
 
 def _write_meta(folder, meta):
     write_atomic(folder/'meta.json', json.dumps({**meta, 'seal': _seal(meta)}))
@@ -187,14 +222,14 @@ def clear_cache()->int: # bytes freed
     return freed
 
 # %% ../nbs/11_photos.ipynb #2df7b7db
-def _build_entry(folder, rows, *, n, size, cuts):
+def _build_entry(folder, rows, *, n, size, cuts, notes):
     "Write an entry beside its place and rename it, unless another process was quicker."
     temp, need = _temp_name(folder), n*len(cuts)*size*size*3
     try:
         temp.mkdir(parents=True)
         if shutil.disk_usage(temp).free < need: raise OSError(f'{_megabytes(need)} are needed')
         meta = _write_rows(temp, rows, n=n, size=size, cuts=cuts)
-        _write_meta(temp, meta)
+        _write_meta(temp, {**meta, **notes()})
         try: os.rename(temp, folder)
         except OSError:
             if not folder.exists(): raise
@@ -206,7 +241,7 @@ def _build_entry(folder, rows, *, n, size, cuts):
         if temp.exists(): _remove_entry(temp)
 
 # %% ../nbs/11_photos.ipynb #4c8c95fe
-def _from_cache(key, rows, *, n, size, cuts, progress):
+def _from_cache(key, rows, *, n, size, cuts, progress, notes=dict):
     """The entry `key`: opened, or built from `rows`
     (an iterator that does nothing until it is asked)."""
     folder = _cache_dir()/'photos'/key
@@ -218,7 +253,7 @@ def _from_cache(key, rows, *, n, size, cuts, progress):
         with suppress(OSError):
             os.rename(folder, old := _temp_name(folder))
             _remove_entry(old)
-    _build_entry(folder, rows, n=n, size=size, cuts=cuts)
+    _build_entry(folder, rows, n=n, size=size, cuts=cuts, notes=notes)
     arrays, meta = _open_entry(folder, size=size, cuts=cuts)
     if progress:
         print(f"{len(meta['names']):,} photos cached, "
@@ -236,11 +271,13 @@ def cache_rows(
     size:int, # side of the cuts in pixels
     cuts:dict, # name of each cut -> its side as a share of the shorter side
     progress:bool=True, # say what the cache takes
-)->dict: # cuts, names, skipped: what `Photos` wants of them
+    notes=dict, # called when all rows are written: what else to keep with them, a dict
+)->dict: # cuts, names, skipped, ids, side: what `Photos` wants of them; and what `notes` gave
     "The cuts of `rows`, memory-mapped: from the cache, or written into it."
     arrays, meta = _from_cache(_key(*parts, size=size, cuts=cuts), rows,
-                               n=n, size=size, cuts=cuts, progress=progress)
-    return dict(cuts=arrays, names=meta['names'], skipped=meta['skipped'])
+                               n=n, size=size, cuts=cuts, progress=progress, notes=notes)
+    more = {k: v for k,v in meta.items() if k not in ('crc', 'stamp', 'seal')}
+    return dict(more, cuts=arrays, ids=_unpack_ids(meta['ids']), side=meta['side'] or None)
 
 # %% ../nbs/11_photos.ipynb #23193e60
 def _stat_photo(root, name):
@@ -252,9 +289,8 @@ def _stat_photo(root, name):
             [name, 'Permission denied'])
 
 def _why(e):
-    if isinstance(e, UnidentifiedImageError):
-        return 'not a jpg, png, webp, bmp or tiff picture'
-    return ((getattr(e, 'strerror', None) or str(e) or type(e).__name__).splitlines()[0])[:200]
+    said = (getattr(e, 'strerror', None) or str(e) or type(e).__name__).splitlines()[0]
+    return said if ' make photos of it: ' in said else said[:200]
 
 @contextmanager
 def _strict_pillow():
@@ -267,15 +303,40 @@ def _strict_pillow():
             yield
     finally: ImageFile.LOAD_TRUNCATED_IMAGES = old
 
+# %% ../nbs/11_photos.ipynb #23193e62
+def _place(im): # where a photo is, as it is opened
+    return Path(im).expanduser() if isinstance(im, (str, os.PathLike)) else im
+
+def _enough(size, share): # pixels of a photo's shorter side
+    return math.ceil(4*size/min(share, 1/3))
+
+# long: with the largest reading the smaller cuts are made, too
+def _cut_one(src, *, size, cuts, ranges, whole=False, file_id=0):
+    "The cuts of one photo, in the order of `cuts`. `whole`: never decoded in reduced form."
+    if isinstance(src, np.ndarray): src = Image.fromarray(np.ascontiguousarray(src))
+    sides = {s: None if whole else _enough(size, s) for s in cuts.values()}
+    most, ims = max(sides.values(), key=lambda x: x or 0), {}
+    for side in dict.fromkeys([most, *sides.values()]):
+        # the reading for the larger side will do, unless this one would be reduced further
+        again = not ims or not isinstance(src, Image.Image) and min(ims[most].size) >= 2*side
+        ims[side] = open_rgb(_place(src), window=ranges, side=side) if again else ims[most]
+    got = _Cuts(np.asarray(cut_square(ims[sides[s]], share=s, size=size)) for s in cuts.values())
+    got.ids, got.side = _identify(ims[most], file_id)
+    return got
+
+def _identify(im, file_id): # hashes of file and pixels, and the shorter side before it was read
+    scale, size = im.info.get('scale', 1), im.info.get('extent', (0, 0, *im.size))[2:]
+    # in reduced form the pixels are others at every size, and the file says who it is
+    pixels = _hash_pixels(np.asarray(im)) if scale == 1 or not file_id else 0
+    return (file_id, pixels), round(scale*min(size))
+
 # %% ../nbs/11_photos.ipynb #6ce44a45
-def _read_files(root, files, *, size, cuts, workers, progress):
+def _read_files(root, files, *, size, cuts, workers, progress, ranges, whole):
     "The rows of `files`. Raises `InputError` if more than half of them are bad."
     def cut(file):
         if len(file) == 2: return file
-        try:
-            im = open_rgb(root/file[0])
-            return file[0], [np.asarray(cut_square(im, share=s, size=size))
-                             for s in cuts.values()]
+        try: return file[0], _cut_one(root/file[0], size=size, cuts=cuts, ranges=ranges,
+                                      whole=whole, file_id=_hash_file(root/file[0]))
         except (OSError, ValueError) as e: return file[0], _why(e)
 
     bad = []
@@ -298,12 +359,15 @@ def _read_files(root, files, *, size, cuts, workers, progress):
 # %% ../nbs/11_photos.ipynb #375becc5
 def _list_skipped(
     skipped:list, # a dict(name, why) for each file
+    rest:str='', # where all of them are listed, for more than four
 )->str: # the first four, in one line
     "What was left out, and why, in words."
+    more = len(skipped)-4
     return ('; '.join(f"{s['name']} ({s['why']})" for s in skipped[:4])
-            + ('; ...' if len(skipped) > 4 else ''))
+            + (f'; and {more} more{rest}' if more > 0 else ''))
 
 # %% ../nbs/11_photos.ipynb #27371cb9
+# long: one class, and what it says about itself
 @dataclass(frozen=True, repr=False, eq=False)
 class Photos:
     "Cut photos, and what is known about them."
@@ -314,16 +378,28 @@ class Photos:
     skipped:list # a dict(name, why) for each file that was left out
     held_out:np.ndarray|None # int64 indices of an official held-out part
     source:str # where they come from, in words
+    window:dict=field(default_factory=dict) # of deep photos: kind -> what became black and white
+    name:str = '' # which folder, table or Dataset: a word for people
+    ids:np.ndarray|None = None # uint64 (n, 2): hashes of file and pixels; see `06_identity`
+    side:int|None = None # the median of the photos' shorter sides, in pixels
 
     def __len__(self): return len(self.names)
+    @property
+    def title(self)->str: return f'{self.source} {self.name}'.strip() # for people
     def __repr__(self):
         kinds = f', {len(self.classes)} classes' if self.classes else ''
         held, lost = (f', {len(x):,} {what}' if x is not None and len(x) else ''
                       for x,what in ((self.held_out,'held out'), (self.skipped,'skipped')))
         a = [*self.cuts.values()]
-        return (f"Photos({self.source}: {len(self):,} at {a[0].shape[1]} px, "
+        return (f"Photos({self.title}: {len(self):,} at {a[0].shape[1]} px, "
                 f"{' '.join(self.cuts)}{kinds}{held}{lost}, "
                 f"{_megabytes(sum(x.nbytes for x in a))})")
+
+    def content_ids(self)->np.ndarray:
+        "What each photo is known by: uint64 (n, 2). Of cuts alone, their pixels."
+        if self.ids is not None: return self.ids
+        pixels = _pixel_ids(next(iter(self.cuts.values())))
+        return np.stack([np.zeros_like(pixels), pixels], 1)
 
     def take(self,
         index, # which photos: an index array
@@ -332,7 +408,25 @@ class Photos:
         # one number alone would give a view
         return {k: np.asarray(a)[np.atleast_1d(index)] for k,a in self.cuts.items()}
 
+# %% ../nbs/11_photos.ipynb #a7fc43ae
+def _check_root(root):
+    root, where = Path(root).resolve(), _cache_dir().resolve()
+    if (where.is_relative_to(root)
+        and not any(p[0] == '.' for p in where.relative_to(root).parts)):
+        raise InputError(f"the cache {where} lies among the photos of {root}. "
+                         "Set RECON_NB_CACHE to a folder elsewhere.")
+    return root
+
+def _may_be_deep(name): return name.lower().endswith(('.png', '.tif', '.tiff'))
+
+def _reading_of(files, ranges, whole):
+    "What an entry's key says of how its files were read; nothing where that was always the same."
+    ends = {Path(f[0]).suffix.lower() for f in files}
+    if whole or ends <= {'.webp', '.bmp'}: return []
+    return [_reading, ranges.text if any(map(_may_be_deep, ends)) else '']
+
 # %% ../nbs/11_photos.ipynb #a7fc43af
+# long: the call that reads files, with all that it takes
 def cut_files(
     root, # the folder
     names, # the photos in it: relative paths
@@ -341,18 +435,22 @@ def cut_files(
     cuts:dict, # name of each cut -> its side as a share of the shorter side
     workers:int|None=None, # threads that read; all cores if not given
     progress:bool=True, # show a bar, and say what the cache takes
-)->dict: # cuts, names, skipped: what `Photos` wants of them
+    listed:bool=False, # were the photos named one by one, and not found in the folder?
+    window=None, # of more than 8 bits: what becomes black and white, as for `Ranges`
+    whole:bool=False, # decode whole JPEGs only, as version 0.1 did
+)->dict: # cuts, names, skipped, ids, side, window: what `Photos` wants of them
     """The photos `names` in `root`, cut: from the cache, or read into it.
-    Raises `InputError` if more than half of them are bad."""
-    root, where = Path(root).resolve(), _cache_dir().resolve()
-    if (where.is_relative_to(root)
-        and not any(p[0] == '.' for p in where.relative_to(root).parts)):
-        raise InputError(f"the cache {where} lies among the photos of {root}. "
-                         "Set RECON_NB_CACHE to a folder elsewhere.")
+    Warns of a range that was found. Raises `InputError` if more than half of them are bad."""
+    root = Path(root).resolve() if listed else _check_root(root)
     files = [_stat_photo(root, n) for n in names]
-    rows = _read_files(root, files, size=size, cuts=cuts, workers=workers, progress=progress)
-    return cache_rows((str(root), files), rows,
-                      n=len(files), size=size, cuts=cuts, progress=progress)
+    ranges = Ranges(window, [root/f[0] for f in files if len(f) > 2 and _may_be_deep(f[0])])
+    rows = _read_files(root, files, size=size, cuts=cuts, workers=workers, progress=progress,
+                       ranges=ranges, whole=whole)
+    found = cache_rows((str(root), files, *_reading_of(files, ranges, whole)), rows,
+                       n=len(files), size=size, cuts=cuts, progress=progress,
+                       notes=lambda: dict(window=ranges.met, said=ranges.sentences()))
+    for s in found.pop('said', ()): warnings.warn(s, stacklevel=3)
+    return dict(found, window={k: tuple(v) for k,v in found.get('window', {}).items()})
 
 # %% ../nbs/11_photos.ipynb #e048633f
 def cut_images(
@@ -365,8 +463,7 @@ def cut_images(
 ): # yields the cuts of each image in turn, a list of arrays (size, size, 3) in the order of `cuts`
     "Cut photos that are in memory already."
     def cut(a):
-        im = Image.fromarray(np.ascontiguousarray(a))
-        return [np.asarray(cut_square(im, share=share, size=size)) for share in cuts.values()]
+        return _cut_one(a, size=size, cuts=cuts, ranges=Ranges(), whole=True)
     with (ThreadPoolExecutor(workers or os.cpu_count()) as pool,
           progress_bar(total=len(images), desc='cutting photos', unit='photo',
                        show=progress) as bar):
@@ -377,39 +474,54 @@ def cut_images(
 
 # %% ../nbs/11_photos.ipynb #5bde5328
 def list_photos(
-    images, # a path, a PIL image, an array (h, w, 3) or (n, h, w, 3) of bytes, or a list of these
-)->list: # one by one, none of them opened
+    # a path, a folder, a pattern such as 'a/*.jpg', a PIL image, bytes as an array
+    # (h, w, 3), (h, w) or (n, h, w, 3), a list of these, a table or a Dataset
+    images,
+): # one by one, none of them opened: a list, or what fetches them when it is asked
     "Photos as people have them, checked and not yet opened. Raises `InputError` if one is none."
-    if isinstance(images, np.ndarray) and images.ndim == 4: images = list(images)
-    if not isinstance(images, (list, tuple)): images = [images]
-    if not len(images): raise InputError("no photos were given.")
-    for im in images: _check_photo(im)
-    return [*images]
+    if isinstance(images, _Fetched): return images
+    one = _single(images)
+    found = [images] if one else _list_source(images, _PHOTO_SUFFIXES).items
+    if one or isinstance(found, np.ndarray): return [_one_array(x) for x in found]
+    if not isinstance(found, list): return _Fetched(found)
+    found = [_as_photo(im) for im in found]
+    for im in found:
+        if isinstance(im, Path): _check_path(im)
+    return found
 
-def _check_photo(im):
-    if isinstance(im, np.ndarray):
-        if im.dtype != np.uint8 or im.ndim != 3 or im.shape[2] != 3:
-            raise InputError(f"array of {im.dtype}, shape {im.shape}: a photo is uint8, (h, w, 3).")
-    elif isinstance(im, (str, os.PathLike)): _check_path(Path(im).expanduser(), im)
-    elif not isinstance(im, Image.Image) and not hasattr(im, 'read'):
-        raise InputError(f"a {type(im).__name__} is not a photo: "
-                         "give a path, a PIL image, or uint8 arrays (h, w, 3).")
+def _single(images): # is it an array of one photo, with two axes or with colours?
+    if not hasattr(images, 'shape') or not hasattr(images, 'dtype'): return False
+    shape = tuple(images.shape)
+    return len(shape) == 2 or (len(shape) == 3 and (shape[2] in (1,3,4) or shape[0] in (1,3)))
 
-def _check_path(path, given):
-    if path.is_dir():
-        raise InputError(f"{given} is a folder: give its photos, such as {given}/*.jpg.")
-    if not path.exists(): raise InputError(f"{given} is not a photo: there is no such file.")
+def _check_path(path):
+    if path.is_dir(): raise InputError(f"{path} is a folder among photos: give folders alone.")
+    if not path.exists(): raise InputError(f"{path} is not a photo: there is no such file.")
 
 # %% ../nbs/11_photos.ipynb #37afdf5a
 def as_images(
     images, # as for `list_photos`
+    window=None, # for more than 8 bits: what becomes black and white, as for `Ranges`, or one
 )->list: # PIL images, RGB
     "Photos as people have them, as PIL images. Raises `InputError` if one is not a photo."
-    return [_as_image(im) for im in list_photos(images)]
+    images = list_photos(images)
+    ranges = _ranges_for(images, window)
+    with _strict_pillow(): found = [_try_photo(im, _as_image, ranges=ranges) for im in images]
+    ranges.say(stacklevel=2)
+    return found
 
-def _as_image(im):
+def _ranges_for(images, window): # one range for all of them
+    if isinstance(window, Ranges): return window
+    fetched = isinstance(images, _Fetched) # of these none is opened in advance
+    known = () if fetched else [_place(im) for im in images if not isinstance(im, np.ndarray)]
+    return Ranges(window, known)
+
+def _as_image(im, *, ranges):
     if isinstance(im, np.ndarray): return Image.fromarray(im)
-    try: return open_rgb(Path(im).expanduser() if isinstance(im, (str, os.PathLike)) else im)
+    return open_rgb(_place(im), window=ranges)
+
+def _try_photo(im, read, **how):
+    try: return read(im, **how)
     except OSError as e: raise InputError(f"{im} is not a photo that can be read: {e}") from None
 
 # %% ../nbs/11_photos.ipynb #7bf66c33
@@ -418,8 +530,17 @@ def cut_photos(
     *,
     size:int, # side in pixels
     share:float=1., # side of the centred square, as a share of the shorter side
+    window=None, # for more than 8 bits: what becomes black and white, as for `Ranges`, or one
 )->np.ndarray: # bytes, `n size size 3`
     """Photos as people have them, cut square and resized; one is open at a time.
     Raises `InputError` if one is not a photo."""
-    return np.stack([np.asarray(cut_square(_as_image(im), share=share, size=size))
-                     for im in list_photos(images)])
+    return _cut_all(images, size=size, cuts=dict(it=share), window=window)['it']
+
+def _cut_all(images, *, size, cuts, window=None):
+    "Name of each cut -> bytes; each photo is opened once."
+    images = list_photos(images)
+    ranges = _ranges_for(images, window)
+    with _strict_pillow():
+        rows = [_try_photo(im, _cut_one, size=size, cuts=cuts, ranges=ranges) for im in images]
+    ranges.say(stacklevel=3)
+    return {k: np.stack(column) for k,column in zip(cuts, zip(*rows))}

@@ -19,6 +19,7 @@ from .core import (InputError,TrainingDiverged,append_jsonl,check_name,describe_
                            progress_bar)
 from .features import count_macs
 from .finetune import Recipe
+from .identity import _fingerprint_photos
 from .labelled import DEV_SEED,development_images,label_subset
 from .machine import check_device,fork_random
 
@@ -80,15 +81,6 @@ def unpack_shares(
     percent = np.frombuffer(base64.b64decode(text), np.uint8)
     return np.where(percent == _NOTHING, np.nan, percent/100)
 
-# %% ../nbs/70_probing.ipynb #3a1559a7
-def _fingerprint_photos(
-    photos:np.ndarray, # uint8 (n, size, size, 3)
-)->str: # twelve hexadecimal digits
-    "Equal for equal photos in the same order."
-    h = hashlib.blake2b(str(photos.shape).encode(), digest_size=6)
-    for i in range(0, len(photos), 1000): h.update(np.ascontiguousarray(photos[i:i+1000]))
-    return h.hexdigest()
-
 # %% ../nbs/70_probing.ipynb #f284bd9d
 def _parse_count(
     n:int|str|None, # how many; None or 'all' for all
@@ -134,6 +126,10 @@ class Setup:
 
     @cached_property
     def test_pixels(self)->str: return _fingerprint_photos(self.data.test_x)
+    def known(self, i)->str|None: # which photos these are, whatever their places
+        ids = getattr(self.data, 'train_ids', None)
+        if ids is None: return None
+        return hashlib.blake2b(np.sort(np.asarray(ids)[i]).tobytes(), digest_size=6).hexdigest()
     @property
     def title(self)->str: return f'{self.contender.name} {self.mode}'
 
@@ -148,7 +144,7 @@ class ProbeTask:
     trials = 1 # trainings that a search costs, about
     result = ProbeResult
 
-    def load(self, data, **how): # the set; how: size, root, name, progress
+    def load(self, data, **how): # the set; how: size, root, name, progress, window
         raise NotImplementedError
     def run(self, setup, seed, i, tick)->Finding: raise NotImplementedError # one seed
     def recipe(self, mode)->Recipe|None: return None # where to start; None: there is none
@@ -189,7 +185,8 @@ def _set_up(task, encoder, data, *, mode, amount, recipe, search, root, name, de
     recipe = _check_recipe(task, mode, recipe, search)
     contender = as_contender(encoder, **contender)
     task.check(contender, mode)
-    data = task.load(data, size=contender.size, root=root, name=name, progress=progress)
+    data = task.load(data, size=contender.size, root=root, name=name, progress=progress,
+                     window=contender.window)
     setup = Setup(contender, data, mode, amount, recipe, device, progress)
     task.check_set(setup)
     return setup
@@ -252,7 +249,7 @@ def search_recipe(
     amount:int|str|None=None,
     recipe=None, # the `Recipe` to start from; the task's own if not given
     root=None, # where a named set lies
-    device='cpu', # where to compute
+    device=None, # where to compute; the best there is, if not given
     progress:bool=True, # show a bar
     **contender, # for `as_contender`: part, like, size, width
 )->Recipe: # with the best rate; `selected` holds every score
@@ -272,6 +269,7 @@ def _row(task, setup, seed, i, found, seconds):
         seconds=round(seconds, 2), macs=count_macs(c.net, data.size),
         images_seen=found.images_seen, config=found.config, selected=found.selected,
         weights=fingerprint(c), subset=hashlib.blake2b(i.tobytes(), digest_size=6).hexdigest(),
+        subset_photos=setup.known(i),
         device=str(setup.device), machine=describe_machine())
 
 def _once(task, setup, seeds, subsets):
@@ -296,7 +294,7 @@ def run_probe(
     search:bool=False, # search the recipe for this contender first
     root=None, # where a named set lies
     name:str|None=None, # what records shall call the set
-    device='cpu', # where to compute
+    device=None, # where to compute; the best there is, if not given
     out=None, # a file (JSON Lines) that gets each record as soon as it is made
     progress:bool=True, # show a bar
     **contender, # for `as_contender`: part, like, size, width

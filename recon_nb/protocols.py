@@ -387,7 +387,7 @@ def run_protocol(
     runs:dict, # from `pretrain`
     *,
     out='probe.jsonl', # the file of records
-    device='cpu', # where to compute
+    device=None, # where to compute; the best there is, if not given
     progress:bool=True, # a line for each run
 )->list: # the records
     """Every run of a protocol that is missing, and what the pretrainings cost.
@@ -433,7 +433,7 @@ def _seconds_of_block(p, b, net, name, speed, counts):
 def estimate_hours(
     p:Protocol, # which table
     *,
-    device='cpu', # where probes will be computed; pretraining finds its own
+    device=None, # where probes will be computed; the best there is, as for pretraining
     # name of a set -> images to train on, to test on, where they differ from `COUNTS`
     counts:dict|None=None,
 )->dict: # what -> hours, for everything, as if nothing had been done

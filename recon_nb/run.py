@@ -27,13 +27,17 @@ from .core import InputError,read_jsonl
 from .machine import check_device,fork_random
 from .evaluation import generate
 from .encoder import _encoder_choices,stage_index
+from .health import Health,Seen,Trail,judge
 from .masks import compose
-from .photos import as_images,cut_photos,list_photos
+from .metrics import TrivialPredictors
+from .photos import cut_photos,list_photos,_cut_all,_ranges_for
 from .pixels import to_model,to_pixels
 from .plugins import check_parts,load_plugins
 from .show import show_grid,show_images
 from .state import make_networks
-from .task import make_task,_sample_encoder
+from .targets import SCORES,Score
+from .task import Task,make_task,_sample_encoder
+from .teacher import Teacher
 
 # %% ../nbs/56_run.ipynb #695221fe
 def _run_info(
@@ -169,6 +173,15 @@ class GANRun:
         self.device = next(generator.parameters()).device
         self.stopped = '' # why training ended before its time: signal, max_minutes or hook
 
+    def to(self,
+        device=None, # cpu, cuda, cuda:1 or mps; the best there is, if not given
+    )->'GANRun': # itself
+        "Move the networks; whatever is asked of the run is then computed there."
+        self.device = check_device(device)
+        for net in (self.generator, self.disc):
+            if net is not None: net.to(self.device)
+        return self
+
     def _read(self, name): # what was written up to these weights
         rows = read_jsonl(self.dir/name)
         return rows if self.epoch is None else [r for r in rows if r.get('step', 0) <= self.step]
@@ -212,8 +225,8 @@ def _fill_networks(tensors, cfg):
 def load(cls,
     run_dir, # a run folder, moved or not; or a file of weights in it
     *,
+    device=None, # where the networks shall live; the best there is, if not given
     epoch:int|None=None, # of weights kept on the way (`keep_every`); the last ones if not given
-    device:str='cpu', # where the networks shall live
     plugins=None, # files that register parts of your own, which the run needs
 )->GANRun:
     """Open a run folder. Needs `weights.safetensors` only.
@@ -253,8 +266,8 @@ def _check_paints(run):
                          "there is nothing to show. Use `run.transform(images)` for its features.")
 
 # %% ../nbs/56_run.ipynb #f184d17d
-def _cut(run, images, share): # `b 3 h w`
-    return to_model(cut_photos(images, share=share, size=run.cfg.size), run.device)
+def _cut(run, images, share, window): # `b 3 h w`
+    return to_model(cut_photos(images, share=share, size=run.cfg.size, window=window), run.device)
 
 @patch
 def reconstruct(self:GANRun,
@@ -263,14 +276,19 @@ def reconstruct(self:GANRun,
     """Whole photos in; what the generator sees of them and what it paints out.
     A photo's index is its place in the list."""
     _check_paints(self)
-    images = as_images(images)
-    s = self.task({k: _cut(self, images, share) for k,share in self.task.cuts.items()},
-                  np.arange(len(images)))
+    cuts = _cut_all(images, size=self.cfg.size, cuts=self.task.cuts, window=self.cfg.window)
+    s = self.task({k: to_model(x, self.device) for k,x in cuts.items()},
+                  np.arange(len(next(iter(cuts.values())))))
     out, goal = generate(self.generator, s.i_in)[0], s.goals[0]
     made = s.i_in, out, compose(out, goal, s.asked[0]), s.i_r, goal
     return Reconstruction(*map(to_pixels, made))
 
 # %% ../nbs/56_run.ipynb #cb8411c8
+def _row_titles(run): # of a `Reconstruction`'s rows, and of the sample grids
+    given = 'with what\nwas seen' if run.task.mask.window is None else 'with the\nreal centre'
+    asked = 'photo' if run.task.target.outputs[0].channels == 3 else 'asked for'
+    return ['sees', 'paints', given, asked]
+
 @patch
 def show(self:GANRun,
     images=None, # as for `reconstruct`; without, the last sample grid of the run
@@ -278,9 +296,7 @@ def show(self:GANRun,
     """Draw what the generator sees and paints, the composition and the photo, a row each;
     returns the matplotlib `Axes`."""
     _check_paints(self)
-    given = 'with what\nwas seen' if self.task.mask.window is None else 'with the\nreal centre'
-    asked = 'photo' if self.task.target.outputs[0].channels == 3 else 'asked for'
-    titles = ['sees', 'paints', given, asked]
+    titles = _row_titles(self)
     if images is not None: return show_images(self.reconstruct(images).rows, titles=titles)
     grids = [g for g in sorted((self.dir/'samples').glob('*.png'))
              if self.epoch is None or int(g.stem[6:]) <= self.epoch]
@@ -326,6 +342,110 @@ def held_out(self:GANRun)->HeldOut:
                          "or its target is not pixels.") from None
     return HeldOut(i_in, i_r, hidden[..., 0] > 127)
 
+# %% ../nbs/56_run.ipynb #0af1039c
+@patch
+def health(self:GANRun)->Health: # its `findings`, and what could not be judged
+    "What the run's numbers say about it, in plain words."
+    info = self.info
+    return judge(Seen(
+        self.cfg, Trail(self.history), self.metrics, info.get('trivial', {}),
+        self.task.target.headline, self.step, info.get('steps', self.step), info.get('train', 0)))
+
+# %% ../nbs/56_run.ipynb #9d1c0b32
+class PhotoScores(NamedTuple):
+    "How well a run predicts what is hidden of some photos, beside what needs no network."
+    n: int # photos
+    question: str # what is predicted, of what size, and where: only equal ones may be compared
+    headline: Score # the measure that counts
+    scores: dict # of the run: l1, psnr and ssim of a picture, or what its target measures
+    trivial: dict # predictor -> the same measures
+    unfitted: tuple # predictors that were not asked, for want of training photos
+
+    @property
+    def best(self)->tuple|None: # (name, its score); None if nothing trivial was asked
+        "The best of the trivial predictors, by the headline."
+        found = {n: row[self.headline.key] for n,row in self.trivial.items()}
+        if not found: return None
+        name = (max if self.headline.better == 'more' else min)(found, key=found.get)
+        return name, found[name]
+
+# %% ../nbs/56_run.ipynb #9d1c0b33
+def _say_scores(row, headline): # PSNR 14.35 dB, SSIM 0.41, L1 0.20: the headline first
+    keys = [headline.key, *(k for k in row if k != headline.key and row[k] is not None)]
+    score = lambda k: headline if k == headline.key else SCORES.get(k, Score(k, k))
+    return ', '.join(f'{_short(score(k))} {score(k).text(row[k])}' for k in keys)
+
+def _short(score): return score.name.removeprefix('held-out ') # photos that were given
+
+@patch
+def __repr__(self:PhotoScores):
+    own = f'{self.n} photos: {_say_scores(self.scores, self.headline)} ({self.question})'
+    best = (f'; best trivial predictor: {self.best[0]}, {self.headline.text(self.best[1])}'
+            if self.best else '')
+    missing = (f"; {' and '.join(self.unfitted)} were not asked: they are fitted on training "
+               'photos, fit=photos' if self.unfitted else '')
+    return own + best + missing
+
+# %% ../nbs/56_run.ipynb #9d1c0b34
+def _question(run): # what was asked, in words that are equal only if the question is
+    c = run.cfg
+    of = f' of {c.teacher_name}' if c.teacher else ''
+    return f'{c.target}{of} at {c.size} px, {c.mask} mask, visible={c.visible:.3g}'
+
+def _asking(run): # the run's task with the masks of seed 0, and with its teacher
+    task = Task(run.task.view, run.task.mask, run.task.target)
+    if not task.target.needs_teacher or task.target.teacher is not None: return task
+    path = run.dir/'teacher.safetensors'
+    if not path.exists():
+        raise InputError(f"{path} is not there: what this run had to predict can't be made "
+                         "without its teacher. Copy it from the run's own folder.")
+    teacher = Teacher(run.encoder)
+    teacher.load_state_dict(load_tensors(path)[0])
+    task.target.teacher = teacher.to(run.device)
+    return task
+
+def _sample(run, task, images, ranges): # of the task
+    cuts = _cut_all(images, size=run.cfg.size, cuts=task.cuts, window=ranges)
+    cuts = {k: to_model(x, run.device) for k,x in cuts.items()}
+    return task(cuts, np.arange(len(images)))
+
+def _on_cpu(x): # a tensor, or a tuple of them, or of these
+    return x.cpu() if isinstance(x, torch.Tensor) else tuple(map(_on_cpu, x))
+
+# %% ../nbs/56_run.ipynb #9d1c0b35
+_MOST_PIXELS = 2**24 # of all photos that are scored at once
+
+def _check_many(images, size):
+    most = _MOST_PIXELS//size**2
+    if len(images) > most:
+        raise InputError(f"{len(images)} photos of {size} px; {most} are scored at once. "
+                         f"Give some of them: photos[::{-(-len(images)//most)}].")
+    return images
+
+# %% ../nbs/56_run.ipynb #9d1c0b45
+@patch
+def score(self:GANRun,
+    images, # as for `reconstruct`
+    *,
+    fit=None, # training photos, for the two trivial predictors that are fitted on some
+)->PhotoScores:
+    """How well the run predicts what is hidden of photos, beside the trivial predictors.
+    Raises `InputError` if one is not a photo."""
+    images, task = _check_many(list_photos(images), self.cfg.size), _asking(self)
+    s = _sample(self, task, images, _ranges_for(images, self.cfg.window))
+    outs = _on_cpu(generate(self.generator, s.i_in))
+    s = s._make(map(_on_cpu, s))
+    scores = task.target.score(outs, s.goals, s.asked)
+    some = [] if fit is None else list_photos(fit)
+    ranges = _ranges_for(some, self.cfg.window)
+    batches = (s._make(map(_on_cpu, _sample(self, task, some[i:i+256], ranges)))
+               for i in range(0, len(some), 256))
+    trivial = task.target.score_trivial(batches if some else [s], s, task.mask.window)
+    # fitted on the very photos that they are asked about, these two would know the answers
+    unfitted = () if some else tuple(n for n in TrivialPredictors.fitted if n in trivial)
+    asked = {n: row for n,row in trivial.items() if n not in unfitted}
+    return PhotoScores(len(images), _question(self), task.target.headline, scores, asked, unfitted)
+
 # %% ../nbs/56_run.ipynb #033a6741
 @patch
 @torch.no_grad()
@@ -338,8 +458,8 @@ def transform(self:GANRun,
 )->np.ndarray: # float32, (n, channels), or (n, channels, h, w) without pooling
     "The encoder's features of whole photos, cut square and resized to the run's size."
     images, out = list_photos(images), []
-    at = stage_index(self.encoder, stage)
+    at, ranges = stage_index(self.encoder, stage), _ranges_for(images, self.cfg.window)
     for i in range(0, len(images), bs): # of a batch stays what is asked for, and that on the CPU
-        f = self.encoder.features(_cut(self, images[i:i+bs], 1.))[at]
+        f = self.encoder.features(_cut(self, images[i:i+bs], 1., ranges))[at]
         out.append((f.mean((2,3)) if pool else f).float().cpu())
     return torch.cat(out).numpy()

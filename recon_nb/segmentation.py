@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from .core import InputError,check_name,sample_uniform
 from .features import encode,frozen,_stage_sides
 from .finetune import Recipe,augment,_augmented,_choose_lr,train_model
-from .machine import fork_random
+from .machine import check_device,fork_random
 from .pixels import Photo8,to_model
 from .probing import Finding,ProbeResult,ProbeTask,_fit_finite,_pack_shares,run_probe
 from .segmented import VOID,load_segmentation,paint_masks
@@ -109,13 +109,14 @@ def encode_places(
     enc:nn.Module, # the encoder; the same afterwards
     photos:Photo8, # bytes
     *,
-    device='cpu', # where to compute
+    device=None, # where to compute; the best there is, if not given
+    grid:int|None=None, # side to which finer stages are averaged; the second one's if not given
     remember:bool=True, # as for `encode`
 )->list: # the stages, on the CPU, those finer than the grid averaged down to it
     """What a frozen encoder makes of photos, place by place.
     Raises `InputError` if it would take more than 8 GB."""
     sides = _stage_sides(enc, photos.shape[1])
-    grid = sides[:2][-1]
+    grid = grid or sides[:2][-1]
     shapes = [(c, min(s, grid), min(s, grid)) for c,s in zip(enc.channels, sides)]
     wide = [int(np.prod(s)) for s in shapes]
     if (need := 4*sum(wide)*len(photos)) > _MOST:
@@ -168,11 +169,12 @@ def fit_segmenter(
     mode:str, # linear or finetune
     classes:int, # how many
     seed:int, # of the head, the order, the augmentation and dropout
-    device='cpu', # where to compute
+    device=None, # where to compute; the best there is, if not given
     remember:bool=True, # keep a frozen encoder's stages for the next time
     tick=None, # a function of 1, called after each update
 )->Segmenter: # in evaluation mode
     "Train a head, and the encoder if wanted. The caller's random numbers stay."
+    device = check_device(device)
     how = dict(n=len(photos), seed=seed, loss_of=place_loss, device=device, tick=tick)
     fit = _WAYS[check_name(mode, _WAYS, 'mode')].fit
     with fork_random(device):
@@ -186,9 +188,10 @@ def segment(
     photos:Photo8, # bytes, of any number
     *,
     bs:int=64, # at a time
-    device='cpu', # where to compute
+    device=None, # where the model is; found by itself
 )->UInt8[np.ndarray, 'n h w']: # the classes
     "What a model says is where."
+    device = device or next(model.parameters()).device
     with frozen(model):
         return np.concatenate([
             model(to_model(np.ascontiguousarray(photos[i:i+bs]), device)
@@ -283,8 +286,12 @@ class Segmentation(ProbeTask):
     "What is where? A class for each place."
     name, modes, trials, result = 'segmentation', tuple(_WAYS), 3, SegmentationResult
 
+    def __init__(self,
+        classes=None, # names of those that are asked for beside the first; all if not given
+    ): self.wanted = classes
+
     def recipe(self, mode): return dense_recipe()
-    def load(self, data, **how): return load_segmentation(data, **how)
+    def load(self, data, **how): return load_segmentation(data, classes=self.wanted, **how)
 
     def check(self, contender, mode):
         if not (contender.trainable or _WAYS[mode].frozen):
@@ -348,6 +355,7 @@ def probe_dense(
     *,
     mode:str='linear', # linear or finetune
     photos:int|str|None=None, # how many training photos; None or 'all' for all
+    classes=None, # names to keep beside the first class, as for `load_segmentation`
     seeds=3, # how many, or which
     part:str='encoder', # of a run: encoder or disc
     like=None, # for scratch: the run, config or module whose architecture it has
@@ -358,12 +366,12 @@ def probe_dense(
     search:bool=True,
     root=None, # where VOC2012 lies
     name:str|None=None, # what records shall call the set
-    device='cpu', # where to compute
+    device=None, # where to compute; the best there is, if not given
     out=None, # a file (JSON Lines) that gets each record as soon as it is made
     progress:bool=True, # show a bar
 )->SegmentationResult:
     "How much an encoder helps to say what is where. Raises `InputError` before any training."
     return run_probe(
-        Segmentation(), encoder, data, mode=mode, amount=photos, seeds=seeds,
+        Segmentation(classes), encoder, data, mode=mode, amount=photos, seeds=seeds,
         part=part, like=like, size=size, width=width, recipe=recipe, search=search,
         root=root, name=name, device=device, out=out, progress=progress)

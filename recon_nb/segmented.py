@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags,Image
 from .core import InputError,check_name,progress_bar,sample_uniform
-from .data import _list_visible
+from .sources import _list_visible
 from .photos import _PHOTO_SUFFIXES,cut_files,_list_skipped
 from .sets import _locate_voc
 from .shapes import SHAPES,draw_shapes
@@ -157,14 +157,15 @@ def _open_mask(path, photo, known):
     return im
 
 # %% ../nbs/17_segmented.ipynb #23212fd7
-def _read_part(root, pairs, known, *, size, workers, progress):
+def _read_part(root, pairs, known, *, size, workers, progress, window):
     "Photos and masks of one part: the photos from the cache, the masks read anew."
     if lost := [m for _,m in pairs if not (root/m).is_file()]:
         raise InputError(f"photos without a mask: {len(lost)} of {len(pairs)}; "
                          f"{root/lost[0]}, for one, is not there.")
     found, mask_of = (cut_files(root, [p for p,_ in pairs], size=size, cuts={'i_r': 1.},
-                                workers=workers, progress=progress),
+                                workers=workers, progress=progress, window=window),
                       dict(pairs))
+    window.update(found['window'])    # of more than 8 bits: one range for both parts
     if skipped := found['skipped']:
         warnings.warn(f"skipped {len(skipped)} of {len(pairs)} photos: {_list_skipped(skipped)}",
                       stacklevel=3)
@@ -238,12 +239,13 @@ def load_segmentation(
     lists:tuple=('train','val'), # of VOC: to train on, to test on
     workers:int|None=None, # threads that read; all cores if not given
     progress:bool=True, # show a bar while reading
+    window=None, # of photos of more than 8 bits: kind -> what becomes black and white
 )->SegmentationSet:
     """Photos with masks, in two parts.
     Raises `InputError` if a mask is missing, or is not its photo's."""
     if type(size) is not int or size < 1:
         raise InputError(f"size={size!r}; it must be a whole number of pixels, 1 or more.")
-    how, given = (dict(size=size, workers=workers, progress=progress),
+    how, given = (dict(size=size, workers=workers, progress=progress, window=dict(window or {})),
                   data if isinstance(data, str) else '')
     if root is not None and given != 'voc2012':
         raise InputError("root= goes with 'voc2012', not with data of your own.")

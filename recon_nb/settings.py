@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from .config import GANConfig,config_from_dict,get_preset,with_overrides
 from .core import InputError
+from .decoding import Ranges
 
 # %% ../nbs/48_settings.ipynb #273995aa
 def _toml(text):
@@ -82,6 +83,9 @@ def _open_like(like, preset): # the folder of a run, or a run
 # how long, how the machine computes, what is kept: not what is computed
 _may_change = 'epochs', 'max_steps', 'accumulate', 'precision', 'compile', 'fused', 'keep_every'
 
+def _same_window(kept, given): # whether a run's ranges are the one that is given
+    return {*Ranges(kept).given.values()} == {*Ranges(given).given.values()}
+
 def _resumed_config(run_dir, overrides, *, seed, preset):
     path = Path(run_dir).expanduser()/'config.json'
     if not path.parent.is_dir():
@@ -89,6 +93,8 @@ def _resumed_config(run_dir, overrides, *, seed, preset):
     if not path.exists():
         raise InputError(f"{run_dir} holds no config.json: there is nothing to resume.")
     cfg = config_from_dict(json.loads(path.read_text()))
+    if overrides.get('window') and _same_window(cfg.window, overrides['window']):
+        overrides['window'] = None
     new = with_overrides(cfg, **overrides)
     asked = asdict(new) | {k: v for k,v in dict(seed=seed, preset=preset).items() if v is not None}
     changed = {k: v for k,v in asked.items() if v != getattr(cfg, k) and k not in _may_change}
@@ -117,6 +123,7 @@ def _choose_config(
     if len(extra) > 1: raise InputError("give config= or like=, not both: each is a config.")
     for k in [k for k in ('teacher','init') if overrides.get(k)]: # as the config keeps them
         overrides[k] = str(Path(overrides[k]).expanduser().resolve())
+    if overrides.get('window'): overrides['window'] = Ranges(overrides['window']).text
     if resume and run_dir is None:
         raise InputError("resume=True needs run_dir=, the folder of the run to go on with.")
     if resume: return _resumed_config(run_dir, overrides, seed=seed, preset=preset), ''

@@ -85,6 +85,29 @@ def _save_png(
     "Write a photo as a PNG file, whole or not at all."
     return write_atomic(path, _png_bytes(photo))
 
+# %% ../nbs/01_show.ipynb #7b1d5c20
+def _label_rows(
+    grid:np.ndarray, # (H, W, 3) bytes, from `image_grid`
+    titles, # a text for each row
+    *,
+    size:int, # height of a photo in the grid, in pixels
+    scale:int=1, # a pixel becomes a square of so many
+    pad:int=2, # pixels between photos, as in the grid
+)->np.ndarray: # bytes: the grid as it is, enlarged, with the texts left of it
+    "A grid as a file: whole pixels, and each row says what it is."
+    from PIL import Image,ImageDraw,ImageFont
+    font = ImageFont.load_default(size=min(max(size*scale//8, 11), 18))
+    texts = [' '.join(t.split()) for t in titles]
+    left = round(max(map(font.getlength, texts)))+12
+    big = grid.repeat(scale, 0).repeat(scale, 1)
+    page = Image.new('RGB', (left+big.shape[1], big.shape[0]), 'white')
+    page.paste(Image.fromarray(big), (left, 0))
+    draw = ImageDraw.Draw(page)
+    for i,text in enumerate(texts):
+        middle = (i*(size+pad)+size/2)*scale
+        draw.text((left-6, middle), text, fill='black', font=font, anchor='rm')
+    return np.asarray(page)
+
 # %% ../nbs/01_show.ipynb #fde55150
 COLORS = '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9' # Okabe and Ito
 _DASHES = (), (6,2), (6,2,1,2), (1,1.6), (9,2,1,2,1,2) # on and off, in widths of the line

@@ -23,6 +23,7 @@ from .machine import fork_random
 from .discriminator import Discriminator
 from .encoder import check_encoder,_encoder_of
 from .generator import Generator
+from .health import Trail
 from .losses import ADV,AdvLoss
 from .photos import Photos
 from .plugins import check_parts
@@ -55,6 +56,7 @@ class TrainState:
     notes: dict = field(default_factory=dict) # a hook's own numbers, for the progress line
     losses: dict = field(default_factory=dict) # of the last step read, as numbers
     metrics: dict = field(default_factory=dict) # the last evaluation's row
+    trail: Trail = field(default_factory=Trail) # the losses read so far, in few numbers
     # (step, losses as tensors) not yet read from the device
     pending: list = field(default_factory=list)
 

@@ -9,42 +9,15 @@ __all__ = ['tidy', 'summarize', 'table', 'to_markdown', 'label_curve']
 
 # %% ../nbs/76_tables.ipynb #2c072466
 import json
+from html import escape
 import numpy as np
 import pandas as pd
 from scipy import stats
 from .core import InputError,check_name
 from .classification import FROZEN
+from .intervals import crossed_interval
+from .probing import unpack_bits
 from .show import line_style,_spread_labels
-
-# %% ../nbs/76_tables.ipynb #2e167074
-def interval(
-    values, # numbers, one a run
-    *,
-    level:float=0.95, # how often such an interval shall hold the truth
-)->tuple: # (mean, low, high); low and high are nan for fewer than two values
-    "The mean and Student's t interval."
-    x = np.asarray(values, dtype=float)
-    half = stats.t.ppf((1+level)/2, len(x)-1)*x.std(ddof=1)/len(x)**0.5 if len(x) > 1 else np.nan
-    return float(x.mean()), float(x.mean()-half), float(x.mean()+half)
-
-# %% ../nbs/76_tables.ipynb #1d86ddd0
-def crossed_interval(
-    # differences (P, S): a row for each pretraining, a column for each probe seed; both at least 2
-    d,
-    *,
-    level:float=0.95, # how often such an interval shall hold the truth
-)->tuple: # (mean, low, high)
-    "The interval of a mean over pretrainings and probe seeds, both of them drawn at random."
-    d = np.asarray(d, dtype=float)
-    (P,S), m = d.shape, d.mean()
-    rows, cols = d.mean(1, keepdims=True), d.mean(0, keepdims=True)
-    ms = [S*((rows-m)**2).sum()/(P-1),
-          P*((cols-m)**2).sum()/(S-1),
-          ((d-rows-cols+m)**2).sum()/((P-1)*(S-1))]
-    total = max(ms[0]+ms[1]-ms[2], ms[0], ms[1])
-    df = total**2/(ms[0]**2/(P-1) + ms[1]**2/(S-1) + ms[2]**2/((P-1)*(S-1))) if total else 1.
-    half = stats.t.ppf((1+level)/2, max(df, 1.))*(total/(P*S))**0.5
-    return float(m), float(m-half), float(m+half)
 
 # %% ../nbs/76_tables.ipynb #361c5383
 def _row(r):
@@ -61,8 +34,10 @@ def _row(r):
         arm=plain or arm, mode=r['mode'], data=r['data'], labels=r['labels_per_class'] or 'all',
         seed=r['seed'], acc=100*r['test_accuracy'],
         pretraining=job.get('weights') or r.get('weights') or json.dumps(source, sort_keys=True),
-        kin=kin, run=source.get('run'), born=source.get('seed'),
+        pretrained=bool(source), kin=kin, run=source.get('run'), born=source.get('seed'),
         draw=r.get('subset') or (r['seed'] if r['labels_per_class'] else 'all'),
+        photos=r.get('subset_photos'), test=r.get('test_pixels') or None,
+        right=r.get('test_right') or None,
         per_class=r['n_train']/r['classes'], chance=100*r['chance'],
         n_test=r['n_test'], size=r['size'],
         settings=json.dumps(
@@ -102,81 +77,175 @@ def _apart(rows):
                 g.run if each.run.notna().all() and each.run.is_unique else g.pretraining)
     return rows
 
+# %% ../nbs/76_tables.ipynb #8ed10555
+def _by_test(rows):
+    "The same rows, a set of test photos a name; and what has to be said about them."
+    said = []
+    for data,g in rows.groupby('data', sort=False):
+        prints, silent = g.test.dropna().unique(), int(g.test.isna().sum())
+        if len(prints) > 1:
+            rows.loc[g.index, 'data'] = [
+                f'{data}, test {t[:4]}' if isinstance(t, str) else data for t in g.test]
+            said.append(f"{data}: records of {len(prints)} different sets of test photos, "
+                        "a column each; they are not compared."
+                        + (f" {silent} records do not say which photos they asked, "
+                           "and stand apart." if silent else ''))
+        elif silent:
+            who = 'the records' if silent == len(g) else f'{silent} of {len(g)} records'
+            said.append(f"{data}: {who} do not say which test photos they asked "
+                        "(0.1.0 did not); they are paired by the set's name.")
+    return rows, said
+
+def _pairs(rows):
+    "What a run has in common with its partner: the seed and, where they are known, the photos."
+    known = rows.groupby(['data','labels','seed'], sort=False).photos.transform('nunique')
+    return [(s if n < 2 else f'{s}, {p}') for s,n,p in zip(rows.seed, known, rows.photos)]
+
 # %% ../nbs/76_tables.ipynb #0e431e30
+# long: a check after the other
 def tidy(
     # dicts, as `compare_encoders` writes them or `ProbeResult.records()` gives them;
     # those of another kind are left out
     records,
-)->pd.DataFrame: # a row a run; `acc` and `chance` in per cent
+)->pd.DataFrame: # a row a run; `acc` and `chance` in per cent; `attrs['notes']`: what to know
     "Records as rows. Raises `InputError` if they don't belong into one table."
     rows = _rows([r for r in records if r.get('kind', 'probe') == 'probe'])
     if not len(rows):
         raise InputError("there is no record of a probe. "
                          "Run `compare_encoders`, or give the file that it wrote.")
     rows = _apart(rows)
-    for what in ('size','n_test'):
-        _agree(rows, ['data'], what, 'give each its own name, or keep them in tables of their own.')
+    apart = 'give each its own name, or keep them in tables of their own.'
+    _agree(rows, ['data'], 'size', apart)
+    rows, said = _by_test(rows)
+    _agree(rows, ['data'], 'n_test', apart)
     _agree(rows, ['arm','mode','data','labels'], 'settings',
            'these runs were trained in different ways; keep them in tables of their own.')
     controls = rows[rows.arm.isin(['scratch','random','raw pixels']) & (rows.pretraining != '{}')]
     _agree(controls, ['arm','mode','data','labels'], 'pretraining',
            'two architectures under one name; keep them in tables of their own.')
-    same = ['arm','mode','data','labels','pretraining','seed']
+    rows['pair'] = _pairs(rows)
+    same = ['arm','mode','data','labels','pretraining','pair']
     _agree(rows, same, 'acc', 'two records of the same run disagree.')
-    return rows.drop_duplicates(same, ignore_index=True)
+    # of two records of a run, the one that says more
+    first = rows.sort_values('right', key=lambda c: c.isna(), kind='stable').drop_duplicates(same)
+    rows = rows.loc[sorted(first.index)].reset_index(drop=True)
+    rows.attrs['notes'] = said
+    return rows
 
 # %% ../nbs/76_tables.ipynb #55bca535
 def _pair(arm, ref):
-    """Differences: a row for each pretraining, a column for each seed
+    """Differences: a row for each pretraining, a column for each label subset
     that the reference has, too; nan where one is missing."""
-    d = arm.pivot(index='pretraining', columns='seed', values='acc')
-    base = ref.groupby('seed')['acc'].mean().reindex(d.columns)
+    d = arm.pivot(index='pretraining', columns='pair', values='acc')
+    if ref is None: return d
+    base = ref.groupby('pair')['acc'].mean().reindex(d.columns)
     return d.sub(base, axis=1).dropna(axis=1, how='all').dropna(how='all')
 
-def _wide(d, level):
-    "The interval that counts the reference's luck as well; nan where it can't be known."
-    if len(d) == 1 or not (d.notna().sum() > 1).any(): # each run has a reference of its own
-        return interval((x := d.to_numpy())[~np.isnan(x)], level=level)[1:]
+def _lay(d):
+    """Which runs make an array without holes, by (pretraining, subset), and whether each
+    pretraining has a subset of its own; None if they make none."""
+    if len(d) > 1 and not (d.notna().sum() > 1).any():
+        own = [(p, row.first_valid_index()) for p,row in d.iterrows()]
+        return ([[k] for k in own] if (d.notna().sum(axis=1) == 1).all() else None), True
     full = d.dropna(axis=1)
-    return crossed_interval(full, level=level)[1:] if full.shape[1] > 1 else (np.nan, np.nan)
+    return ([[(p, s) for s in full] for p in full.index] if full.shape[1] else None), False
+
+def _answers(rows, keys, by):
+    "Who was right: an array, keys by photos; None if a record does not say."
+    rows = rows.drop_duplicates(by).set_index(by)
+    said = rows.right.loc[[k for line in keys for k in line]]
+    if said.isna().any(): return None
+    n = int(rows.n_test.iloc[0])
+    bits = np.array([unpack_bits(t, n) for t in said], dtype=np.float32)
+    return bits.reshape(len(keys), len(keys[0]), n)
+
+# %% ../nbs/76_tables.ipynb #473c6ab8
+def _most(*groups):
+    "The variance that the luck of the test photos may have, at most, where no answers are kept."
+    shares = [(g.acc.mean()/100, int(g.n_test.iloc[0])) for g in groups if g is not None]
+    return sum(a*(1-a)/n for a,n in shares)
+
+def _level(arm, ref, level):
+    "The mean, or the mean difference, its interval, and which kinds of luck are in it."
+    d = _pair(arm, ref)
+    if d.empty: return None
+    mean, (keys, own) = d.mean(axis=1).mean(), _lay(d)
+    if keys is None: found = d.mean(axis=1).to_numpy()[:,None,None]/100, _most(arm, ref)
+    else:
+        a, b = _answers(arm, keys, ['pretraining','pair']), 0
+        if ref is not None: b = _answers(ref, [[s for _,s in line] for line in keys], ['pair'])
+        held = a is not None and b is not None
+        # of records without answers the means, and the most that photos may have
+        means = np.array([[[d.loc[k]/100] for k in line] for line in keys])
+        found = (a-b, 0.) if held else (means, _most(arm, ref))
+    m, low, high = (100*v for v in crossed_interval(found[0], level=level, more=found[1]))
+    luck = dict(pretrainings=len(found[0]), subsets=1 if keys is None else len(keys[0]), own=own,
+                held=not found[1])
+    return mean, mean+low-m, mean+high-m, luck
 
 # %% ../nbs/76_tables.ipynb #75a8819f
 def _welch(diff, parts, level):
     "Student's interval where the variance is a sum: `parts` holds (variance, degrees of freedom)."
     total = sum(v for v,_ in parts)
-    df = total**2/sum(v**2/k for v,k in parts) if total else 1.
+    if not total: return diff, diff
+    df = total**2/sum(v**2/k for v,k in parts)
     half = stats.t.ppf((1+level)/2, df)*total**0.5
     return diff-half, diff+half
 
+def _photos_part(arm, ref, a, b):
+    "The luck of the test photos in a difference of means, and whether answers tell it."
+    sides = [_answers(rows, [[(p, s) for s in m] for p in m.index], ['pretraining','pair'])
+             for rows,m in ((arm, a.dropna()), (ref, b.dropna())) if len(m.dropna())]
+    if len(sides) < 2 or any(s is None for s in sides): return 1e4*_most(arm, ref), False
+    d = 100*(sides[0].mean((0,1)) - sides[1].mean((0,1)))
+    return float(d.var(ddof=1)/len(d)), True
+
+# %% ../nbs/76_tables.ipynb #ec993f6d
 def _independent(arm, ref, level):
     """Two arms, each with pretrainings of its own that all met the same seeds:
     the luck of both counts."""
-    a, b = (x.pivot(index='pretraining', columns='seed', values='acc') for x in (arm, ref))
+    a, b = (x.pivot(index='pretraining', columns='pair', values='acc') for x in (arm, ref))
     seeds = a.columns.intersection(b.columns)
     a, b = (x[seeds].dropna(how='all') for x in (a, b))
-    parts, by_seed = (
-        [(m.var()/len(m), len(m)-1) for m in (a.mean(axis=1), b.mean(axis=1)) if len(m) > 1],
-        a.mean()-b.mean())
-    diff = a.mean(axis=1).mean() - b.mean(axis=1).mean()
-    both = (_welch(diff, [*parts, (by_seed.var()/len(seeds), len(seeds)-1)], level)
-            if len(seeds) > 1 else (np.nan, np.nan))
-    return dict(zip(('diff','low','high','low_both','high_both'),
-                    (diff, *_welch(diff, parts, level), *both)),
-                n_diff=len(a), over='pretrainings')
+    parts = [(m.var()/len(m), len(m)-1) for m in (a.mean(axis=1), b.mean(axis=1)) if len(m) > 1]
+    if len(seeds) > 1: parts.append(((a.mean()-b.mean()).var()/len(seeds), len(seeds)-1))
+    photos, held = _photos_part(arm, ref, a, b)
+    diff, with_photos = (a.mean(axis=1).mean() - b.mean(axis=1).mean(),
+                         [*parts, (photos, arm.n_test.iloc[0]-1)])
+    # what photos may add at most widens, and never narrows
+    low, high = zip(*(_welch(diff, p, level) for p in [with_photos] + [parts]*(not held)))
+    luck = dict(pretrainings=len(a), subsets=len(seeds), own=False, held=held)
+    return diff, min(low), max(high), luck
 
 # %% ../nbs/76_tables.ipynb #ad6f4a05
+def _lacks(arm, ref, luck, chosen):
+    "Whose luck can't be known, in words."
+    said = []
+    for g in (arm, ref):
+        if not g.pretrained.any() or (k := g.pretraining.nunique()) > 2: continue
+        said.append('one pretraining: its luck is not included' if k == 1 else
+                    'two pretrainings: too few for a star')
+    if chosen and luck['subsets'] == 1 and not luck['own']:
+        said.append('one label subset: its luck is not included')
+    return '; '.join(dict.fromkeys(said))
+
+# %% ../nbs/76_tables.ipynb #20b9ff62
 def _difference(arm, ref, level):
-    ref = ref[ref.seed.isin(arm.seed)]
+    "How far an arm is from a reference, and how sure that is."
+    ref = ref[ref.pair.isin(arm.pair)]
     if ref.empty: return {}
-    if ref.groupby('seed')['pretraining'].nunique().max() > 1:
-        return _independent(arm, ref, level)
-    d = _pair(arm, ref)
-    if d.empty: return {}
-    over = d.iloc[0].dropna() if len(d) == 1 else d.mean(axis=1)
-    wide = _wide(d, level)
-    return dict(zip(('diff','low','high','low_both','high_both'),
-                    (*interval(over, level=level), *wide)),
-                n_diff=len(over), over='probe seeds' if len(d) == 1 else 'pretrainings')
+    several = ref.groupby('pair')['pretraining'].nunique().max() > 1
+    found = (_independent if several else _level)(arm, ref, level)
+    if found is None: return {}
+    diff, low, high, luck = found
+    lone = luck['subsets'] == 1 and not luck['own']
+    kinds = ['pretrainings']*(luck['pretrainings'] > 1) + ['label subsets']*(not lone)
+    kinds.append('test photos' if luck['held'] else 'test photos (at most)')
+    # labels that were all taken were not chosen; but scratch and its like have a seed, too
+    chosen = arm.labels.iloc[0] != 'all' or not {'scratch','random'}.isdisjoint(ref.arm)
+    lacks = _lacks(arm, ref, luck, chosen)
+    return dict(diff=diff, low=low, high=high, luck=', '.join(kinds), lacks=lacks,
+                star=bool(low*high > 0 and not lacks))
 
 # %% ../nbs/76_tables.ipynb #5b30a052
 # long: one loop over the cells of a table
@@ -188,7 +257,7 @@ def summarize(
     level:float=0.95, # of the intervals
 )->pd.DataFrame: # a row for each arm, mode, set and number of labels, in per cent
     """Mean, standard deviation, and the paired difference from a reference,
-    for every cell of a table."""
+    for every cell of a table; each with its interval."""
     rows, out = tidy(records), []
     check_name(against, ['scratch', *rows.arm.unique()], 'row to compare with')
     for (mode,data,labels,arm),g in rows.groupby(['mode','data','labels','arm'], sort=False):
@@ -202,14 +271,18 @@ def summarize(
         if len(means) > 1:
             most = f'-{seeds.max()}' if seeds.max() > seeds.min() else ''
             n = f'{len(means)}x{seeds.min()}{most}'
+        _,low,high,_ = _level(g, None, level)
         out.append(dict(
             mode=mode, data=data, labels=labels, arm=arm,
             mean=x.mean(), std=x.std(), n=n,
+            mean_low=max(low, 0.), mean_high=min(high, 100.),
             chance=g.chance.max(), per_class=g.per_class.iloc[0],
             **(_difference(g, cell[cell.arm == ref], level) if arm != ref else {})))
-    columns = ('mode data labels arm mean std n chance per_class '
-               'diff low high low_both high_both n_diff over').split()
-    return pd.DataFrame(out, columns=columns)
+    columns = ('mode data labels arm mean std n mean_low mean_high chance per_class '
+               'diff low high star luck lacks').split()
+    s = pd.DataFrame(out, columns=columns)
+    s.attrs['notes'] = rows.attrs['notes']
+    return s
 
 # %% ../nbs/76_tables.ipynb #c3b48af9
 def _text(c, diff=False):
@@ -218,8 +291,7 @@ def _text(c, diff=False):
         return (f"{c['mean']:.1f} ({c['n']})" if np.isnan(c['std']) else
                 f"{c['mean']:.1f} ± {c['std']:.1f} ({c['n']})")
     if np.isnan(c['diff']): return '-'
-    if np.isnan(c['low']): return f"{c['diff']:+.1f}"
-    star = ' *' if c['low']*c['high'] > 0 and c['low_both']*c['high_both'] > 0 else ''
+    star = ' *' if c['star'] else ''
     return f"{c['diff']:+.1f} [{c['low']:+.1f}, {c['high']:+.1f}]{star}"
 
 def _controls(mode): # (row's name, arm, mode to take it from)
@@ -230,7 +302,32 @@ def _controls(mode): # (row's name, arm, mode to take it from)
 
 def _many(labels): return sorted(set(labels), key=lambda k: (k == 'all', k if k != 'all' else 0))
 
+# %% ../nbs/76_tables.ipynb #07ed7c05
+class Table(pd.DataFrame):
+    "A table of text that says below itself what must be known about it."
+    @property
+    def _constructor(self): return Table
+    @property
+    def notes(self)->list: return self.attrs.get('notes', []) # sentences
+    def __repr__(self): return '\n'.join([super().__repr__(), *self.notes])
+    def _repr_html_(self):
+        return super()._repr_html_() + ''.join(f'<p><small>{escape(n)}</small></p>'
+                                               for n in self.notes)
+
+def _notes(cells, known): # of the differences that a table shows
+    out, shown = list(known), [c for c in cells if not np.isnan(c['diff'])]
+    if any(c['star'] for c in shown):
+        out.insert(0, "* the 95 % interval excludes zero, with three pretrainings or more.")
+    if any('at most' in c['luck'] for c in shown):
+        out.append("Records without the answers photo by photo: the luck of the test photos "
+                   "is taken at its most.")
+    for lacks in dict.fromkeys(c['lacks'] for c in shown if c['lacks']):
+        who = dict.fromkeys(c['arm'] for c in shown if c['lacks'] == lacks)
+        out.append(f"{', '.join(who)}: {lacks}.")
+    return out
+
 # %% ../nbs/76_tables.ipynb #58e2af52
+# long: controls, arms, differences, notes
 def table(
     records, # as for `tidy`
     mode:str='finetune', # which way of probing
@@ -240,7 +337,7 @@ def table(
     arms=None, # rows below the controls; those with records if not given
     against:str='scratch', # the arm to take differences from
     level:float=0.95, # of the intervals
-)->pd.DataFrame: # of text; '-' where nothing was run
+)->Table: # of text; '-' where nothing was run; `notes` says what must be known
     """Accuracy in per cent, mean ± standard deviation (runs),
     and below it the paired difference with its interval."""
     s = summarize(records, against=against, level=level)
@@ -260,18 +357,25 @@ def table(
     rows |= ({name: [get(m, arm, c) for c in cols] for name,arm,m in _controls(mode)}
              | {a: [get(mode, a, c) for c in cols] for a in own})
     rows |= {f'{a} - {ref}': [get(mode, a, c, True) for c in cols] for a in own if a != ref}
-    return pd.DataFrame.from_dict(rows, orient='index', columns=cols)
+    t = Table(pd.DataFrame.from_dict(rows, orient='index', columns=cols))
+    t.attrs['notes'] = _notes([cells[k] for a in own if a != ref for c in cols
+                               if (k := (mode,a,*c)) in cells],
+                              [n for n in s.attrs['notes']
+                               if n.split(':')[0] in [d.split(', test ')[0] for d in sets]])
+    return t
 
 # %% ../nbs/76_tables.ipynb #4ab2c6ac
 def to_markdown(
     t:pd.DataFrame, # from `table`
-)->str: # rows and columns in Markdown, aligned for the eye
+)->str: # rows and columns in Markdown, aligned for the eye; then its notes
     "A table as text."
     head = ['', *(f'{d}, {k}' for d,k in t.columns)]
     rows = [head, *([str(i), *map(str, r)] for i,r in zip(t.index, t.to_numpy()))]
     wide = [max(map(len, c)) for c in zip(*rows)]
     lines = ['| ' + ' | '.join(c.ljust(w) for c,w in zip(r, wide)) + ' |' for r in rows]
-    return '\n'.join([lines[0], '|' + '|'.join('-'*(w+2) for w in wide) + '|', *lines[1:]])
+    text = [lines[0], '|' + '|'.join('-'*(w+2) for w in wide) + '|', *lines[1:]]
+    notes = getattr(t, 'notes', [])
+    return '\n'.join([*text, *([''] if notes else []), *notes])
 
 # %% ../nbs/76_tables.ipynb #5324adb2
 _plain = {'scratch': dict(color='black'), 'random': dict(color='black', ls='--'),

@@ -7,14 +7,14 @@ Docs: https://recon-nb.github.io/recon_nb/timm_folder.html.md"""
 # %% auto #0
 __all__ = ['export_timm']
 
-# %% ../nbs/63_timm_folder.ipynb #70b04668
+# %% ../nbs/63_timm_folder.ipynb #b975e39e
 import json,warnings
 from pathlib import Path
 from .checkpoint import save_tensors
 from .core import InputError,write_atomic
 from .export import Pretrained,load_pretrained
 
-# %% ../nbs/63_timm_folder.ipynb #f6fb7683
+# %% ../nbs/63_timm_folder.ipynb #d26b49ec
 def _timm_config(p): # of a `Pretrained`, as timm writes it
     net, size, given = p.encoder.net, p.preprocess.size, p.encoder.net.pretrained_cfg
     fixed = bool(given.get('fixed_input_size'))
@@ -28,7 +28,7 @@ def _timm_config(p): # of a `Pretrained`, as timm writes it
             first_conv=given.get('first_conv'), classifier=given.get('classifier')),
         recon_nb=p.config) # where the weights come from
 
-# %% ../nbs/63_timm_folder.ipynb #b790f4a1
+# %% ../nbs/63_timm_folder.ipynb #54c374e2
 _plain = """import timm
 net = timm.create_model('local-dir:FOLDER', pretrained=True, num_classes=0)
 """
@@ -57,14 +57,14 @@ def _readme(p):
         f"Pictures go in as RGB in [-1, 1] (mean and std 0.5).\n\n{own}"
         f"```python\n{_recipe(p)}```\n")
 
-# %% ../nbs/63_timm_folder.ipynb #0cd0cd8b
+# %% ../nbs/63_timm_folder.ipynb #3b2c86cf
 def export_timm(
     run, # a `GANRun`, a run folder, or whatever else `load_pretrained` opens
     folder, # the folder to write; made if it is missing
 )->Path: # `folder`
     """Write a backbone of timm as a folder that `timm.create_model('local-dir:...')` opens.
     Raises `InputError` if the encoder is none; warns if its stem is not timm's."""
-    p, folder = load_pretrained(run), Path(folder).expanduser()
+    p, folder = load_pretrained(run, device='cpu'), Path(folder).expanduser()
     _check_timm(p)
     names = 'model.safetensors', 'config.json', 'README.md'
     there = [n for n in names if (folder/n).exists()]
@@ -82,7 +82,7 @@ def export_timm(
             f"another network. README.md in {folder} has the lines that open it.", stacklevel=2)
     return folder
 
-# %% ../nbs/63_timm_folder.ipynb #0536b985
+# %% ../nbs/63_timm_folder.ipynb #492b1f15
 def _check_timm(
     p:Pretrained, # with any encoder
 )->None:

@@ -22,6 +22,7 @@ from .core import TrainingDiverged,append_jsonl,progress_bar,read_jsonl,write_at
 from .devices import _agree,_explain_memory,_mean_over
 from .machine import fork_random
 from .evaluation import evaluate,_evaluating,_evaluation_epochs
+from .health import LIVE,Seen,Trail,judge
 from .state import TrainState
 from .steps import set_lr,train_step
 
@@ -40,6 +41,7 @@ def _read_losses(st): # the pending ones: from the device, checked, into the his
                          seconds=round(st.seconds, 2), **{k: round(v, 6) for k,v in row.items()}))
         st.losses = {**st.losses, **row} # G's last ones, where it sat out
     st.pending.clear()
+    st.trail.add(*rows)
     if st.run_dir and st.acc.is_main_process: append_jsonl(st.run_dir/'history.jsonl', *rows)
 
 # %% ../nbs/55_trainer.ipynb #0d49bc8e
@@ -118,6 +120,7 @@ def _cut_records(st): # steps after the checkpoint will be made again
         rows = [r for r in read_jsonl(f) if r.get('step', 0) <= st.step]
         write_atomic(f, ''.join(json.dumps(r)+'\n' for r in rows))
         if f.stem == 'metrics' and rows: st.metrics = rows[-1]
+        if f.stem == 'history': st.trail = Trail(rows)
     for epoch,path in _kept_weights(st.run_dir).items():
         if epoch > st.epoch: path.unlink()
 
@@ -156,6 +159,19 @@ def _agree_to_leave(st, save_due): # (leave?, save now?): the same answer in all
     if leave and st.acc.num_processes > 1: # the first process that has a reason gives it to all
         st.stop, st.why = True, next((why for why in gather_object([st.why]) if why), '')
     return leave, save_now
+
+# %% ../nbs/55_trainer.ipynb #7c121058
+def _seen(
+    st:TrainState, # a run in training
+    scores=None, # the rows of its evaluations; the last one, if not given
+)->Seen:
+    "What its numbers say so far."
+    if scores is None: scores = [st.metrics] if st.metrics else []
+    return Seen(st.cfg, st.trail, scores, {}, st.task.target.headline, st.step, st.total_steps,
+                len(st.train))
+
+def _note_signs(st): # in front of the bar
+    return ', '.join(f.short for f in judge(_seen(st), LIVE).findings)
 
 # %% ../nbs/55_trainer.ipynb #f150efe4
 # long: the loop, in one piece
@@ -198,6 +214,7 @@ def fit(
                 _call_hooks(hooks, st, 'epoch')
             if last or whole and st.epoch in looks:
                 if st.acc.is_main_process: st.metrics = evaluate(st)
+                bar.set_description_str(_note_signs(st))
                 _call_hooks(hooks, st, 'evaluate')
             if due: bar.set_postfix({k: f'{v:.3g}' for k,v in (st.losses|st.notes).items()})
             now = time.monotonic()

@@ -8,7 +8,7 @@ Docs: https://recon-nb.github.io/recon_nb/training.html.md"""
 __all__ = ['train_gan']
 
 # %% ../nbs/59_training.ipynb #79ae6dea
-import json,os
+import json,math,os
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,16 +19,20 @@ from .checkpoint import _has_checkpoint,load_tensors,save_tensors
 from .config import deviations
 from .core import InputError,describe_machine,duration,_megabytes,write_atomic
 from .cost import estimate_cost
+from .columns import _is_table
 from .data import SETS,load_photos,split_photos
+from .decoding import Ranges
 from .devices import _end_together,_main_first,make_accelerator,_on_main
 from .machine import fork_random
 from .encoder import _encoder_choices,_knows_encoder
 from .evaluation import score_predictors
-from .folder import _check_place,_fingerprint_photos,_own_folder
+from .folder import (_check_place,_fingerprint_run,_is_fingerprint,_own_folder,
+                              _write_ids)
 from .metrics import best_psnr
 from .plugins import load_plugins,_plugins_of
 from .run import GANRun,_first_weights,load_encoder,_run_info
 from .settings import _choose_config
+from .sources import _is_dataset,_is_pattern
 from .state import TrainState,make_state
 from .task import make_task,_sample_encoder
 from .teacher import Teacher
@@ -44,21 +48,46 @@ def _check_held_out(photos, overrides):
         raise InputError(f"valid={overrides['valid']:g} has no effect: {photos.source} has a "
                          "held-out part of its own. Leave it out.")
 
+# %% ../nbs/59_training.ipynb #5194a193
+def _how_to_read(cfg, known): # `known`: of the run that is resumed
+    # version 0.1 took all 16 bits for used, and decoded all of each JPEG
+    old = bool(known) and 'reading' not in known
+    kinds = [f'{f} uint16{c}' for f in ('TIFF', 'PNG') for c in ('', ' color')]
+    given = Ranges(cfg.window).given
+    # one that is asked for must have an effect, one that is kept holds where it fits
+    given = cfg.window if '' in given and not known else given
+    return dict(window=dict.fromkeys(kinds, (0, 65535)) if old else given, whole=old)
+
 # %% ../nbs/59_training.ipynb #7ff9e8d1
-def _name_data(data): # what the config remembers of it: a name, a folder's full path, or 'array'
-    if not isinstance(data, (str, os.PathLike)): return 'array'
+_given = dict(array='an array', files='a list of files', pictures='pictures in memory',
+              Dataset='a Dataset', table='a table')
+
+def _kind_of(data): # what was given, if it was no name and no path
+    if _is_table(data) or isinstance(data, dict): return 'table'
+    if hasattr(data, 'shape') and hasattr(data, 'dtype'): return 'array'
+    if _is_dataset(data): return 'Dataset'
+    if hasattr(data, '__next__'): return 'files'
+    some = data if isinstance(data, (list, tuple, set)) else ()
+    return 'files' if any(isinstance(x, (str, os.PathLike)) for x in some) else 'pictures'
+
+def _name_data(data): # what the config remembers: a name, a full path or pattern, or what it was
+    if not isinstance(data, (str, os.PathLike)): return _kind_of(data)
     if not str(data):
         raise InputError("data is an empty text: give a folder, or the name of a set.")
     path = Path(data).expanduser()
     if str(data) in SETS: return str(data) # a name is a name, even beside a folder of that name
-    return str(path.resolve()) if path.is_dir() else str(data)
+    if path.exists(): return str(path.resolve())
+    return os.path.abspath(path) if _is_pattern(str(data)) else str(data)
 
+# %% ../nbs/59_training.ipynb #55fb4984
 def _remember_data(cfg, data): # the config, and what to load
     # a moved folder is remembered at its new place
     if data is not None: return replace(cfg, data=_name_data(data)), data
-    if cfg.data == 'array':
-        raise InputError("this run was trained on an array: pass the same array as `data`.")
-    if Path(cfg.data).is_absolute() and not Path(cfg.data).exists():
+    if cfg.data in _given:
+        raise InputError(f"this run was trained on {_given[cfg.data]}: pass the same "
+                         f"{_given[cfg.data].split(' ', 1)[1]} as `data`.")
+    gone = Path(cfg.data).is_absolute() and not Path(cfg.data).exists()
+    if gone and not _is_pattern(cfg.data):
         raise InputError(f"the photos of the run were in {cfg.data}, which is not there: "
                          "pass the folder where they are now as `data`.")
     cfg = replace(cfg, data=_name_data(cfg.data)) # a config file may name a folder as people do
@@ -75,15 +104,22 @@ def _check_minutes(max_minutes):
     if max_minutes is not None and not max_minutes > 0:
         raise InputError(f"max_minutes={max_minutes!r}; it must be above 0.")
 
+def _accelerator(given, precision, device):
+    if given is None: return make_accelerator(precision, device=device)
+    if device is None: return given
+    raise InputError(f"device={str(device)!r}, and an accelerator, which has a device of its own "
+                     f"({given.device}). Give one of the two.")
+
 # %% ../nbs/59_training.ipynb #a479511d
 # long: the one call, its checks in the order they are made
 @_end_together()
 def train_gan(
-    # folder of photos, name of a set, or uint8 array `n h w 3`; the preset's own if not given
+    # photos as for `load_photos`: a folder, files, a table, an array, a Dataset, the name of a
+    # set; the preset's own set if not given
     data=None,
     preset:str|None=None, # a name in `config.PRESETS`, such as paper-sb; quick if not given
     *,
-    root=None, # where a named set's original copy lies
+    root=None, # where a named set's original copy lies, or a table's paths start
     run_dir=None, # the run's folder; `runs/<preset>-<number>` if not given
     resume:bool=False, # go on with the run in `run_dir`
     config=None, # a file of choices (.json, .toml, .yaml), a dict, or a `GANConfig`
@@ -92,6 +128,7 @@ def train_gan(
     max_minutes:float|None=None, # stop cleanly after so many minutes; `resume=True` goes on
     hooks=(), # functions of the `TrainState`, called at begin, step, epoch, evaluate and end
     progress:bool=True, # say what is planned, show a bar, say what came out
+    device=None, # cpu, cuda, cuda:1 or mps; the best there is, if not given
     # an `accelerate.Accelerator`: device, precision and processes; found by itself if not given
     accelerator=None,
     plugins=None, # files that register parts of your own: a mask, a view, a target, ...
@@ -114,11 +151,13 @@ def train_gan(
     first = _first_weights(cfg) if cfg.init and not resume else None
     hooks = _check_hooks(hooks)
     _check_minutes(max_minutes)
-    acc = accelerator or make_accelerator(cfg.precision)
+    acc = _accelerator(accelerator, cfg.precision, device)
     _on_main(acc, lambda: _check_place(run_dir, cfg, resume=resume))
     with fork_random(acc.device):
         photos = _main_first(acc, lambda: load_photos(
-            data, root=root, size=cfg.size, cuts=make_task(cfg).cuts, progress=progress))
+            data, root=root, size=cfg.size, cuts=make_task(cfg).cuts, progress=progress,
+            **_how_to_read(cfg, known if resume else {})))
+        cfg = replace(cfg, window=Ranges(photos.window).text)
         _check_held_out(photos, overrides)
         train,valid = split_photos(photos, valid=cfg.valid, seed=cfg.seed)
         with _own_folder(acc, run_dir, cfg, resume=resume) as run_dir:
@@ -162,17 +201,18 @@ def _open_teacher(
 def _info(st, root, plugins):
     noted = dict(plugins=plugins) if plugins else {}
     place = dict(root=str(Path(root).expanduser().resolve())) if root else {}
-    return dict(photos=st.photos.source, train=len(st.train), held_out=len(st.valid),
+    named = dict(name=st.photos.name) if st.photos.name else {}
+    return dict(photos=st.photos.source, **named, train=len(st.train), held_out=len(st.valid),
                 skipped=len(st.photos.skipped), bs=st.bs, **place, **noted,
                 trivial=score_predictors(st),
-                machine=describe_machine(), device=str(st.acc.device),
+                reading=2, machine=describe_machine(), device=str(st.acc.device),
                 processes=st.acc.num_processes)
 
 # %% ../nbs/59_training.ipynb #7a3c0eaf
 def _open(st, *, root, plugins, progress, origin=''):
     "Go to the last checkpoint, if there is one; write what is known before the first step."
-    known, fingerprint = _run_info(st.run_dir), _fingerprint_photos(st.photos, st.train, st.valid)
-    if known and known['fingerprint'] != fingerprint:
+    known, seen = _run_info(st.run_dir), (st.photos, st.train, st.valid)
+    if known and not _is_fingerprint(known['fingerprint'], *seen):
         raise InputError(f"the photos are not those of the run in {st.run_dir} "
                          f"({known['train']} + {known['held_out']} there, "
                          f"{len(st.train)} + {len(st.valid)} here): "
@@ -186,8 +226,9 @@ def _open(st, *, root, plugins, progress, origin=''):
     if progress: st.acc.print(f'resumed at step {st.step}. ' * bool(known) + _announce(st, origin))
     st.acc.wait_for_everyone() # all have read what lies there; now it may change
     if st.acc.is_main_process:
-        _write_info(st, dict(known or _info(st, root, plugins), fingerprint=fingerprint,
-                             steps=st.total_steps, deviations=deviations(st.cfg)))
+        _write_info(st, dict(
+            known or dict(_info(st, root, plugins), fingerprint=_fingerprint_run(*seen)),
+            steps=st.total_steps, deviations=deviations(st.cfg)))
 
 # %% ../nbs/59_training.ipynb #27b8111b
 def _write_info(st, info):
@@ -196,6 +237,7 @@ def _write_info(st, info):
     if st.photos.skipped:
         write_atomic(st.run_dir/'skipped.jsonl',
                      ''.join(json.dumps(r)+'\n' for r in st.photos.skipped))
+    _write_ids(st.run_dir/'photos.npz', st.photos, st.train, st.valid)
     write_atomic(st.run_dir/'run.json', json.dumps(info, indent=1))
 
 # %% ../nbs/59_training.ipynb #9f05a751
@@ -204,14 +246,15 @@ def _announce(st, origin=''):
     small = f' (the whole set: smaller than a batch of {st.cfg.bs})' if st.bs < st.cfg.bs else ''
     if (n := st.acc.num_processes) > 1: small += f', shared by {n} processes'
     if (n := st.cfg.accumulate) > 1: small += f', in {n} parts'
-    plan = (f'{st.cfg.label} on {st.photos.source}: '
+    plan = (f'{st.cfg.label} on {st.photos.title}: '
             f'{len(st.train)} photos to train, {len(st.valid)} held out, {st.cfg.size} px; '
             f'batch {st.bs}{small}, {_say_length(st)}; '
             f'about {duration(seconds)} and {_megabytes(memory)} on {st.acc.device}')
     differ = [f'differs from {st.cfg.preset}: {k} {a} -> {b}'
               for k,(a,b) in deviations(st.cfg).items()]
-    more = [*_say_kept(st), *_say_backbone(st), *[origin][:bool(origin)]]
-    return '\n  '.join([plan, _say_shares(st), *more, *differ])
+    notes = [_say_shares(st), *_say_small(st), *_say_reading(st), *_say_kept(st)]
+    notes += [*_say_backbone(st), *[origin][:bool(origin)]]
+    return '\n  '.join([plan, *notes, *differ])
 
 def _say_shares(st): # of the photos in an epoch, of a picture's area
     index = _choose_evenly(st.train, 64)
@@ -228,6 +271,37 @@ def _say_backbone(st): # of another library; and what the encoder began with
     side = st.cfg.size//enc.reductions[-1]
     return [*first, f'{st.cfg.encoder}, stem {enc.stem!r}: {side} x {side} places of '
         f'{enc.reductions[-1]} px in its last stage' + (not begun)*'; its weights begin at random']
+
+# %% ../nbs/59_training.ipynb #75ac112c
+_few_updates, _few_photos = 300, 1000
+
+def _say_small(st): # what will make a result poor, and what to do about it
+    n, steps, each = len(st.train), st.total_steps, st.steps_per_epoch
+    if steps < _few_updates:
+        epochs = math.ceil(_few_updates/max(1, each))
+        more = (f'max_steps={_few_updates}' if st.cfg.max_steps else
+                f'epochs={epochs} makes {epochs*each}, a smaller bs makes more')
+        yield f'{steps} updates are few, and little is learned: {more}'
+    if n < _few_photos:
+        yield (f'{n} photos are soon known by heart: each is seen {steps/max(1, each):.3g} times; '
+               'watch the held-out score, and give more photos')
+    side, size = st.photos.side, st.cfg.size
+    for share in sorted(set(st.task.cuts.values())):
+        shown = round(share*side) if side else size
+        if shown < size:
+            part = 'the whole' if share == 1 else f'the middle {share:.0%}'
+            yield (f'enlarged: {part} of photos of {side} px is {shown} px, shown at {size}, and '
+                   f'blurred: give larger photos{_smaller(shown, share)}')
+
+# %% ../nbs/59_training.ipynb #c27d1e79
+def _smaller(shown, share): # sizes are multiples of 16
+    size = f', or size={shown//16*16}' if shown >= 16 else ''
+    return size + (", or view='canvas', mask='patches'" if share < 1 else '')
+
+def _say_reading(st): # what was decided about the photos, and what was left out
+    if st.cfg.window: yield f'black and white of photos of more than 8 bits: {st.cfg.window}'
+    if st.photos.skipped:
+        yield f"{len(st.photos.skipped)} files were skipped: {st.run_dir/'skipped.jsonl'}"
 
 # %% ../nbs/59_training.ipynb #b5900001
 def _say_length(st): # epochs are whole, updates are counted
@@ -251,7 +325,8 @@ def _summary(run, st):
     done = (f'done in {took}' if st.step >= st.total_steps
             else f'stopped at step {st.step} of {st.total_steps} after {took} '
                  '(to go on, resume it)')
-    return f"{done}: {_say_result(run)}\n{_say_pictures(run)}\nrun folder: {run.dir}"
+    return (f"{done}: {_say_result(run)}\n{_say_pictures(run)}\n{run.health()}\n"
+            f"run folder: {run.dir}")
 
 def _say_result(run):
     if not run.metrics: return 'not evaluated yet'

@@ -22,20 +22,23 @@ from fastcore.basics import patch
 
 # %% ../nbs/81_widgets.ipynb #26491fee
 from .compare import _Records,_caption_of
+from .config import config_from_dict
 from .core import InputError,check_name,duration
 from .figures import _Outputs,_features_of,_read_outputs
 from .heads import nearest_neighbours
+from .health import LIVE,SIGNS,Seen,Trail,judge
 from .flipbook import _STYLE,Control,_Fragment,Layer,Panel,draw_chart,make_flipbook
 from .labelled import LabelledSet
 from .masks import compose,scale_bias,window_size
 from .metrics import hidden_psnr
-from .photos import cut_square,as_images
+from .photos import as_images,cut_square,list_photos
 from .pixels import to_model,to_pixels
 from .run import GANRun
 from .training import train_gan
 from .shapes import draw_shapes
 from .show import COLORS,_png_bytes
 from .state import TrainState
+from .targets import SCORES
 
 # %% ../nbs/81_widgets.ipynb #bef0550b
 # long: the thread, its lock and its end belong together
@@ -332,7 +335,7 @@ class ReconBrowser(_Viewer):
         self.runs, self.faults = [], []
         self.one, self.all = (('one of your photos', 'your photos') if photos is not None
                               else ('a held-out photo', 'held-out photos'))
-        if photos is not None: photos = as_images(photos)
+        if photos is not None: photos = [*list_photos(photos)]
         for name,r in _listed(runs):
             try: self.runs.append(_open_run(r, name, photos))
             except (InputError, OSError, ValueError) as e: self.faults.append(str(e))
@@ -478,6 +481,7 @@ class TrainingMonitor(_Viewer):
     def attach(self, run_dir)->None:
         "Look at this folder from now on."
         self.dir = Path(run_dir).expanduser() if run_dir is not None else None
+        self.trail = Trail()
         self.tails = {k: _Tail(self.dir/f'{k}.jsonl')
                       for k in ('history', 'metrics', 'probe')} if self.dir else {}
 
@@ -660,6 +664,20 @@ def _progress(records, state):
     if _finished(records.info, records.history): return f'{out}; finished'
     return f'{out}, about {duration(seconds/step*(total-step))} left' if step else out
 
+# %% ../nbs/81_widgets.ipynb #4f0ecb26
+@patch
+def _signs(self:TrainingMonitor, records): # what may be going wrong, as HTML
+    try: cfg = config_from_dict(json.loads((self.dir/'config.json').read_text()))
+    except (OSError, ValueError): return ''
+    if len(records.history) < self.trail.rows: self.trail = Trail() # resumed from earlier on
+    self.trail.add(*records.history[self.trail.rows:])
+    info, step = records.info, records.history[-1]['step'] if records.history else 0
+    seen = Seen(cfg, self.trail, records.metrics, info.get('trivial', {}),
+                SCORES.get(records.headline), step, info['steps'], info.get('train', 0))
+    found = judge(seen, SIGNS if seen.done and seen.headline else LIVE).findings
+    return ''.join(f'{_sentence(f"{f.says} Turn: {f.turn}.")}<a href="{f.link}">more</a>'
+                   for f in found)
+
 # %% ../nbs/81_widgets.ipynb #6890034d
 _GRID = 'rows: what G sees, its output, with the real centre, the photo'
 
@@ -682,7 +700,8 @@ def _draw(self:TrainingMonitor):
            f'<div style="height:6px;width:{done:.1f}%;background:{COLORS[0]};'
            'border-radius:3px"></div></div>')
     return (f'<p style="margin:.3em 0">{_progress(records, self.state)}</p>{bar}'
-            f'{_charts(records, probe)}<div class="rnb-panels">{shown}</div>')
+            f'{self._signs(records)}{_charts(records, probe)}'
+            f'<div class="rnb-panels">{shown}</div>')
 
 @patch
 def _note(self:TrainingMonitor): return self.fault

@@ -52,9 +52,9 @@ def no_decoding(monkeypatch):
 
 # --- other processes ---
 
-def slow_open(src):
+def slow_open(src, **how):
     time.sleep(.03)
-    return open_rgb(src)
+    return open_rgb(src, **how)
 
 def build(root, env, barrier, queue):
     os.environ.update(env)
@@ -102,7 +102,7 @@ def test_a_slower_builder_uses_the_winners_entry(photos, monkeypatch):
     assert [os.stat(e).st_ino for e in entries()] == won and not entries(hidden=True)
 
 def test_interrupt_leaves_nothing(photos, monkeypatch):
-    def interrupt(src): raise KeyboardInterrupt
+    def interrupt(src, **how): raise KeyboardInterrupt
     monkeypatch.setattr(reading, 'open_rgb', interrupt)
     with pytest.raises(KeyboardInterrupt): load_photos(photos, **HOW)
     assert not entries() and not entries(hidden=True)
@@ -252,10 +252,10 @@ def test_a_linked_folder_counts_once(tmp_path):
 @pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='needs a pipe')
 def test_what_only_looks_like_a_photo(photos, monkeypatch):
     os.mkfifo(photos/'pipe.jpg'); (photos/'folder.jpg').mkdir(); noise(1).save(photos/'folder.jpg/in.png')
-    (photos/'empty.jpg').touch(); (photos/'dead.png').symlink_to('nowhere'); noise(1).save(photos/'gif.jpg', 'GIF')
+    (photos/'empty.jpg').touch(); (photos/'dead.png').symlink_to('nowhere'); noise(1).save(photos/'ppm.jpg', 'PPM')
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 5000); noise(1, 200, 200).save(photos/'bomb.png')
     with pytest.warns(UserWarning) as said: got = load_photos(photos, **HOW)
-    assert {s['name'] for s in got.skipped} == {'pipe.jpg', 'empty.jpg', 'dead.png', 'gif.jpg', 'bomb.png'}
+    assert {s['name'] for s in got.skipped} == {'pipe.jpg', 'empty.jpg', 'dead.png', 'ppm.jpg', 'bomb.png'}
     assert len(said) == 1 and 'skipped 5 of 18' in str(said[0].message) and 'folder.jpg/in.png' in got.names
 
 def test_file_names_that_are_no_text(photos):
@@ -306,9 +306,9 @@ def test_orientation(fmt, orientation):
     assert got.size == (64,32) and np.abs(np.asarray(got).astype(int)-np.asarray(upright)).mean() < 12
 
 def test_several_frames_give_the_first():
-    for fmt in ('MPO', 'TIFF', 'PNG'):
+    for fmt in ('MPO', 'GIF', 'PNG', 'WEBP', 'AVIF'):
         got = open_rgb(io.BytesIO(encoded(fmt, Image.new('RGB', (40,30), 'teal'), save_all=True, append_images=[noise(1)])))
-        assert np.abs(np.asarray(got).astype(int)-(0,128,128)).max() < 4
+        assert np.abs(np.asarray(got).astype(int)-(0,128,128)).max() < 5
 
 @pytest.mark.parametrize('fmt', FORMATS.values())
 def test_spoilt_bytes_give_a_picture_or_oserror(fmt, monkeypatch):
@@ -333,5 +333,5 @@ def test_deep_pictures_are_scaled():
     as_bytes = lambda x: np.asarray(open_rgb(Image.fromarray(x)))[...,0]
     want = np.arange(256).reshape(16, 16)
     for x in (a, a.astype(np.int32), a.astype(np.float32), (a/65535).astype(np.float32), (want).astype(np.float32)): assert (as_bytes(x) == want).all()
-    assert (as_bytes(np.where(want < 9, np.nan, want).astype(np.float32))[0] == [0]*9+[*range(9, 16)]).all()
+    assert (as_bytes(np.where((0 < want) & (want < 9), np.nan, want).astype(np.float32))[0] == [0]*9+[*range(9, 16)]).all()
     assert (as_bytes((a.astype(np.int32)-5000).clip(-100)) <= want).all()

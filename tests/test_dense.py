@@ -8,7 +8,8 @@ from PIL import Image
 from torch import nn
 
 from recon_nb.core import InputError, TrainingDiverged, read_jsonl
-from recon_nb.probing import _fingerprint_photos, search_recipe, unpack_shares
+from recon_nb.identity import _fingerprint_photos
+from recon_nb.probing import search_recipe, unpack_shares
 from recon_nb.segmentation import Segmentation, count_places, dense_recipe, encode_places, fit_segmenter, mean_iou, photo_accuracy, place_loss, probe_dense, segment
 from recon_nb.contenders import as_contender
 from recon_nb.finetune import augment

@@ -1,5 +1,6 @@
 "Networks that live on another device (here torch's `meta`: weights without numbers), and more photos than fit into memory."
-import gc, io, weakref
+import ast, gc, io, json, weakref
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -38,7 +39,7 @@ def files(tmp_path):
 def opened(monkeypatch):
     "Of every photo that was opened: a weak reference."
     seen, open_rgb = [], photos_page.open_rgb
-    def watched(src): im = open_rgb(src); seen.append(weakref.ref(im)); return im
+    def watched(src, **how): im = open_rgb(src, **how); seen.append(weakref.ref(im)); return im
     monkeypatch.setattr(photos_page, 'open_rgb', watched)
     return seen
 
@@ -72,7 +73,7 @@ def test_a_bad_photo_is_named(files, opened, tmp_path):
     for call in (lambda photos: run.transform(photos, bs=2), Preprocess(16)):
         with pytest.raises(InputError, match='text.jpg is not a photo that can be read'): call([*files, tmp_path/'text.jpg'])
         assert len(opened) == 7; opened.clear()
-        for bad,said in ((tmp_path/'lost.jpg', 'lost.jpg is not a photo'), (tmp_path, 'is a folder'), (7, 'a int is not a photo'), (np.zeros((9,9,3)), 'array of float64')):
+        for bad,said in ((tmp_path/'lost.jpg', 'lost.jpg is not a photo'), (7, 'a int is not a photo'), (np.zeros((9,9,3)), 'array of float64')):
             with pytest.raises(InputError, match=said): call([*files, bad])
             assert not opened                                                     # said before any photo is opened
 
@@ -85,6 +86,58 @@ def test_a_turned_photo_is_turned_once():
     once, = photos_page.as_images(buf)
     assert (np.asarray(once) == np.rot90(scene, -1)).all() and (np.asarray(photos_page.as_images(once)[0]) == np.asarray(once)).all()
     assert (run.reconstruct(buf).i_r == run.reconstruct(np.asarray(once)).i_r).all() and (run.reconstruct(once).i_r == run.reconstruct(np.asarray(once)).i_r).all()
+
+
+# --- the recipe of the page, without this package
+
+ROOT = Path(__file__).parents[1]
+
+@pytest.fixture(scope='module')
+def prepare():
+    "The function `prepare` of how_to/encoder_elsewhere, and its imports."
+    cells = [''.join(c['source']) for c in json.loads((ROOT/'nbs/how_to/encoder_elsewhere.ipynb').read_text(encoding='utf-8'))['cells']]
+    source, = (c for c in cells if 'def prepare(' in c)
+    made, = (n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef) and n.name == 'prepare')
+    scope = {}
+    exec('import numpy as np\nimport torch\nfrom PIL import Image,ImageOps\n'+ast.unparse(made), scope)
+    return scope['prepare']
+
+def as_people_have_them():
+    "Name -> an image, how it is stored, and for more than 8 bits the window of its kind."
+    scene = Image.fromarray(draw_shapes(1, size=90, seed=4)[0][0]).resize((96,72))
+    grey, disc = scene.convert('L'), np.hypot(*np.mgrid[-36:36,-48:48]) < 30
+    deep = np.asarray(grey).astype(np.uint16)
+    clear = scene.copy(); clear.putalpha(Image.fromarray(disc.astype(np.uint8)*255))
+    half = grey.copy(); half.putalpha(Image.fromarray(np.full((72,96), 99, np.uint8)))
+    marked = scene.quantize(64); marked.info['transparency'] = 3
+    kinds = {'bits16': (Image.fromarray(deep*257), 'TIFF', 'TIFF uint16', (0, 65535)), 'bits12': (Image.fromarray(deep*16), 'TIFF', 'TIFF uint16', (0, 4095)),
+             'png12': (Image.fromarray(deep*16), 'PNG', 'PNG uint16', (0, 4095)), 'signed': (Image.fromarray(deep.astype(np.int32)*9-900), 'TIFF', 'TIFF int32', (-900, 1395)),
+             'floats': (Image.fromarray((deep/300).astype(np.float32)), 'TIFF', 'TIFF float32', (0, 1))}
+    plain = {'clear': (clear, 'PNG'), 'half clear': (half, 'PNG'), 'clear webp': (clear, 'WEBP'), 'palette': (scene.quantize(64), 'PNG'), 'marked palette': (marked, 'PNG'),
+             'grey': (grey, 'PNG'), 'ink': (scene.convert('CMYK'), 'TIFF'), 'ink jpg': (scene.convert('CMYK'), 'JPEG'), 'jpg': (scene, 'JPEG'), 'line': (grey.convert('1'), 'PNG')}
+    turned = {}
+    for o in range(1, 9):
+        exif = Image.Exif(); exif[ExifTags.Base.Orientation] = o
+        turned |= {f'turned {o} {f}': (scene, f, dict(exif=exif)) for f in ('JPEG','PNG','WEBP','TIFF')}
+        turned[f'turned {o} of 12 bits'] = Image.fromarray(deep*16), 'TIFF', dict(exif=exif), {'TIFF uint16': (0, 4095)}
+    out = {k: (im, f, {}, {kind: pair}) for k,(im,f,kind,pair) in kinds.items()} | {k: (im, f, {}, {}) for k,(im,f) in plain.items()}
+    return out | {k: (*v, {})[:4] for k,v in turned.items()}
+
+@pytest.mark.parametrize('name', as_people_have_them())
+def test_the_recipe_is_the_preprocessing(name, prepare):
+    im, fmt, how, window = as_people_have_them()[name]
+    buf = io.BytesIO()
+    im.save(buf, fmt, **how)
+    want = Preprocess(32, window)(buf)[0]
+    got = prepare(Image.open(buf), dict(size=32, window={k: list(v) for k,v in window.items()}), *window)
+    assert torch.equal(got, want) and want.std() > .1
+
+def test_the_recipe_and_reduced_jpegs(prepare):
+    "A JPEG far larger than needed is decoded in reduced form: a grey level or two."
+    buf = io.BytesIO()
+    Image.fromarray(draw_shapes(1, size=64, seed=4)[0][0]).resize((1100,1000), Image.Resampling.BICUBIC).save(buf, 'JPEG', quality=92)
+    far = 127.5*(prepare(Image.open(buf), dict(size=32, window={}))-Preprocess(32)(buf)[0]).abs()
+    assert 0 < far.max() < 2.1
 
 
 # --- networks on another device

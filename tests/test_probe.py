@@ -18,7 +18,8 @@ from recon_nb.finetune import Recipe, paper_recipe
 from recon_nb.encoder import Encoder
 from recon_nb.labelled import DEV_SEED, LabelledSet, development_images, label_subset, load_labelled
 from recon_nb.online import OnlineProbe
-from recon_nb.probing import _fingerprint_photos, _pack_bits, _pack_shares, search_recipe, unpack_bits, unpack_shares
+from recon_nb.identity import _fingerprint_photos
+from recon_nb.probing import _pack_bits, _pack_shares, search_recipe, unpack_bits, unpack_shares
 from recon_nb.classification import MODES, Classification, probe
 from recon_nb.run import GANRun
 from recon_nb.training import train_gan
@@ -139,7 +140,7 @@ def test_one_label_a_class(data):
     'a search where nothing is searched': ('chooses by itself', lambda d, r, tmp: ask(r, d, 'linear', search=True)),
     'search as it was spelled': ('search=True', lambda d, r, tmp: ask(r, d, 'finetune', recipe='search')),
     'no such set': ('cifar10', lambda d, r, tmp: ask(r, 'cifar11', 'knn')),
-    'no set at all': ('LabelledSet', lambda d, r, tmp: ask(r, d.train_x, 'knn')),
+    'no set at all': ('(photos, labels)', lambda d, r, tmp: ask(r, d.train_x, 'knn')),
     'an empty folder': ('no folders', lambda d, r, tmp: ask(r, tmp, 'knn')),
     'no test part': ('test/<class>', lambda d, r, tmp: ask(r, tree(tmp/'x', parts=('train',)), 'knn')),
     'labels missing': ('labels are missing', lambda d, r, tmp: ask(r, flat(tree(tmp/'x')), 'knn')),

@@ -248,7 +248,7 @@ def test_no_preset_is_suggested_where_none_was_meant(capsys):
         assert 'is a preset' not in capsys.readouterr().err
 
 
-COMMANDS = dict(train=['--resume', '--run-dir', 'none'], reconstruct=['none', 'x.png'], embed=['none', '.'], export=['none'], release=['none'],
+COMMANDS = dict(train=['--resume', '--run-dir', 'none'], reconstruct=['none', 'x.png'], compare=['none', 'x.png'], embed=['none', '.'], export=['none'], release=['none'],
                 probe=['none', 'shapes'], table=['--records', 'none'])
 
 

@@ -1,0 +1,149 @@
+"One call for 'does it help?': fair pairs whenever it ends, nothing lost, the cost before the work, and a sentence that claims no more than there is."
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from recon_nb import cli, experiments
+from recon_nb.answer import _choose_labels, does_it_help
+from recon_nb.classification import probe
+from recon_nb.core import InputError, read_jsonl
+from recon_nb.labelled import LabelledSet
+from recon_nb.probing import _pack_bits
+from recon_nb.shapes import SHAPES, draw_shapes
+
+
+class Few(nn.Module):
+    "The smallest thing that is an encoder."
+    channels = 2,
+    def __init__(self, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.conv = nn.Conv2d(3, 2, 4, 4)
+    def features(self, x): return [self.conv(x)]
+
+
+@pytest.fixture(scope='module')
+def toy():
+    (x, y), (tx, ty) = draw_shapes(200, size=32), draw_shapes(100, size=32, seed=1)
+    return LabelledSet('toy', x, y, tx, ty, SHAPES)
+
+
+REAL = experiments.probe
+
+
+class Counted:
+    "Probes and searches that take no time; the n-th call is interrupted."
+    def __init__(self, monkeypatch, stop=None, better=.5):
+        self.calls, self.stop, self.better = 0, stop, better
+        real = REAL
+        def quick(arm, data, *, mode, seeds, recipe, **how):
+            self.tick()
+            ours = arm.pretrained
+            right = np.random.default_rng([*seeds, len(mode), ours]).random(len(data.test_y)) < (self.better if ours else .5)
+            res = real(arm, data, mode='knn', seeds=seeds, **{k: v for k, v in how.items() if k != 'recipe'})
+            for r in res.rows: r |= dict(mode=mode, test_right=_pack_bits(right), test_accuracy=float(right.mean()), selected=dict(scores={}) if recipe else {})
+            return res
+        def search(task, net, data, *, mode, amount, recipe, device):
+            self.tick()
+            return replace(recipe, selected=dict(scores={'lr=0.001': .5}))
+        monkeypatch.setattr(experiments, 'probe', quick)
+        monkeypatch.setattr(experiments, 'search_recipe', search)
+    def tick(self):
+        self.calls += 1
+        if self.calls == self.stop: raise KeyboardInterrupt
+
+
+HOW = dict(size=32, seeds=2, labels=(3,), progress=False, minutes=None)
+
+
+def pairs(answer):
+    "Which rows each comparison has."
+    out = {}
+    for r in answer.records:
+        if r['kind'] == 'probe': out.setdefault((r['mode'], r['labels_per_class'], r['seed']), set()).add(r['job']['arm'])
+    return out
+
+
+def test_interrupted_at_any_moment_the_pairs_are_whole_and_nothing_is_lost(monkeypatch, tmp_path, toy):
+    whole = Counted(monkeypatch)
+    want = does_it_help(Few(1), toy, out=tmp_path/'whole.jsonl', **HOW)
+    n = whole.calls
+    assert want.stopped == want.left == '' and n == 2*2*3 + 2 + 2*2
+    for stop in (2, 14, n):                                                       # in a step of frozen probes, after a search, in the last pair
+        out = tmp_path/f'{stop}.jsonl'
+        with monkeypatch.context() as m:
+            Counted(m, stop)
+            a = does_it_help(Few(1), toy, out=out, **HOW)
+        assert a.stopped == 'interrupted' and len(read_jsonl(out)) == stop-1 and a.left.startswith('Not run: ')
+        for (mode, *_), rows in pairs(a).items(): assert rows == ({'Few', 'scratch'} if mode == 'finetune' else {'Few', 'scratch', 'raw pixels'})
+        with monkeypatch.context() as m:
+            rest = Counted(m)
+            b = does_it_help(Few(1), toy, out=out, **HOW)
+        assert rest.calls == n-stop+1 and b.table.equals(want.table) and b.text == want.text
+
+
+def test_without_time_one_step_and_a_word_on_the_rest(monkeypatch, tmp_path, toy):
+    c = Counted(monkeypatch)
+    a = does_it_help(Few(1), toy, out=tmp_path/'a.jsonl', **{**HOW, 'minutes': 0})
+    assert a.stopped == 'time' and c.calls == 6 and 'a linear layer, 3 labels a class (about' in a.left and 'cannot be said yet' in a.sentence
+
+
+@pytest.mark.parametrize('better, says', [(.95, 'it helps'), (.5, 'no difference is shown'), (.05, 'it does harm')])
+def test_the_sentence_says_what_the_interval_says(monkeypatch, tmp_path, toy, better, says):
+    Counted(monkeypatch, better=better)
+    a = does_it_help(Few(1), toy, out=tmp_path/'a.jsonl', **{**HOW, 'seeds': 4})
+    assert a.sentence.startswith('Fine-tuned from Few instead of from scratch: ') and says in a.sentence
+    assert 'One pretraining: its luck is not included.' in a.sentence and '*' not in a.table.to_string()
+    three = does_it_help([Few(1), Few(2), Few(3)], toy, out=tmp_path/'b.jsonl', **{**HOW, 'seeds': 4})
+    assert 'luck' not in three.sentence and ('*' in three.table.to_string()) == (better != .5) and says in three.sentence
+
+
+def test_labels_by_what_there_is():
+    y = lambda *counts: np.repeat(np.arange(len(counts)), counts)
+    assert [_choose_labels(y(n, 900)) for n in (200, 150, 100, 38, 37, 8, 7)] == [[25, 100, None], [25, 100, None], [25, None], [25, None], [5, None], [5, None], [None]]
+
+
+@pytest.mark.parametrize('run, how, says', [
+    (None, {}, 'stand beside it anyway'), ('pixels', {}, 'stand beside it anyway'), ([], {}, 'what may help'), (Few(1), dict(labels=999), 'Ask for at most'), (Few(1), dict(seeds=0), 'seeds='),
+    (Few(1), dict(recipe=dict(step=1)), "Did you mean 'steps'")])
+def test_wrong_calls_end_before_any_work(run, how, says, toy, tmp_path):
+    with pytest.raises(InputError, match=says): does_it_help(run, toy, out=tmp_path/'a.jsonl', **{**HOW, **how})
+    assert not (tmp_path/'a.jsonl').exists()
+
+
+def test_a_recipe_that_nobody_searched_is_said(toy):
+    from recon_nb.finetune import Recipe
+    said = repr(probe(Few(1), toy, size=32, labels_per_class=3, seeds=1, recipe=Recipe(steps=2, epochs=1), progress=False))
+    assert said.endswith('recipe not searched')
+
+
+def test_the_shell_says_its_cost_first_and_ends_in_a_sentence(monkeypatch, tmp_path, capsys):
+    from recon_nb.training import train_gan
+    for part, seed in (('train', 0), ('test', 1)):
+        for i, (x, k) in enumerate(zip(*draw_shapes(80, size=32, seed=seed))):
+            f = tmp_path/'photos'/part/'ab'[k % 2]
+            f.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(x).save(f/f'{i}.png')
+    run = train_gan(str(tmp_path/'photos/train'), 'improved', size=32, width=4, epochs=1, run_dir=tmp_path/'mine', progress=False)
+    monkeypatch.chdir(tmp_path)
+    call, counted = [str(run.dir), 'photos', '--labels', '5', '--seeds', '2', '--device', 'cpu'], Counted(monkeypatch)
+    assert cli.probe([*call, '--minutes', '0']) == 0
+    out = capsys.readouterr().out
+    first, last = out.index('fine-tuning, 5 labels a class: 4 runs and 2 searches'), out.index('nearest neighbours, 5 labels a class: about')
+    assert first < last and '0 min are allowed' in out and 'Not run: a linear layer' in out
+    assert cli.probe(call) == 0
+    out = capsys.readouterr().out
+    assert 'of them are there' in out and 'Fine-tuned from mine instead of from scratch: ' in out and out.rstrip().endswith('One pretraining: its luck is not included.')
+    kept, = tmp_path.glob('probe-photos-*.jsonl')
+    assert counted.calls == len(read_jsonl(kept)) == 2*2*3 + 2 + 4
+    assert all(json.loads(line)['test_pixels'] for line in kept.read_text().splitlines() if 'test_pixels' in line)
+    with monkeypatch.context() as m:
+        Counted(m, stop=2)
+        assert cli.probe([*call, '--out', 'other.jsonl']) == 130 and 'Nothing was finished' in capsys.readouterr().out
+    assert cli.probe([*call, '--search']) == 2 and '--search goes with --mode' in capsys.readouterr().err
+    assert cli.probe([*call, '--mode', 'knn', '--minutes', '1']) == 2 and '--minutes goes with a run and without --mode' in capsys.readouterr().err
