@@ -100,7 +100,8 @@ def _of_nets(enc, dec, card):
     prepare = Preprocess(how['size'], how.get('window'))
     return Pretrained(enc.eval(), dec and dec.eval(), prepare, card)
 
-def _of_run(run):
+def _of_run(run, epoch=None):
+    if epoch is not None: run = GANRun.load(run.dir, epoch=epoch)
     gen = deepcopy(run.generator) # the run's own stay where they are
     card = _describe_encoder(gen.enc, run.cfg, step=run.step, photos=run.info.get('photos'))
     return _of_nets(gen.enc, gen.dec, card)
@@ -187,9 +188,8 @@ def load_pretrained(
 )->Pretrained:
     "An encoder, ready for use. Raises `InputError` if the source is missing, foreign or damaged."
     load_plugins(plugins)
-    if isinstance(source, GANRun) and epoch is not None: source = source.dir
     if isinstance(source, Pretrained): return source.to(device) if device else source
-    if isinstance(source, GANRun): return _of_run(source).to(device or source.device)
+    if isinstance(source, GANRun): return _of_run(source, epoch).to(device or source.device)
     path, info = _find_source(source, revision, epoch)
     if path.suffix.lower() == '.onnx':
         raise InputError(f"{path}: an ONNX file is opened with onnxruntime; "
