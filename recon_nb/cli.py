@@ -105,7 +105,8 @@ def _reconstruct_parser():
         description='Show what a trained generator makes of photos: what it sees, what it paints, '
             'the same with the real centre, the photo.')
     p.add_argument('run', help='a run folder')
-    p.add_argument('photos', nargs='+', help='photos of any format and size')
+    p.add_argument('photos', nargs='+',
+        help="photos of any format and size, folders of them, 'a/*.jpg', a table")
     p.add_argument('-o', '--out', default='reconstruction.png',
         help='the picture to write (default: %(default)s)')
     _add_device(p)
@@ -114,11 +115,17 @@ def _reconstruct_parser():
     return p
 
 # %% ../nbs/90_cli.ipynb #b5aa1840
-def _readable(paths): # the photos that can be read; the others are named
-    from recon_nb.photos import as_images
-    good, bad = [], []
-    for p in paths:
-        try: good += as_images(p) and [p] # opened together later: they share a range
+def _readable(paths, most=None): # the photos that can be read; the others are named
+    from recon_nb.photos import as_images,list_photos
+    listed, good, bad = [], [], []
+    for p in paths: # a photo, a folder, a pattern or a table
+        try: listed += list_photos(p)
+        except InputError as e: bad.append(str(e))
+    if most and len(listed) > most:
+        warnings.warn(f'the first {most} of {len(listed)} photos are shown; to see others, '
+            'name them', stacklevel=2)
+    for p in listed[:most]:
+        try: good += as_images([p]) and [p] # opened together later: they share a range
         except InputError as e: bad.append(str(e))
     if not good: raise InputError(' '.join(bad))
     for b in bad: warnings.warn(f'left out: {b}', stacklevel=2)
@@ -133,7 +140,7 @@ def _reconstruct(args):
     if args.scale is not None and args.scale < 1:
         raise InputError(f'scale={args.scale}; give a whole number from 1 on, such as scale=3.')
     run = GANRun.load(args.run, device=args.device)
-    rows, size = run.reconstruct(_readable(args.photos)).rows, run.cfg.size
+    rows, size = run.reconstruct(_readable(args.photos, most=64)).rows, run.cfg.size
     picture = _label_rows(image_grid(rows), _row_titles(run), size=size,
         scale=args.scale or max(1, 160//size))
     print(_save_png(picture, args.out))
@@ -335,7 +342,8 @@ def _probe_parser():
         help='a run folder, or several that differ in their seed; with --mode also scratch '
             '(in a frozen mode a random encoder) or pixels')
     p.add_argument('data',
-        help='photos with labels: train/<class>/ and test/<class>/, or the name of a set')
+        help='photos with labels: train/<class>/ and test/<class>/, class folders, a table with '
+            'the columns path and label, or the name of a set')
     p.add_argument('--minutes', type=float, default=argparse.SUPPRESS,
         help='how long at most; what is done is a fair answer at any time, and the same command '
             'goes on. 30 if not given; inf: until all is done')

@@ -15,6 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 import torch
+from fastcore.basics import patch
 from torch import nn
 from . import __version__
 from .checkpoint import load_tensors,save_tensors
@@ -96,22 +97,24 @@ class Pretrained(NamedTuple):
             if net is not None: net.to(device)
         return self._replace(preprocess=replace(self.preprocess, device=str(device)))
 
-    @property
-    def backbone(self)->nn.Module:
-        "A backbone as its own library's module, with that library's names; all of it trainable."
-        if hasattr(self.encoder, 'net'): return self.encoder.net.requires_grad_(True)
-        raise InputError(f"encoder {self.config['architecture'].get('encoder', 'paper')!r} is no "
-            "backbone of timm or torchvision: it is `encoder` itself.")
-
 def _of_nets(enc, dec, card):
     how = card['preprocessing']
     prepare = Preprocess(how['size'], how.get('window'))
     return Pretrained(enc.eval(), dec and dec.eval(), prepare, card)
 
-def _of_run(run):
+def _of_run(run, epoch=None):
+    if epoch is not None: run = GANRun.load(run.dir, epoch=epoch)
     gen = deepcopy(run.generator) # the run's own stay where they are
     card = _describe_encoder(gen.enc, run.cfg, step=run.step, photos=run.info.get('photos'))
     return _of_nets(gen.enc, gen.dec, card)
+
+# %% ../nbs/60_export.ipynb #8277a4b1
+@patch(as_prop=True)
+def backbone(self:Pretrained)->nn.Module:
+    "A backbone as its own library's module, with that library's names; all of it trainable."
+    if hasattr(self.encoder, 'net'): return self.encoder.net.requires_grad_(True)
+    raise InputError(f"encoder {self.config['architecture'].get('encoder', 'paper')!r} is no "
+        "backbone of timm or torchvision: it is `encoder` itself.")
 
 # %% ../nbs/60_export.ipynb #b1206cdd
 def _of_weights(tensors, state, info): # a run's networks in one file; the encoder is enough
@@ -182,6 +185,17 @@ def _find_source(source, revision, epoch): # the file, and what run.json says
     if epoch is not None: return _weights_of(path, epoch), _run_info(path)
     return _find_file(path, source) if path.is_dir() else (path, {})
 
+# %% ../nbs/60_export.ipynb #9f6d4184
+def _open_tensors(path): # what may be an encoder
+    if path.suffix.lower() == '.onnx':
+        raise InputError(f"{path}: an ONNX file is opened with onnxruntime; "
+            "here give the .safetensors file or the run folder.")
+    tensors,state = load_tensors(path)
+    if any(k.startswith('opt_') for k in tensors):
+        raise InputError(f"{path} is a checkpoint, for resuming. "
+            "Give weights.safetensors, which lies beside it.")
+    return tensors, state
+
 # %% ../nbs/60_export.ipynb #345e54d2
 def load_pretrained(
     # a file of `export_encoder`, a folder of `export_timm`, a run folder, a release's,
@@ -198,17 +212,10 @@ def load_pretrained(
 )->Pretrained:
     "An encoder, ready for use. Raises `InputError` if the source is missing, foreign or damaged."
     load_plugins(plugins)
-    if isinstance(source, GANRun) and epoch is not None: source = source.dir
     if isinstance(source, Pretrained): return source.to(device) if device else source
-    if isinstance(source, GANRun): return _of_run(source).to(device or source.device)
+    if isinstance(source, GANRun): return _of_run(source, epoch).to(device or source.device)
     path, info = _find_source(source, revision, epoch)
-    if path.suffix.lower() == '.onnx':
-        raise InputError(f"{path}: an ONNX file is opened with onnxruntime; "
-            "here give the .safetensors file or the run folder.")
-    tensors,state = load_tensors(path)
-    if any(k.startswith('opt_') for k in tensors):
-        raise InputError(f"{path} is a checkpoint, for resuming. "
-            "Give weights.safetensors, which lies beside it.")
+    tensors, state = _open_tensors(path)
     try:
         read = _of_export if 'architecture' in state else _of_weights
         found = read(tensors, state, info)

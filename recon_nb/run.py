@@ -33,6 +33,7 @@ from .metrics import TrivialPredictors
 from .photos import cut_photos,list_photos,_cut_all,_ranges_for
 from .pixels import to_model,to_pixels
 from .plugins import check_parts,load_plugins
+from .records import Rows,read_rows
 from .show import show_grid,show_images
 from .state import make_networks
 from .targets import SCORES,Score
@@ -182,13 +183,14 @@ class GANRun:
             if net is not None: net.to(self.device)
         return self
 
-    def _read(self, name): # what was written up to these weights
-        rows = read_jsonl(self.dir/name)
-        return rows if self.epoch is None else [r for r in rows if r.get('step', 0) <= self.step]
     @property
-    def history(self)->list: return self._read('history.jsonl')
+    def history(self)->Rows:
+        rows = read_rows(self.dir/'history.jsonl')
+        return rows if self.epoch is None else rows.until(self.step) # up to these weights
     @property
-    def metrics(self)->list: return self._read('metrics.jsonl')
+    def metrics(self)->list:
+        rows = read_jsonl(self.dir/'metrics.jsonl')
+        return rows if self.epoch is None else [r for r in rows if r['step'] <= self.step]
     @property
     def kept(self)->list: return [*_kept_weights(self.dir)] # epochs, for `GANRun.load(epoch=)`
     @property
