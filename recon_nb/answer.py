@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 from .contenders import as_contender
 from .core import InputError,duration,read_jsonl
-from .experiments import (_as_labels,_measure_speed,_set_fingerprint,estimate,list_jobs,
-                                  run_jobs)
+from .experiments import (_as_labels,_measure_speed,_set_fingerprint,_shared_window,
+                                  estimate,list_jobs,run_jobs)
 from .labelled import load_labelled
 from .machine import check_device
 from .overlap import overlap
@@ -287,6 +287,7 @@ def does_it_help(
     against scratch. Can be interrupted; the same call goes on."""
     found, device = _as_contenders(run, part, size), str(check_device(device))
     name, size = _name_run(found), found[0].size
+    how = dict(window=_shared_window({name: found})) | how
     data = load_labelled(data, size=size, progress=progress, **how)
     counts = _choose_labels(data.train_y) if labels is None else _as_labels(labels)
     out = Path(out or f'probe-{data.name}-{_set_fingerprint(data)[:6]}.jsonl').expanduser()

@@ -86,7 +86,7 @@ def _one_or_all(paths): # one path may be a name, a folder, a table; several are
     return paths[0] if len(paths) == 1 else paths
 
 def _preset_meant(args, error): # a preset's name was given for something else, and refused
-    names = 'preset', 'run_dir', 'root', 'teacher', 'config', 'like'
+    names = 'preset', 'run_dir', 'root', 'teacher', 'init', 'config', 'like'
     for field,value in vars(args).items():
         if field in names or not isinstance(value, str): continue
         if value in PRESETS and value in error and 'preset' not in error:
@@ -105,7 +105,8 @@ def _reconstruct_parser():
         description='Show what a trained generator makes of photos: what it sees, what it paints, '
             'the same with the real centre, the photo.')
     p.add_argument('run', help='a run folder')
-    p.add_argument('photos', nargs='+', help='photos of any format and size')
+    p.add_argument('photos', nargs='+',
+        help="photos of any format and size, folders of them, 'a/*.jpg', a table")
     p.add_argument('-o', '--out', default='reconstruction.png',
         help='the picture to write (default: %(default)s)')
     _add_device(p)
@@ -114,11 +115,17 @@ def _reconstruct_parser():
     return p
 
 # %% ../nbs/90_cli.ipynb #b5aa1840
-def _readable(paths): # the photos that can be read; the others are named
-    from recon_nb.photos import as_images
-    good, bad = [], []
-    for p in paths:
-        try: good += as_images(p) and [p] # opened together later: they share a range
+def _readable(paths, most=None): # the photos that can be read; the others are named
+    from recon_nb.photos import as_images,list_photos
+    listed, good, bad = [], [], []
+    for p in paths: # a photo, a folder, a pattern or a table
+        try: listed += list_photos(p)
+        except InputError as e: bad.append(str(e))
+    if most and len(listed) > most:
+        warnings.warn(f'the first {most} of {len(listed)} photos are shown; to see others, '
+            'name them', stacklevel=2)
+    for p in listed[:most]:
+        try: good += as_images([p]) and [p] # opened together later: they share a range
         except InputError as e: bad.append(str(e))
     if not good: raise InputError(' '.join(bad))
     for b in bad: warnings.warn(f'left out: {b}', stacklevel=2)
@@ -133,7 +140,7 @@ def _reconstruct(args):
     if args.scale is not None and args.scale < 1:
         raise InputError(f'scale={args.scale}; give a whole number from 1 on, such as scale=3.')
     run = GANRun.load(args.run, device=args.device)
-    rows, size = run.reconstruct(_readable(args.photos)).rows, run.cfg.size
+    rows, size = run.reconstruct(_readable(args.photos, most=64)).rows, run.cfg.size
     picture = _label_rows(image_grid(rows), _row_titles(run), size=size,
         scale=args.scale or max(1, 160//size))
     print(_save_png(picture, args.out))
@@ -250,14 +257,19 @@ def _export_parser():
         description='Write the encoder of a run as one file, with its preprocessing in it.')
     p.add_argument('run', help='a run folder, or its weights.safetensors')
     p.add_argument('-o', '--out', default='encoder.safetensors',
-        help='the file to write: .safetensors, or .onnx (default: %(default)s)')
+        help='the file to write: .safetensors, or .onnx (default: %(default)s); '
+            'with --timm a folder (backbone)')
+    p.add_argument('--timm', action='store_true',
+        help="write a backbone of timm as a folder that timm.create_model('local-dir:...') opens")
     return p
 
 def _export(args):
     from recon_nb.export import export_encoder,load_pretrained
+    from recon_nb.timm_folder import export_timm
     p = load_pretrained(args.run, device='cpu')
+    if args.timm: args.out = args.out.replace('encoder.safetensors', 'backbone')
     out, size, n = (
-        export_encoder(p, args.out), p.preprocess.size,
+        (export_timm if args.timm else export_encoder)(p, args.out), p.preprocess.size,
         sum(w.numel() for w in p.encoder.parameters()))
     print(f"{out}: {n:,} weights, photos at {size} px in [-1, 1], "
         f"{p.encoder.channels[-1]} features; "
@@ -330,8 +342,8 @@ def _probe_parser():
         help='a run folder, or several that differ in their seed; with --mode also scratch '
             '(in a frozen mode a random encoder) or pixels')
     p.add_argument('data',
-        help='photos with labels: class folders, with or without train/ and test/; a table (CSV); '
-            'or the name of a set')
+        help='photos with labels: train/<class>/ and test/<class>/, class folders, a table with '
+            'the columns path and label, or the name of a set')
     p.add_argument('--minutes', type=float, default=argparse.SUPPRESS,
         help='how long at most; what is done is a fair answer at any time, and the same command '
             'goes on. 30 if not given; inf: until all is done')
