@@ -18,6 +18,7 @@ from .core import InputError,duration,read_jsonl
 from .experiments import (_as_labels,_measure_speed,_set_fingerprint,estimate,list_jobs,
                                   run_jobs)
 from .labelled import load_labelled
+from .overlap import _say_seen
 from .machine import check_device
 from .tables import Table,summarize
 
@@ -273,6 +274,7 @@ def does_it_help(
     found, device = _as_contenders(run, part, size), str(check_device(device))
     name, size = _name_run(found), found[0].size
     data = load_labelled(data, size=size, progress=progress, **how)
+    for r in run if isinstance(run, (list, tuple)) else [run]: _say_seen(r, data)
     counts = _choose_labels(data.train_y) if labels is None else _as_labels(labels)
     out = Path(out or f'probe-{data.name}-{_set_fingerprint(data)[:6]}.jsonl').expanduser()
     encoders, tried = {name: found, 'scratch': None, 'raw pixels': 'pixels'}, found[0].trainable

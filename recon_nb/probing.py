@@ -22,6 +22,7 @@ from .finetune import Recipe
 from .identity import _fingerprint_photos
 from .labelled import DEV_SEED,development_images,label_subset
 from .machine import check_device,fork_random
+from .overlap import _say_seen
 
 # %% ../nbs/70_probing.ipynb #b19132ae
 @dataclass
@@ -123,6 +124,7 @@ class Setup:
     recipe:Recipe|None # where something is trained by one
     device:torch.device
     progress:bool = True
+    seen:int|None = None # test photos that the pretraining has seen, as far as is known
 
     @cached_property
     def test_pixels(self)->str: return _fingerprint_photos(self.data.test_x)
@@ -187,7 +189,8 @@ def _set_up(task, encoder, data, *, mode, amount, recipe, search, root, name, de
     task.check(contender, mode)
     data = task.load(data, size=contender.size, root=root, name=name, progress=progress,
                      window=contender.window)
-    setup = Setup(contender, data, mode, amount, recipe, device, progress)
+    setup = Setup(contender, data, mode, amount, recipe, device, progress,
+                  _say_seen(encoder, data))
     task.check_set(setup)
     return setup
 
@@ -269,7 +272,7 @@ def _row(task, setup, seed, i, found, seconds):
         seconds=round(seconds, 2), macs=count_macs(c.net, data.size),
         images_seen=found.images_seen, config=found.config, selected=found.selected,
         weights=fingerprint(c), subset=hashlib.blake2b(i.tobytes(), digest_size=6).hexdigest(),
-        subset_photos=setup.known(i),
+        subset_photos=setup.known(i), split=getattr(data, 'split', 'own'), test_seen=setup.seen,
         device=str(setup.device), machine=describe_machine())
 
 def _once(task, setup, seeds, subsets):
