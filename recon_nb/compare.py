@@ -17,6 +17,7 @@ from .config import field_docs
 from .core import InputError
 from .health import MEASURED
 from .photos import list_photos
+from .records import column
 from .run import GANRun,_question,_row_titles,_say_scores,_short
 from .show import image_grid,line_style,plot_curves,show_grid,_thin_out
 from .targets import SCORES,Score
@@ -208,12 +209,12 @@ def curve(self:_Records,
     most:int=100, # how many points at most
 )->np.ndarray: # (2, n): epochs, values, shares in percent; (2, 0) if there are none
     "A column along the epochs; long ones as means of blocks."
-    tables = [self.history or (), self.metrics or ()]
-    rows = next((t for t in tables if any(key in r for r in t)), ())
+    tables = self.history or (), self.metrics or ()
+    rows = next((t for t in tables if np.isfinite(column(t, key)).any()), ())
     # of fewer photos than a batch, all are one batch
     steps = max(self.info['train']//self.info['bs'], 1)
     # None where there is none: G's losses, where it sat out
-    x, y = _thin_out([r['step']/steps for r in rows], [r.get(key) for r in rows], most=most)
+    x, y = _thin_out(column(rows, 'step')/steps, column(rows, key), most=most)
     return np.stack([x, _factor(key)*y])
 
 def _factor(key): return 100 if _score_of(key).unit == '%' else 1

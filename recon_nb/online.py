@@ -43,9 +43,9 @@ class OnlineProbe:
 
     def __call__(self, st:TrainState):
         if st.event == 'begin': self._begin(st)
-        every, whole = self.every or -(-st.cfg.epochs//10), st.step % st.steps_per_epoch == 0
-        due = (st.event in ('begin', 'epoch') and whole
-               and (st.epoch % every == 0 or st.step >= st.total_steps))
+        every, whole = self.every or -(-st.total_epochs//10), st.step % st.steps_per_epoch == 0
+        due = (st.event in ('begin', 'epoch') and whole and st.epoch % every == 0
+               or st.event in ('begin', 'evaluate') and st.step >= st.total_steps)
         if due and all(r['step'] != st.step for r in self.rows): self._look(st)
 
 # %% ../nbs/77_online.ipynb #a2cb65e3
@@ -64,10 +64,8 @@ def _begin(self:OnlineProbe, st):
         y[dev], max(1, min(self.judged//len(data.classes), fewest(y[dev]))), seed=DEV_SEED)]
     i = label_subset(
         y, min(self.labels_per_class, fewest(np.delete(y, dev))), seed=DEV_SEED, last=dev)
-    self.name, self.x, self.y, self.x_dev, self.y_dev = (
-        data.name,
-        data.train_x[i], torch.from_numpy(y[i]),
-        data.train_x[j], torch.from_numpy(y[j]))
+    self.name, self.x, self.y = data.name, data.train_x[i], torch.from_numpy(y[i])
+    self.x_dev, self.y_dev = data.train_x[j], torch.from_numpy(y[j])
     self.path, rows = st.run_dir and st.run_dir/'probe.jsonl', []
     if self.path and self.path.exists():
         rows = [r for r in read_jsonl(self.path) if r['step'] <= st.step]
@@ -95,7 +93,7 @@ def _look(self:OnlineProbe, st):
         f, self.y, l2=100., n_classes=int(self.y.max())+1, most=30).predict(g)
     right = {k: (said == self.y_dev).float().mean().item() for k,said in right.items()}
     row = dict(
-        step=st.step, epoch=st.epoch, data=self.name, part=self.part, **right,
+        step=st.step, epoch=st.begun, data=self.name, part=self.part, **right,
         labels=len(self.y), judged=len(self.y_dev), seconds=round(time.monotonic()-start, 3))
     self.rows.append(row)
     if self.path: append_jsonl(self.path, row)

@@ -33,6 +33,7 @@ from .masks import compose,scale_bias,window_size
 from .metrics import hidden_psnr
 from .photos import as_images,cut_square,list_photos
 from .pixels import to_model,to_pixels
+from .records import read_rows
 from .run import GANRun
 from .training import train_gan
 from .shapes import draw_shapes
@@ -427,31 +428,6 @@ def static(self:ReconBrowser, # noqa: F811
     return make_flipbook(f'Reconstructions of {self.all}', controls, panels, quality=75,
                          columns=5, before=_sentence(self._note(), 'note'))
 
-# %% ../nbs/81_widgets.ipynb #40172a2b
-class _Tail:
-    """The records of a growing JSON Lines file, each line parsed once;
-    a file that was cut is read anew."""
-    def __init__(self, path): self.path,self.rows,self.at,self.inode = Path(path),[],0,0
-
-    def read(self):
-        "All records so far."
-        try: f, inode = open(self.path, 'rb'), self.path.stat().st_ino
-        except FileNotFoundError:
-            self.rows, self.at = [], 0
-            return self.rows
-        with f:
-            if f.seek(0, 2) < self.at or inode != self.inode:
-                self.rows, self.at, self.inode = [], 0, inode
-            f.seek(self.at)
-            # a half-written last line waits for the next time
-            whole, nl, _ = f.read().rpartition(b'\n')
-        try: self.rows += [json.loads(line) for line in whole.split(b'\n') if line]
-        except ValueError:
-            raise InputError(f"{self.path} holds a line that is not JSON: "
-                             "the run's records are damaged.") from None
-        self.at += len(whole)+len(nl)
-        return self.rows
-
 # %% ../nbs/81_widgets.ipynb #b2c231d7
 # long: a control a line, and the two ways to be used
 class TrainingMonitor(_Viewer):
@@ -482,8 +458,8 @@ class TrainingMonitor(_Viewer):
         "Look at this folder from now on."
         self.dir = Path(run_dir).expanduser() if run_dir is not None else None
         self.trail = Trail()
-        self.tails = {k: _Tail(self.dir/f'{k}.jsonl')
-                      for k in ('history', 'metrics', 'probe')} if self.dir else {}
+        names = ('history', 'metrics', 'probe') if self.dir else ()
+        self.files = [self.dir/f'{k}.jsonl' for k in names]
 
     def close(self)->None:
         "Look no more."
@@ -580,7 +556,7 @@ def _read(self:TrainingMonitor):
         raise InputError(f'{self.dir} holds no run.json: '
                          'no run, or one that has not begun yet.') from None
     except ValueError: raise InputError(f"{self.dir/'run.json'} is damaged.") from None
-    history, metrics, probe = (t.read() for t in self.tails.values())
+    history, metrics, probe = map(read_rows, self.files)
     return _Records(history, metrics, info), probe
 
 # %% ../nbs/81_widgets.ipynb #fc9bfcf6
@@ -622,7 +598,7 @@ def _over(self:TrainingMonitor):
 
 @patch
 def _stamps(self:TrainingMonitor): # what changes as soon as the run goes on
-    paths = [self.dir/'run.json', *(t.path for t in self.tails.values())]
+    paths = [self.dir/'run.json', *self.files]
     return [(p.stat().st_mtime_ns, p.stat().st_size) if p.exists() else None for p in paths]
 
 # %% ../nbs/81_widgets.ipynb #789f4f08

@@ -66,6 +66,11 @@ def test_two_processes_equal_one(tmp_path):
     for key in ('loss_g', 'loss_d', 'idt'): np.testing.assert_allclose([r[key] for r in b], [r[key] for r in a], atol=2e-5)
     info = json.loads((tmp_path/'two'/'run.json').read_text())
     assert (info['processes'], info['bs']) == (2, 8)
+    rc, said = launch(tmp_path, 'parts', processes=2, accumulate=2, keep_every=2)     # each takes its four photos in two parts
+    assert rc == 0, said
+    assert 'shared by 2 processes, in 2 parts' in said and sorted(p.name for p in (tmp_path/'parts'/'weights').iterdir()) == ['epoch-0002.safetensors', 'epoch-0004.safetensors']
+    parts = tensors(tmp_path/'parts')
+    for k in one: torch.testing.assert_close(parts[k], one[k], atol=1e-5, rtol=0)
 
 
 @pytest.mark.slow
