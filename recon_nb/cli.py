@@ -39,8 +39,7 @@ def _train_parser():
         description='Train the GAN of the paper on photos.',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument('data', nargs='*', default=argparse.SUPPRESS,
-        help="a folder of photos, files, 'a/*.jpg', a CSV or Parquet table with a column path, "
-            "or the name of a set; the preset's own if not given")
+        help="photos, folders, 'a/*.jpg', a table, or a set's name; the preset's own if not given")
     p.add_argument('--preset', default=argparse.SUPPRESS,
         help=f"{', '.join(PRESETS)}; quick if not given")
     p.add_argument('--config', default=argparse.SUPPRESS, metavar='FILE',
