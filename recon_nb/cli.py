@@ -84,7 +84,7 @@ def _one_or_all(paths): # one path may be a name, a folder, a table; several are
     return paths[0] if len(paths) == 1 else paths
 
 def _preset_meant(args, error): # a preset's name was given for something else, and refused
-    names = 'preset', 'run_dir', 'root', 'teacher', 'config', 'like'
+    names = 'preset', 'run_dir', 'root', 'teacher', 'init', 'config', 'like'
     for field,value in vars(args).items():
         if field in names or not isinstance(value, str): continue
         if value in PRESETS and value in error and 'preset' not in error:
@@ -255,14 +255,19 @@ def _export_parser():
         description='Write the encoder of a run as one file, with its preprocessing in it.')
     p.add_argument('run', help='a run folder, or its weights.safetensors')
     p.add_argument('-o', '--out', default='encoder.safetensors',
-        help='the file to write: .safetensors, or .onnx (default: %(default)s)')
+        help='the file to write: .safetensors, or .onnx (default: %(default)s); '
+            'with --timm a folder (backbone)')
+    p.add_argument('--timm', action='store_true',
+        help="write a backbone of timm as a folder that timm.create_model('local-dir:...') opens")
     return p
 
 def _export(args):
     from recon_nb.export import export_encoder,load_pretrained
+    from recon_nb.timm_folder import export_timm
     p = load_pretrained(args.run, device='cpu')
+    if args.timm: args.out = args.out.replace('encoder.safetensors', 'backbone')
     out, size, n = (
-        export_encoder(p, args.out), p.preprocess.size,
+        (export_timm if args.timm else export_encoder)(p, args.out), p.preprocess.size,
         sum(w.numel() for w in p.encoder.parameters()))
     print(f"{out}: {n:,} weights, photos at {size} px in [-1, 1], "
         f"{p.encoder.channels[-1]} features; "
