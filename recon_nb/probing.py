@@ -144,7 +144,8 @@ class ProbeTask:
     trials = 1 # trainings that a search costs, about
     result = ProbeResult
 
-    def load(self, data, **how): # the set; how: size, root, name, progress, window
+    # the set; how: size, root, name, progress, and window, if the run has one
+    def load(self, data, **how):
         raise NotImplementedError
     def run(self, setup, seed, i, tick)->Finding: raise NotImplementedError # one seed
     def recipe(self, mode)->Recipe|None: return None # where to start; None: there is none
@@ -185,8 +186,8 @@ def _set_up(task, encoder, data, *, mode, amount, recipe, search, root, name, de
     recipe = _check_recipe(task, mode, recipe, search)
     contender = as_contender(encoder, **contender)
     task.check(contender, mode)
-    data = task.load(data, size=contender.size, root=root, name=name, progress=progress,
-                     window=contender.window)
+    deep = dict(window=contender.window) if contender.window else {}
+    data = task.load(data, size=contender.size, root=root, name=name, progress=progress, **deep)
     setup = Setup(contender, data, mode, amount, recipe, device, progress)
     task.check_set(setup)
     return setup
