@@ -8,7 +8,7 @@ Docs: https://recon-nb.github.io/recon_nb/overlap.html.md"""
 __all__ = ['Overlap', 'overlap']
 
 # %% ../nbs/16_overlap.ipynb #d4eafe3f
-import os,warnings
+import os
 from dataclasses import dataclass,field
 from pathlib import Path
 import numpy as np
@@ -134,20 +134,3 @@ def overlap(
     if b is None and (two := int(_two_labels(a).sum())):
         out.lines.append(f'{two} photos have a copy under another label')
     return out
-
-# %% ../nbs/16_overlap.ipynb #2712906a
-def _say_seen(
-    encoder, # a `GANRun`, its folder, or anything else
-    data, # a `LabelledSet`, or anything else
-)->int|None: # how many test photos the run has seen; None if nobody can know
-    "Warn if a run has seen the photos that it is tested on."
-    folder = getattr(encoder, 'dir', encoder)
-    if not isinstance(data, LabelledSet) or not _is_run_folder(folder): return None
-    if not (Path(folder).expanduser()/'photos.npz').exists(): return None
-    found = overlap(folder, data)
-    n = found.count('test')
-    if n:
-        said = '; '.join(line for line in found.lines if ' test photos ' in line)
-        warnings.warn(f"the pretraining has seen {n} of {len(data.test_y)} test photos: {said}. "
-                      "So the answer is about these photos, not about new ones.", stacklevel=3)
-    return n
