@@ -16,10 +16,11 @@ ORDER = {   # pages that are not named here follow theirs, in the order of their
     'Tutorials': ['tutorials/paper_walkthrough', 'tutorials/paper_pictures', 'tutorials/why_the_baseline_copies',
                   'tutorials/does_it_help', 'tutorials/another_target', 'tutorials/table_3', 'tutorials/your_photos'],
     'How-to': ['how_to/own_photos', 'how_to/probe_your_photos', 'how_to/resume', 'how_to/choose_an_epoch', 'how_to/several_gpus',
+               'how_to/a_backbone',
                'how_to/encoder_elsewhere', 'how_to/log_elsewhere', 'how_to/add_a_data_set', 'how_to/add_a_target', 'how_to/add_a_mask',
                'how_to/add_a_loss', 'how_to/add_an_encoder'],
     'Explanations': ['explanations/where_the_paper_is_silent', 'explanations/adversarial_losses', 'explanations/stl10_mystery',
-                     'explanations/beat_scratch', 'explanations/where_the_field_went', 'explanations/glossary',
+                     'explanations/beat_scratch', 'explanations/resnet18', 'explanations/where_the_field_went', 'explanations/glossary',
                      'explanations/bibliography'],
     'The library': ['api']}
 FOLDERS = dict(tutorials='Tutorials', how_to='How-to', explanations='Explanations')

@@ -15,10 +15,12 @@ import numpy as np
 import pandas as pd
 from .contenders import as_contender
 from .core import InputError,duration,read_jsonl
-from .experiments import (_as_labels,_measure_speed,_set_fingerprint,estimate,list_jobs,
-                                  run_jobs)
+from .experiments import (_as_labels,_measure_speed,_set_fingerprint,_shared_window,
+                                  estimate,list_jobs,run_jobs)
 from .labelled import load_labelled
 from .machine import check_device
+from .overlap import overlap
+from .probing import _SEEN,_seen_in_training
 from .tables import Table,summarize
 
 # %% ../nbs/84_answer.ipynb #2410b2c7
@@ -71,6 +73,7 @@ class _Work:
     speed:float|None
     minutes:float|int|None
     progress:bool
+    known:tuple = () # sentences on photos that are where they should not be
     start:float = field(default_factory=time.monotonic)
 
     @property
@@ -113,6 +116,7 @@ def _announce(work, rows, data, labels, asked):
     for line in _bill(work, done): print(line)
     if work.minutes is not None and work.cost(work.steps, done) > 60*work.minutes:
         print(f"{work.minutes:g} min are allowed: what does not fit is not begun")
+    for line in work.known: print(line)
     print(f'records: {work.out}; the same call goes on with them', flush=True)
 
 # %% ../nbs/84_answer.ipynb #767f313e
@@ -226,7 +230,8 @@ def _conclude(work, name, stopped):
     s = summarize(records)
     said, cells = _compose(records, s, name)
     lacks = '; '.join(dict.fromkeys(x for c in cells for x in c['lacks'].split('; ') if x))
-    notes = [_NOTES[0], *_NOTES[1:]*bool((s.star == True).any()), *s.attrs['notes']] # noqa: E712
+    starred = bool((s.star == True).any()) # noqa: E712
+    notes = [_NOTES[0], *_NOTES[1:]*starred, *s.attrs['notes'], *work.known]
     if lacks: said += f' {lacks[0].upper()}{lacks[1:]}.'
     return Answer(records, _tabulate(s, name, notes), said, _say_left(work, done), work.out,
                   stopped)
@@ -235,7 +240,8 @@ def _conclude(work, name, stopped):
 def _name_run(contenders):
     "What the table calls the run, or the pretrainings."
     first = contenders[0].source
-    if len(contenders) == 1: return first.get('run') or first.get('module') or 'the encoder'
+    if len(contenders) == 1:
+        return next((first[k] for k in ('run', 'module', 'preset') if first.get(k)), 'encoder')
     kinds = {str({k: v for k,v in c.source.items() if k not in ('run','seed','step')})
              for c in contenders}
     if len(kinds) > 1:
@@ -249,6 +255,15 @@ def _as_contenders(run, part, size):
         raise InputError("run is what may help: a run, its folder, an exported encoder or a "
                          "module. Scratch, random weights and raw pixels stand beside it anyway.")
     return [as_contender(r, part=part, size=size) for r in runs]
+
+# %% ../nbs/84_answer.ipynb #2f0be919
+def _where_they_should_not_be(run, data):
+    "Sentences: test photos that are among those to learn from, or that a run was trained on."
+    said = [f'{s}.' for s in overlap(data).lines]
+    for r in run if isinstance(run, (list, tuple)) else [run]:
+        seen = _seen_in_training(r, data)
+        if seen and seen[0]: said.append(f'{seen[1]}. {_SEEN}')
+    return tuple(dict.fromkeys(said))
 
 # %% ../nbs/84_answer.ipynb #8934e0e8
 def does_it_help(
@@ -272,6 +287,7 @@ def does_it_help(
     against scratch. Can be interrupted; the same call goes on."""
     found, device = _as_contenders(run, part, size), str(check_device(device))
     name, size = _name_run(found), found[0].size
+    how = dict(window=_shared_window({name: found})) | how
     data = load_labelled(data, size=size, progress=progress, **how)
     counts = _choose_labels(data.train_y) if labels is None else _as_labels(labels)
     out = Path(out or f'probe-{data.name}-{_set_fingerprint(data)[:6]}.jsonl').expanduser()
@@ -279,6 +295,6 @@ def does_it_help(
     steps = _frozen_steps(encoders, data, counts, range(seeds), size=size)
     if tried: steps += _trained_steps(encoders, data, counts, range(seeds), recipe or {}, size=size)
     speed = _measure_speed(found[0], device=device) if tried else None
-    work = _Work(steps, out, device, speed, minutes, progress)
+    work = _Work(steps, out, device, speed, minutes, progress, _where_they_should_not_be(run, data))
     if progress: _announce(work, [name, *_ROWS.values()], data, counts, labels is not None)
     return _conclude(work, name, _run_steps(work))

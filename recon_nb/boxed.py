@@ -450,6 +450,7 @@ def load_detection(
     lists:tuple=('train','val'), # in VOC's layout: to train on, to test on
     workers:int|None=None, # threads that read; all cores if not given
     progress:bool=True, # show a bar while reading
+    window=None, # of photos of more than 8 bits: kind -> what becomes black and white
 )->DetectionSet:
     "Photos with boxes, in two parts. Says what is left out; raises `InputError`."
     _check_asked(data, size, root)
@@ -459,7 +460,7 @@ def load_detection(
         found = (data.name, [(data.train_x, data.train_y), (data.test_x, data.test_y)],
                  data.classes, data.left_out)
     elif isinstance(data, (str, os.PathLike)):
-        how = dict(size=size, workers=workers, progress=progress, window={})
+        how = dict(size=size, workers=workers, progress=progress, window=dict(window or {}))
         found = _open_boxed(data, lists, root, how)
         _say_left_out(found[3])
     else:

@@ -19,7 +19,7 @@ from .core import InputError,write_atomic,duration
 from .export import export_encoder
 from .contenders import as_contender,fingerprint
 from .features import count_macs
-from .run import GANRun
+from .run import GANRun,_say_network
 from .tables import summarize
 
 # %% ../nbs/78_card.ipynb #1f8cd33a
@@ -171,6 +171,9 @@ def _training(run, source):
         f" It began as a copy of the encoder of an earlier run (`{run.cfg.teacher_name}`), "
         "which was its teacher, too: that run's photos, their terms and its cost come on top."
         ) if run.cfg.teacher else ''
+    if run.cfg.init:
+        first = (f" It began with weights that were there (`{run.cfg.init_name}`): what made them, "
+                 "with its photos, its labels, their terms and its cost, comes on top.")
     return (f"Preset `{run.cfg.preset}` of recon_nb {__version__}, changed: {changed}. "
             f"Seed {run.cfg.seed}. Photos: {source}. "
             f"{d['updates']:,} updates, {d['images_seen']:,} photos seen, "
@@ -179,6 +182,10 @@ def _training(run, source):
             f"({m.get('threads', '?')} threads, PyTorch {m.get('torch', '?')}).{first}")
 
 # %% ../nbs/78_card.ipynb #ae10f10f
+def _say_sides(enc, place): # which pictures an encoder takes
+    if getattr(enc, 'fixed', False): return 'It was made for pictures of one size; '
+    return f'Any side that is a multiple of {place} works, from {2*place} px on; '
+
 # long: the card's text
 def model_card(
     run, # a `GANRun`, or its folder
@@ -200,7 +207,7 @@ def model_card(
     return (f"""---
 {_front(run, source, licence)}---
 
-# {run.cfg.preset}, width {run.cfg.width}, {run.cfg.size} px
+# {run.cfg.preset}, {_say_network(run.cfg)}, {run.cfg.size} px
 
 {_what(run)}
 
@@ -210,8 +217,7 @@ def model_card(
 
 `encoder.safetensors` holds the encoder alone. From the Hugging Face Hub both come by their name """
 f"""there: `load_pretrained('user/name')`. """
-f"""Any side that is a multiple of {sides[-1]} works, from {2*sides[-1]} px on; """
-f"""{run.cfg.size} px is what it has seen.
+f"""{_say_sides(enc, sides[-1])}{run.cfg.size} px is what it has seen.
 
 ## The encoder
 
@@ -271,7 +277,8 @@ def write_release(
     card = model_card(run, records=records, licence=licence)
     data = _source_of(run)
     # never a path of yours
-    state['config'] |= dict(data=data if data in TERMS else 'folder', teacher=run.cfg.teacher_name)
+    state['config'] |= dict(data=data if data in TERMS else 'folder', teacher=run.cfg.teacher_name,
+                            init=run.cfg.init_name)
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(folder/names[1],
                  {k: v for k,v in tensors.items() if not k.startswith('disc.')}, state)

@@ -53,11 +53,18 @@ def _impossible(p): # yields what is said of each rule that is broken
     if p.reads and not c.lambda_idt:
         yield (f"decoder={c.decoder!r} teaches the encoder nothing, and lambda_idt=0 gives the "
             "target's other outputs no weight: choose lambda_idt=1, or decoder='plain'.")
+
+# %% ../nbs/46_choices.ipynb #eff4c0bb
+def _impossible_start(p): # yields the same, of what the encoder begins with
+    c, target = p.cfg, p.task.target
     if target.needs_teacher and not c.teacher:
         yield f"target {c.target!r} needs a teacher: give teacher=, the folder of an earlier run."
     if c.teacher and not target.needs_teacher:
         yield (f"teacher={c.teacher_name!r} has no effect: target {c.target!r} has no teacher. "
             "Choose target='codes', or preset='second-round'.")
+    if c.init and c.teacher:
+        yield (f"init={c.init_name!r} has no effect: with a teacher the encoder begins as a copy "
+            "of the teacher's. Leave one of the two out.")
 
 # %% ../nbs/46_choices.ipynb #9e14ec2a
 def _impossible_view(p): # yields the same, of view and mask
@@ -135,9 +142,10 @@ def _without_effect(p, changed): # yields what is said of each field that change
     for fields,has_effect,advice in _EFFECTS:
         idle = [f for f in fields if f in changed and not has_effect(p)]
         for f in idle: yield f"{f}={getattr(c, f)!r} has no effect: {advice}."
-    known = _encoder_choices(c.encoder)
-    for f in ('width','between','dropout'):
-        if f in changed and f not in known:
+    known = [f for f in _encoder_choices(c.encoder) if f != 'size']
+    of_disc = ['width'] if c.lambda_adv and not c.width_d else [] # D is as wide as `width` says
+    for f in ('width','between','dropout','stem'):
+        if f in changed and f not in [*known, *of_disc]:
             yield (f"{f}={getattr(c, f)!r} has no effect: encoder {c.encoder!r} has no such "
                 f"choice. It takes {', '.join(known) or 'none'}.")
 
@@ -155,7 +163,7 @@ def check_choices(
             f"choose preset={cfg.adv!r}. Accepted for adv: {', '.join(ADV)}.")
     p = _open_parts(check_parts(cfg, noted=noted))
     changed = {*deviations(cfg)} if changed is None else {*changed}
-    refused = [*_impossible(p), *_impossible_view(p), *_impossible_update(p)]
+    refused = [*_impossible(p), *_impossible_start(p), *_impossible_view(p), *_impossible_update(p)]
     if not refused: refused = [*_without_effect(p, changed)]
     if train and not refused and not cfg.on_purpose:
         wrong = "{} If this is the experiment, say on_purpose=True."

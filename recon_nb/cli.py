@@ -35,28 +35,25 @@ def _existing(path):
 
 # %% ../nbs/90_cli.ipynb #2b4482bd
 def _train_parser():
-    p = _Parser('recon-train', also=_CALLED,
+    p = _Parser('recon-train', also=_CALLED, argument_default=argparse.SUPPRESS,
         description='Train the GAN of the paper on photos.',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.add_argument('data', nargs='*', default=argparse.SUPPRESS,
-        help="a folder of photos, files, 'a/*.jpg', a CSV or Parquet table with a column path, "
-            "or the name of a set; the preset's own if not given")
-    p.add_argument('--preset', default=argparse.SUPPRESS,
+    p.add_argument('data', nargs='*',
+        help="photos, folders, 'a/*.jpg', a table, or a set's name; the preset's own if not given")
+    p.add_argument('--preset',
         help=f"{', '.join(PRESETS)}; quick if not given")
-    p.add_argument('--config', default=argparse.SUPPRESS, metavar='FILE',
+    p.add_argument('--config', metavar='FILE',
         help='a .json, .toml or .yaml file of choices; those given here win')
-    p.add_argument('--like', default=argparse.SUPPRESS, metavar='RUN',
+    p.add_argument('--like', metavar='RUN',
         help='the choices of an earlier run; those given here win')
-    p.add_argument('--root', default=argparse.SUPPRESS,
-        help="where a named set's original copy lies")
-    p.add_argument('--run-dir', default=argparse.SUPPRESS,
+    p.add_argument('--root', help="where a named set's original copy lies")
+    p.add_argument('--run-dir',
         help="the run's folder; runs/<preset>-<number> if not given")
-    p.add_argument('--max-minutes', type=float, default=argparse.SUPPRESS, metavar='MINUTES',
+    p.add_argument('--max-minutes', type=float, metavar='MINUTES',
         help='stop cleanly after so many minutes; --resume goes on')
-    p.add_argument('--resume', action='store_true', default=argparse.SUPPRESS,
-        help='go on with the run in --run-dir')
+    p.add_argument('--resume', action='store_true', help='go on with the run in --run-dir')
     _add_device(p, default=argparse.SUPPRESS)
-    p.add_argument('--quiet', dest='progress', action='store_false', default=argparse.SUPPRESS,
+    p.add_argument('--quiet', dest='progress', action='store_false',
         help='no bar and no report; print the run folder only')
     _add_fields(p.add_argument_group("the config's fields; the preset's value if not given"))
     return p
@@ -68,7 +65,7 @@ def _add_fields(group): # an option for each field of the config
         how = (dict(action=argparse.BooleanOptionalAction) if kind is bool
             else dict(type=kind, metavar=kind.__name__.upper()))
         option = f"--{name.replace('_','-')}"
-        group.add_argument(option, default=argparse.SUPPRESS, help=doc, **how)
+        group.add_argument(option, help=doc, **how)
 
 # %% ../nbs/90_cli.ipynb #68ef34bd
 def _train(args):
@@ -86,7 +83,7 @@ def _one_or_all(paths): # one path may be a name, a folder, a table; several are
     return paths[0] if len(paths) == 1 else paths
 
 def _preset_meant(args, error): # a preset's name was given for something else, and refused
-    names = 'preset', 'run_dir', 'root', 'teacher', 'config', 'like'
+    names = 'preset', 'run_dir', 'root', 'teacher', 'init', 'config', 'like'
     for field,value in vars(args).items():
         if field in names or not isinstance(value, str): continue
         if value in PRESETS and value in error and 'preset' not in error:
@@ -257,14 +254,19 @@ def _export_parser():
         description='Write the encoder of a run as one file, with its preprocessing in it.')
     p.add_argument('run', help='a run folder, or its weights.safetensors')
     p.add_argument('-o', '--out', default='encoder.safetensors',
-        help='the file to write: .safetensors, or .onnx (default: %(default)s)')
+        help='the file to write: .safetensors, or .onnx (default: %(default)s); '
+            'with --timm a folder (backbone)')
+    p.add_argument('--timm', action='store_true',
+        help="write a backbone of timm as a folder that timm.create_model('local-dir:...') opens")
     return p
 
 def _export(args):
     from recon_nb.export import export_encoder,load_pretrained
+    from recon_nb.timm_folder import export_timm
     p = load_pretrained(args.run, device='cpu')
+    if args.timm: args.out = args.out.replace('encoder.safetensors', 'backbone')
     out, size, n = (
-        export_encoder(p, args.out), p.preprocess.size,
+        (export_timm if args.timm else export_encoder)(p, args.out), p.preprocess.size,
         sum(w.numel() for w in p.encoder.parameters()))
     print(f"{out}: {n:,} weights, photos at {size} px in [-1, 1], "
         f"{p.encoder.channels[-1]} features; "

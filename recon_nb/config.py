@@ -33,7 +33,10 @@ class GANConfig:
     mask:       str   = _opt('centre', 'what is hidden: a name in `masks.MASKS`')
     target:     str   = _opt('pixels', 'what is predicted: a name in `targets.TARGETS`')
     scale_bias: bool  = _opt(True, 'show D alpha*G(i_in) + beta instead of G(i_in) (§2.1, eq. 1)')
-    encoder:    str   = _opt('paper', 'the network that is kept: a name in `encoder.ENCODERS`')
+    encoder:    str   = _opt('paper', 'the network that is kept: a name in `encoder.ENCODERS`, '
+                             'or timm/NAME, torchvision/NAME')
+    stem:       str   = _opt('auto', 'how a ResNet of timm or torchvision begins: own, no-pool, '
+                             'cifar; auto: by the size')
     width:      int   = _opt(64, 'channels of the first stage; '
                              'each later one doubles (our reading)')
     width_d:    int   = _opt(0, "channels of the discriminator's first stage; "
@@ -81,6 +84,8 @@ class GANConfig:
                              'such as 0 4095; found in the photos, and kept here, if not given')
     teacher:    str   = _opt('', "an earlier run's folder: the encoder starts from its encoder, "
                              'and target codes asks for what that one sees')
+    init:       str   = _opt('', 'weights the encoder begins with, and no teacher: the folder of '
+                             "an earlier run, an exported encoder, or a file of timm's")
     bs:         int   = _opt(512, 'images in a batch, over all processes (§2.4)')
     accumulate: int   = _opt(1, 'equal parts that a batch goes through the networks in, for less '
                              'memory; its gradients are added up')
@@ -103,6 +108,9 @@ class GANConfig:
     def teacher_name(self)->str: # without the path, whichever system wrote it
         return PureWindowsPath(self.teacher).name
     @property
+    def init_name(self)->str: # the same, of the weights that the encoder begins with
+        return PureWindowsPath(self.init).name
+    @property
     def label(self)->str: # what a run is called
         return self.preset + self.on_purpose*' (wrong on purpose)'
     def to_json(self)->str: return json.dumps(asdict(self), indent=1)
@@ -112,8 +120,8 @@ class GANConfig:
 # %% ../nbs/02_config.ipynb #73eebb0b
 _FIELD_GROUPS = dict(
     data=('preset','data','valid','window','flip','crop','light','negative'),
-    task=('size','visible','view','mask','target','teacher'),
-    networks=('encoder','width','between','dropout','decoder','width_dec','std_last'),
+    task=('size','visible','view','mask','target','teacher','init'),
+    networks=('encoder','stem','width','between','dropout','decoder','width_dec','std_last'),
     adversary=('adv','lambda_adv','scale_bias','norm_d','width_d','lambda_gp','clip_d',
         'n_critic','lr_d','on_purpose'),
     optimisation=('lambda_idt','idt_norm','idt_region','lr_g','schedule','warmup','optimizer',
@@ -139,8 +147,9 @@ GANConfig.__doc__ += '\n' + _describe_fields(field_docs())
 
 # %% ../nbs/02_config.ipynb #4c528fbe
 _choices = dict(
-    decoder=('plain','reading'), schedule=('constant','cosine'),
-    idt_norm=('l1','l2'), idt_region=('all','hidden'),
+    stem=('auto','own','no-pool','cifar'), decoder=('plain','reading'),
+    schedule=('constant','cosine'), idt_norm=('l1','l2'),
+    idt_region=('all','hidden'),
     optimizer=('adam','adamw'), precision=('no','bf16','fp16'))
 _ranges = dict(
     visible=('in (0, 1)', lambda v: 0 < v < 1),
@@ -260,11 +269,11 @@ def deviations(
     cfg:GANConfig, # the config of a run
 )->dict: # field -> (the preset's value, this run's value)
     """What differs from the preset that the run is named after.
-    The seed, the range of the photos and the places of data and teacher are no deviation."""
-    base = PRESETS[cfg.preset]
+    The seed, the range of the photos, the places of data and of earlier weights are none."""
+    base, places = PRESETS[cfg.preset], ('seed','data','teacher','init','window')
     return {f: (getattr(base, f), v)
         for f,v in asdict(cfg).items()
-        if v != getattr(base, f) and f not in ('seed','data','teacher','window')}
+        if v != getattr(base, f) and f not in places}
 
 # %% ../nbs/02_config.ipynb #264b3fa0
 def _from_schema_1(d): # as version 0.1 wrote it

@@ -20,7 +20,7 @@ from .core import InputError,check_name
 from .decoding import Ranges
 from .discriminator import Discriminator
 from .features import frozen,_hash_weights
-from .encoder import Encoder
+from .encoder import _encoder_of
 from .machine import fork_random
 from .pixels import Images
 
@@ -146,13 +146,14 @@ def _open(given, part):
         "an exported encoder, a module, None for scratch, or 'pixels'.")
 
 def _make(cfg, part): # the networks of a config
-    if part == 'encoder': return Encoder(cfg.width, dropout=cfg.dropout, between=cfg.between)
+    if part == 'encoder': return _encoder_of(cfg)
     return Discriminator(cfg.width_d or cfg.width, size=cfg.size, norm=cfg.norm_d)
 
 def _load(path): # weights alone, or a run
     from recon_nb.export import load_pretrained,_is_hub_name
     from recon_nb.run import GANRun
-    exported = path.is_file() or (path/'generator.safetensors').is_file() or _is_hub_name(path)
+    folders = 'generator.safetensors', 'model.safetensors' # a release's, or timm's
+    exported = path.is_file() or any((path/n).is_file() for n in folders) or _is_hub_name(path)
     open_net = load_pretrained if exported else GANRun.load
     return open_net(path, device='cpu') # copies of it will compute where they are asked to
 
@@ -180,11 +181,15 @@ def _open_run(run, part):
             "the discriminator of this run was never trained (lambda_adv=0): "
             "there is nothing to probe. Take its encoder, or a run with an adversary.")
     net = deepcopy(run.encoder if part == 'encoder' else run.disc).requires_grad_(True)
-    cfg = run.cfg
-    source = dict(run=run.dir.name, preset=cfg.preset, data=os.path.basename(cfg.data),
-                  width=cfg.width, seed=cfg.seed, step=run.step)
+    source = _source_of_run(run, run.cfg)
     if part == 'disc': source['part'] = part
-    return _headless(net).cpu(), cfg.size, source, Ranges(cfg.window).given
+    return _headless(net).cpu(), run.cfg.size, source, Ranges(run.cfg.window).given
+
+# %% ../nbs/65_contenders.ipynb #fa6aba22
+def _source_of_run(run, cfg): # for the record
+    own = dict(width=cfg.width) if cfg.encoder == 'paper' else dict(encoder=cfg.encoder)
+    return dict(run=run.dir.name, preset=cfg.preset, data=os.path.basename(cfg.data), **own,
+                seed=cfg.seed, step=run.step)
 
 # %% ../nbs/65_contenders.ipynb #8ab958fd
 def _headless(net):

@@ -120,7 +120,7 @@ def describe_pretraining(
     scores = {k: v for k,v in (run.metrics or [{}])[-1].items()
               if k not in ('step', 'epoch', *MEASURED)}
     config = {k: v for k,v in asdict(run.cfg).items()
-              if k not in ('data','teacher')} # they may be paths
+              if k not in ('data','teacher','init')} # they may be paths
     record = dict(
         schema=1, kind='pretraining', row=row, seed=run.cfg.seed, config=config,
         updates=run.step, images_seen=seen, flops=seen*count_flops(run.cfg),

@@ -68,7 +68,7 @@ def evaluate(
     *,
     n:int=256, # held-out photos to measure, at most
     shown:int=8, # of them, how many to draw
-)->dict: # step, epoch, n, the target's scores of what is hidden, and signs (`48_health`)
+)->dict: # step, epoch, n, the target's scores of what is hidden, and signs (`47_health`)
     """Score the generator on held-out photos;
     write the scores and a grid of what it makes of them into the run folder."""
     s = held_out(st, n)

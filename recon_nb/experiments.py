@@ -11,6 +11,7 @@ __all__ = ['Job', 'list_jobs', 'run_jobs', 'estimate', 'compare_encoders', 'plan
 import hashlib,json,time
 from contextlib import contextmanager
 from dataclasses import asdict,dataclass,field,fields,replace
+from functools import partial
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -237,14 +238,30 @@ def _start(job): # the recipe to start from; None for a mode that has none
     start = Classification().recipe(job.mode)
     return start and replace(start, **fixed)
 
-def _search(job, device):
-    start = time.monotonic()
+class _Trials(dict):
+    "Scores of a search by recipe, kept in the file as they are made: it can be interrupted."
+    def __init__(self, job, images, out):
+        self.what, self.out = dict(kind='trial', trial_of=job.known, images=images), out
+        what = json.loads(json.dumps(self.what)) # as the file gives it back
+        there = [r for r in read_jsonl(out) if all(r.get(k) == v for k,v in what.items())]
+        for r in there: super().__setitem__(r['recipe'], r['score'])
+        self.spent, self.last = sum(r['seconds'] for r in there), time.monotonic()
+
+    def __setitem__(self, recipe, score):
+        super().__setitem__(recipe, score)
+        last, self.last = self.last, time.monotonic()
+        append_jsonl(self.out, dict(schema=1, **self.what, recipe=recipe, score=score,
+                                    seconds=round(self.last-last, 2)))
+
+# %% ../nbs/75_experiments.ipynb #5b75a9ac
+def _search(job, device, tried):
+    start, spent = time.monotonic(), tried.spent
     r = search_recipe(Classification(), job.net, job.images, mode=job.mode, amount=job.labels,
-                      recipe=_start(job), device=device)
+                      recipe=_start(job), device=device, tried=tried)
     return dict(
         schema=1, kind='recipe', job=job.known, source=job.net.source,
         recipe=asdict(r), score=max(r.selected['scores'].values()),
-        seconds=round(time.monotonic()-start, 2), machine=describe_machine())
+        seconds=round(spent+time.monotonic()-start, 2), machine=describe_machine())
 
 def _probe(job, recipe, device):
     r, = probe(job.net, job.images, mode=job.mode, labels_per_class=job.labels, seeds=[job.seed],
@@ -276,9 +293,9 @@ def _check_images(jobs, done, out):
     return prints
 
 # %% ../nbs/75_experiments.ipynb #97c50df9
-def _run_job(j, done, device):
+def _run_job(j, done, device, tried):
     "The record of one job; where its recipe was searched, `done` has it."
-    if j.kind == 'recipe': return _search(j, device)
+    if j.kind == 'recipe': return _search(j, device, tried())
     recipe = Recipe(**done[j.search.key]['recipe']) if j.search else None
     return _probe(j, recipe, device)
 
@@ -297,7 +314,8 @@ def run_jobs(
         if progress and len(missing) < len(jobs):
             print(f'{len(jobs)-len(missing)} of {len(jobs)} are there')
         for i,j in enumerate(missing):
-            r = dict(_run_job(j, done, device), images=prints[id(j.images)])
+            tried = partial(_Trials, j, prints[id(j.images)], out)
+            r = dict(_run_job(j, done, device, tried), images=prints[id(j.images)])
             append_jsonl(out, r)
             done[j.key] = json.loads(json.dumps(r)) # as the file gives it back
             if progress:

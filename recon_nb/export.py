@@ -15,12 +15,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 import torch
+from fastcore.basics import patch
 from torch import nn
 from . import __version__
 from .checkpoint import load_tensors,save_tensors
 from .config import GANConfig,config_from_dict,deviations
 from .core import InputError,write_atomic
-from .encoder import ENCODERS,_encoder_choices,make_encoder
+from .encoder import _encoder_choices,_knows_encoder,make_encoder
 from .machine import check_device
 from .pixels import Images,to_model
 from .decoding import Ranges
@@ -43,7 +44,8 @@ def _describe_encoder(
     source = photos or ('folder' if set(cfg.data) & set('/\\') else cfg.data)
     choices = {k: getattr(cfg, k) for k in _encoder_choices(cfg.encoder)}
     name = f'{type(enc).__module__}.{type(enc).__qualname__}'
-    teacher = dict(teacher=cfg.teacher_name) if cfg.teacher else {}
+    before = dict(teacher=cfg.teacher_name, init=cfg.init_name)
+    before = {k: v for k,v in before.items() if v}
     changed = {k: list(v) for k,v in deviations(cfg).items()}
     return dict(
         architecture=dict(name=name, encoder=cfg.encoder, **choices),
@@ -55,7 +57,7 @@ def _describe_encoder(
             size=cfg.size, crop='centre square', resize='bicubic, antialiased',
             channels='RGB', range=[-1,1], mean=[.5]*3, std=[.5]*3),
         training=dict(
-            preset=cfg.label, deviations=changed, photos=source, step=step, **teacher,
+            preset=cfg.label, deviations=changed, photos=source, step=step, **before,
             schema=cfg.schema, recon_nb=__version__))
 
 # %% ../nbs/60_export.ipynb #b2913537
@@ -106,6 +108,14 @@ def _of_run(run, epoch=None):
     card = _describe_encoder(gen.enc, run.cfg, step=run.step, photos=run.info.get('photos'))
     return _of_nets(gen.enc, gen.dec, card)
 
+# %% ../nbs/60_export.ipynb #8277a4b1
+@patch(as_prop=True)
+def backbone(self:Pretrained)->nn.Module:
+    "A backbone as its own library's module, with that library's names; all of it trainable."
+    if hasattr(self.encoder, 'net'): return self.encoder.net.requires_grad_(True)
+    raise InputError(f"encoder {self.config['architecture'].get('encoder', 'paper')!r} is no "
+        "backbone of timm or torchvision: it is `encoder` itself.")
+
 # %% ../nbs/60_export.ipynb #b1206cdd
 def _of_weights(tensors, state, info): # a run's networks in one file; the encoder is enough
     cfg = config_from_dict(state['config'])
@@ -124,11 +134,13 @@ def _of_export(tensors, card, info):
     if (ni := a.get('ni', 3)) != 3:
         raise InputError(f"the encoder takes pictures of {ni} channels; this version reads RGB.")
     name = a.get('encoder', 'paper')
-    if name not in ENCODERS:
+    if not _knows_encoder(name):
         raise InputError(f"the file holds encoder {name!r}, {a['name']}, which is not built in: "
             "give the file that registers it as plugins= (in the shell --plugin).")
     enc = make_encoder(name, **{k: v for k,v in a.items() if k not in ('name','encoder','ni')})
-    enc.load_state_dict(tensors)
+    # as `export_timm` writes it, without the name of the wrapper
+    wrapped = hasattr(enc, 'net') and not all(k.startswith('net.') for k in tensors)
+    (enc.net if wrapped else enc).load_state_dict(tensors)
     return _of_nets(enc, None, card)
 
 # %% ../nbs/60_export.ipynb #4b1de002
@@ -156,7 +168,8 @@ def _fetch(name, revision): # a model of the Hub -> its folder in the Hub's cach
 
 # %% ../nbs/60_export.ipynb #4b1de003
 def _find_file(path, source): # of a folder: the file to open, and what run.json says
-    for name in ('generator.safetensors', 'weights.safetensors', 'encoder.safetensors'):
+    stems = 'generator', 'weights', 'encoder', 'model' # the last one of `export_timm`
+    for name in [f'{s}.safetensors' for s in stems]:
         if (path/name).is_file(): return path/name, _run_info(path)
     if path != Path(source).expanduser(): # of the Hub
         raise InputError(f"{source} holds none of {', '.join(_HUB_FILES[:3])}: "
@@ -172,9 +185,20 @@ def _find_source(source, revision, epoch): # the file, and what run.json says
     if epoch is not None: return _weights_of(path, epoch), _run_info(path)
     return _find_file(path, source) if path.is_dir() else (path, {})
 
+# %% ../nbs/60_export.ipynb #9f6d4184
+def _open_tensors(path): # what may be an encoder
+    if path.suffix.lower() == '.onnx':
+        raise InputError(f"{path}: an ONNX file is opened with onnxruntime; "
+            "here give the .safetensors file or the run folder.")
+    tensors,state = load_tensors(path)
+    if any(k.startswith('opt_') for k in tensors):
+        raise InputError(f"{path} is a checkpoint, for resuming. "
+            "Give weights.safetensors, which lies beside it.")
+    return tensors, state
+
 # %% ../nbs/60_export.ipynb #345e54d2
 def load_pretrained(
-    # a file of `export_encoder`, a run folder, a release's,
+    # a file of `export_encoder`, a folder of `export_timm`, a run folder, a release's,
     # its `weights.safetensors`, a `GANRun`, or user/name on the Hugging Face Hub;
     # a `Pretrained` stays as it is
     source,
@@ -191,21 +215,18 @@ def load_pretrained(
     if isinstance(source, Pretrained): return source.to(device) if device else source
     if isinstance(source, GANRun): return _of_run(source, epoch).to(device or source.device)
     path, info = _find_source(source, revision, epoch)
-    if path.suffix.lower() == '.onnx':
-        raise InputError(f"{path}: an ONNX file is opened with onnxruntime; "
-            "here give the .safetensors file or the run folder.")
-    tensors,state = load_tensors(path)
-    if any(k.startswith('opt_') for k in tensors):
-        raise InputError(f"{path} is a checkpoint, for resuming. "
-            "Give weights.safetensors, which lies beside it.")
+    return _open_file(path, info).to(device)
+
+# %% ../nbs/60_export.ipynb #b6000001
+def _open_file(path, info): # of an export, or of a run
+    tensors, state = _open_tensors(path)
     try:
         read = _of_export if 'architecture' in state else _of_weights
-        found = read(tensors, state, info)
+        return read(tensors, state, info)
     except (KeyError, TypeError, RuntimeError) as e:
         raise InputError(f"{path} holds no encoder that this version can read "
             f"({type(e).__name__}: {str(e).splitlines()[-1].strip()}). "
             "Export it again.") from None
-    return found.to(device)
 
 # %% ../nbs/60_export.ipynb #9f7091b6
 class _Stages(nn.Module): # what ONNX shall compute: all stages

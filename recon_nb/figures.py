@@ -24,6 +24,7 @@ from torch import Tensor,nn
 from torch.nn import functional as F
 
 # %% ../nbs/80_figures.ipynb #d2386c10
+from .backbones import Backbone
 from .compare import _Records,_caption_of,_plot_quantity
 from .core import InputError,check_name
 from .contenders import as_contender,Pixels
@@ -262,14 +263,17 @@ def _describe(m): # a layer, or a part with layers inside, in words
     name = {'ConvTranspose2d': 'ConvT', 'Conv2d': 'Conv'}.get(type(m).__name__, type(m).__name__)
     return f'{name} {k[0]}×{k[1]}' + (f', stride {stride[0]}' if stride[0] > 1 else '')
 
+# %% ../nbs/80_figures.ipynb #35d101f1
 def _leaves(name, m, depth): # stages in the order of definition, no deeper than `depth`
     kids = dict(m.named_children())
     plain = all(not [*k.children()] for k in kids.values())
+    if isinstance(m, Backbone): return [(name, m)] # its parts are found as they run
     if depth == 0 or not kids or plain and isinstance(m, nn.Sequential): return [(name, m)]
     return [s for n,k in kids.items() for s in _leaves(f'{name}.{n}'.strip('.'), k, depth-1)]
 
 def _cut_up(net, most):
     "A network's stages, as fine as `most` of them allow."
+    most -= 8*any(isinstance(m, Backbone) for m in net.modules()) # as many parts as a ResNet has
     for depth in range(9, 0, -1):
         stages = _leaves('', net, depth)
         if len(stages) <= most: return stages
@@ -284,14 +288,19 @@ def _trace_stages(net, size, most=13):
     if ni is None:
         raise InputError(f"a {type(net).__name__} has no convolution: "
                          "there is no architecture of pictures to draw.")
-    for name,m in _cut_up(copy, most): _listen(name or type(net).__name__, m, found)
+    for name,m in _cut_up(copy, most):
+        inside = m.net.named_modules() if isinstance(m, Backbone) else ()
+        for n,part in inside: _listen(f'{name}.net.{n}'.strip('.'), part, found)
+        if not inside: _listen(name or type(net).__name__, m, found)
     try:
         with torch.no_grad(): copy(torch.zeros(1, ni, size, size, device='meta'))
     except Exception as e:
         raise InputError(f"{type(net).__name__} does not take a picture of {size} px: {e}. "
                          "Give the size= it was made for.") from None
-    return [_Stage('input', (ni,size,size), (), 0), *(s for s in found if len(s.shape) == 3)]
+    outer = [s for s in found if not any(s.name.startswith(f'{o.name}.') for o in found)]
+    return [_Stage('input', (ni,size,size), (), 0), *(s for s in outer if len(s.shape) == 3)]
 
+# %% ../nbs/80_figures.ipynb #6b160b60
 def _listen(name, m, found):
     "Note what comes out of a stage, each time it runs."
     inside = [*m.children()]
@@ -361,6 +370,7 @@ def _ends(net, size, photo):
 # %% ../nbs/80_figures.ipynb #69da648c
 def _own_size(net):
     "The side that a discriminator is made for: its last convolution sees the whole map."
+    if isinstance(net, Backbone): return net.size
     if not isinstance(getattr(net, 'head', None), nn.Conv2d): return None
     convs = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
     return math.prod(m.stride[0] for m in convs)*net.head.kernel_size[0]

@@ -175,6 +175,8 @@ def stages_of(
 )->list: # its blocks, first to last
     "The parts of an encoder that have weights."
     blocks = [m for m in enc.children() if any(True for _ in m.parameters())]
+    # somebody else's network, wrapped
+    if len(blocks) == 1 and not [*enc.parameters(recurse=False)]: return stages_of(blocks[0])
     return blocks or [enc]
 
 def param_groups(
@@ -184,8 +186,8 @@ def param_groups(
     "Parameters with their share of the learning rate."
     stages = stages_of(model.enc)
     parts = [(r.layer_decay**(len(stages)-i), s) for i,s in enumerate(stages)] + [(1., model.head)]
-    own = (nn.ParameterList(model.enc.parameters(recurse=False))
-           if stages != [model.enc] else nn.ParameterList())
+    staged = {id(p) for s in stages for p in s.parameters()}
+    own = nn.ParameterList(p for p in model.enc.parameters() if id(p) not in staged)
     # what belongs to no stage, such as positions
     if len(own): parts.append((r.layer_decay**len(stages), own))
     groups = [(scale, r.wd*many, [p for p in part.parameters() if (p.dim() > 1) == many])

@@ -14,7 +14,7 @@ from pathlib import Path
 from .config import GANConfig
 from .core import InputError,check_name
 from .discriminator import D_NORMS
-from .encoder import ENCODERS
+from .encoder import ENCODERS,FAMILIES,_knows_encoder
 from .losses import ADV
 from .masks import MASKS,VIEWS
 from .targets import TARGETS
@@ -89,6 +89,12 @@ def _plugins_of(
     return [dict(file=p['file'], gives=p['gives']) for p in _loaded.values() if is_used(p)]
 
 # %% ../nbs/45_plugins.ipynb #1ec5c9de
+def _is_part(field, name): # is it there, or of a family?
+    return name in REGISTRIES[field] or field == 'encoder' and _knows_encoder(name)
+
+def _names(field): # accepted ones
+    return [*REGISTRIES[field], *(f'{f}/...' for f in FAMILIES if field == 'encoder')]
+
 def check_parts(
     cfg:GANConfig, # names its parts
     *,
@@ -98,12 +104,12 @@ def check_parts(
     "Raises `InputError` if a part is not there, and says how to give it."
     for field in fields:
         name = getattr(cfg, field)
-        if name in REGISTRIES[field]: continue
+        if _is_part(field, name): continue
         files = [p['file'] for p in noted if name in p['gives'].get(field, ())]
         if files:
             raise InputError(f"this run uses {field} {name!r} from a file of its own, {files[0]}: "
                 f"give plugins={files[0]!r} with its path (in the shell --plugin {files[0]}).")
-        try: check_name(name, REGISTRIES[field], field)
+        try: check_name(name, _names(field), field)
         except InputError as e:
             raise InputError(f"{e} If it is from a file of your own, give the file: "
                 "plugins='my_file.py' (in the shell --plugin my_file.py).") from None
@@ -113,4 +119,4 @@ def _has_parts(
     cfg:GANConfig, # names its parts
 )->bool:
     "Whether every part that a config names is there."
-    return all(getattr(cfg, field) in names for field,names in REGISTRIES.items())
+    return all(_is_part(field, getattr(cfg, field)) for field in REGISTRIES)

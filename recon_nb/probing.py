@@ -8,7 +8,7 @@ Docs: https://recon-nb.github.io/recon_nb/probing.html.md"""
 __all__ = ['ProbeResult', 'unpack_bits', 'unpack_shares', 'Finding', 'ProbeTask', 'search_recipe', 'run_probe']
 
 # %% ../nbs/70_probing.ipynb #e068092c
-import base64,hashlib,time
+import base64,hashlib,time,warnings
 from dataclasses import dataclass,replace
 from functools import cached_property
 from typing import NamedTuple
@@ -20,8 +20,9 @@ from .core import (InputError,TrainingDiverged,append_jsonl,check_name,describe_
 from .features import count_macs
 from .finetune import Recipe
 from .identity import _fingerprint_photos
-from .labelled import DEV_SEED,development_images,label_subset
+from .labelled import DEV_SEED,LabelledSet,development_images,label_subset
 from .machine import check_device,fork_random
+from .overlap import _is_run_folder,overlap
 
 # %% ../nbs/70_probing.ipynb #b19132ae
 @dataclass
@@ -123,6 +124,7 @@ class Setup:
     recipe:Recipe|None # where something is trained by one
     device:torch.device
     progress:bool = True
+    seen:int|None = None # test photos that the run was trained on; None: not known
 
     @cached_property
     def test_pixels(self)->str: return _fingerprint_photos(self.data.test_x)
@@ -144,7 +146,8 @@ class ProbeTask:
     trials = 1 # trainings that a search costs, about
     result = ProbeResult
 
-    def load(self, data, **how): # the set; how: size, root, name, progress, window
+    # the set; how: size, root, name, progress, and window, if the run has one
+    def load(self, data, **how):
         raise NotImplementedError
     def run(self, setup, seed, i, tick)->Finding: raise NotImplementedError # one seed
     def recipe(self, mode)->Recipe|None: return None # where to start; None: there is none
@@ -177,6 +180,20 @@ def _check_recipe(task, mode, recipe, search):
                          "search=True searches its rate.")
     return recipe
 
+# %% ../nbs/70_probing.ipynb #5ff57a50
+_SEEN = ("No label was used in that; but the score is about photos that the encoder knows. "
+         "Photos of your own that it has not seen say more.")
+
+def _seen_in_training(encoder, data):
+    "How many test photos a run was trained on, and a sentence; None where it is not known."
+    run = _is_run_folder(encoder) or (hasattr(encoder, 'dir') and hasattr(encoder, 'cfg'))
+    if not run or not isinstance(data, LabelledSet): return None
+    try: found = overlap(encoder, data)
+    except InputError: return None # a run of 0.1.0 does not know its photos
+    n = len(found.found.get(('test', 'trained on'), ()))
+    said = [s for s in found.lines if 'test photos were trained on' in s]
+    return n, said[0] if n else ''
+
 # %% ../nbs/70_probing.ipynb #8c737ade
 def _set_up(task, encoder, data, *, mode, amount, recipe, search, root, name, device, progress,
             **contender):
@@ -185,9 +202,11 @@ def _set_up(task, encoder, data, *, mode, amount, recipe, search, root, name, de
     recipe = _check_recipe(task, mode, recipe, search)
     contender = as_contender(encoder, **contender)
     task.check(contender, mode)
-    data = task.load(data, size=contender.size, root=root, name=name, progress=progress,
-                     window=contender.window)
-    setup = Setup(contender, data, mode, amount, recipe, device, progress)
+    deep = dict(window=contender.window) if contender.window else {}
+    data = task.load(data, size=contender.size, root=root, name=name, progress=progress, **deep)
+    seen = _seen_in_training(encoder, data)
+    if seen and seen[0]: warnings.warn(f'{seen[1]}. {_SEEN}', stacklevel=4)
+    setup = Setup(contender, data, mode, amount, recipe, device, progress, seen and seen[0])
     task.check_set(setup)
     return setup
 
@@ -224,15 +243,21 @@ def _fit_finite(
         f"with lr={setup.recipe.lr:g}. Give a recipe with a lower lr, or search=True.")
 
 # %% ../nbs/70_probing.ipynb #c2ec6019
-def _search(task, setup):
+def _try(task, setup, i, dev, tick): # a recipe's score; 0 if training breaks down
+    try: model = _fit_finite(task.fit, setup, DEV_SEED, i, tick)
+    except TrainingDiverged: return 0.
+    return float(task.rate(setup, model, dev))
+
+def _search(task, setup, tried=None):
     i, dev = _draw_search(task, setup)
+    tried = {} if tried is None else tried
     bar = progress_bar(total=task.trials*setup.recipe.updates(len(i)),
                        desc=f'{setup.title}, search', unit='update', show=setup.progress)
     def score(r):
-        tried = replace(setup, recipe=r)
-        try: model = _fit_finite(task.fit, tried, DEV_SEED, i, bar.update)
-        except TrainingDiverged: return 0.
-        return float(task.rate(tried, model, dev))
+        key = f'lr={r.lr!r} decay={r.layer_decay!r} head_first={r.head_first}'
+        if key in tried: bar.update(r.updates(len(i)))
+        else: tried[key] = _try(task, replace(setup, recipe=r), i, dev, bar.update)
+        return tried[key]
     with bar, fork_random(setup.device): best, found = task.choose(setup, score)
     return replace(best, selected=dict(
         on=f'development {task.photos}', n=len(dev), seed=DEV_SEED,
@@ -250,13 +275,14 @@ def search_recipe(
     recipe=None, # the `Recipe` to start from; the task's own if not given
     root=None, # where a named set lies
     device=None, # where to compute; the best there is, if not given
+    tried=None, # a dict: scores by recipe, of a search that was interrupted; new ones are added
     progress:bool=True, # show a bar
     **contender, # for `as_contender`: part, like, size, width
 )->Recipe: # with the best rate; `selected` holds every score
     "The recipe that suits a contender best, by its score on development photos."
     return _search(task, _set_up(
         task, encoder, data, mode=mode, amount=amount, recipe=recipe, search=True, root=root,
-        name=None, device=device, progress=progress, **contender))
+        name=None, device=device, progress=progress, **contender), tried)
 
 # %% ../nbs/70_probing.ipynb #337b7014
 def _row(task, setup, seed, i, found, seconds):
@@ -265,7 +291,7 @@ def _row(task, setup, seed, i, found, seconds):
         schema=2, task=task.name, arm=c.name, source=c.source, mode=setup.mode,
         data=data.name, size=data.size, classes=len(data.classes),
         **{task.amount: setup.amount}, n_train=len(i), n_test=len(data.test_x), seed=seed,
-        **found.scores, test_pixels=setup.test_pixels,
+        **found.scores, test_pixels=setup.test_pixels, test_seen=setup.seen,
         seconds=round(seconds, 2), macs=count_macs(c.net, data.size),
         images_seen=found.images_seen, config=found.config, selected=found.selected,
         weights=fingerprint(c), subset=hashlib.blake2b(i.tobytes(), digest_size=6).hexdigest(),

@@ -276,7 +276,7 @@ def _is_done(p, folder, cfg):
             f"{folder} was taught by {was or 'nobody'}, not by {cfg.teacher_name or 'nobody'}: "
             f"give another folder for the runs of {p.name!r}.")
     if bad := {k: (v, has) for k,v in asdict(cfg).items()
-               if (has := getattr(run.cfg, k)) != v and k not in ('data','teacher')
+               if (has := getattr(run.cfg, k)) != v and k not in ('data','teacher','init')
                and not (k == 'epochs' and p.updates)}:
         raise InputError(
             f"{folder} was trained with "

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from PIL import Image
 from fastcore.basics import patch,patch_to
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import nn
 
 # %% ../nbs/56_run.ipynb #56eec6f0
@@ -24,7 +26,7 @@ from .config import GANConfig,config_from_dict
 from .core import InputError,read_jsonl
 from .machine import check_device,fork_random
 from .evaluation import generate
-from .encoder import stage_index
+from .encoder import _encoder_choices,stage_index
 from .health import Health,Seen,Trail,judge
 from .masks import compose
 from .metrics import TrivialPredictors
@@ -99,7 +101,59 @@ def load_encoder(
     check_parts(cfg, noted=_run_info(run_dir).get('plugins', ()), fields=('encoder',))
     return cfg, _read_encoder(tensors, cfg)
 
+# %% ../nbs/56_run.ipynb #98ac9704
+def _read_any(path): # tensors, and what the file says about them
+    inside = 'weights.safetensors', 'generator.safetensors', 'model.safetensors'
+    if path.is_dir(): path = next((path/n for n in inside if (path/n).is_file()), path)
+    if not path.is_file():
+        raise InputError(f"init={str(path)!r} holds no weights: give the folder of a run, an "
+            "exported encoder, or a file .safetensors or .pth of timm's or torchvision's.")
+    try: return _read_foreign(path) or load_tensors(path)
+    except InputError: raise
+    except Exception as e:
+        raise InputError(f"{path} can't be read ({type(e).__name__}): init= takes .safetensors, "
+            "or .pth with nothing but tensors in it.") from None
+
+def _read_foreign(path): # what somebody else wrote; None for a file of ours
+    if path.suffix != '.safetensors':
+        found = torch.load(path, map_location='cpu', weights_only=True)
+        return dict(found.get('state_dict', found)), {}
+    with safe_open(path, 'pt') as f: ours = 'state' in (f.metadata() or {})
+    return None if ours else (load_file(path), {})
+
+# %% ../nbs/56_run.ipynb #8870a1ee
+def _first_weights(
+    cfg:GANConfig, # of a run with `init`
+)->dict: # name -> tensor, for the run's encoder
+    "The weights a run begins with. Raises `InputError` if they are those of another network."
+    tensors, said = _read_any(Path(cfg.init).expanduser())
+    own = {k[4:]: v for k,v in tensors.items() if k.startswith('enc.')}
+    _check_same(said.get('architecture') or said.get('config') or {}, cfg)
+    enc, given = _sample_encoder(cfg), own or tensors
+    if hasattr(enc, 'net') and not any(k.startswith('net.') for k in given):
+        given = {f'net.{k}': v for k,v in given.items()} # timm's own names
+    due, head = enc.state_dict(), ('net.fc.','net.classifier.','net.head.')
+    bad = [k for k in due if k not in given or given[k].shape != due[k].shape]
+    bad += [k for k in given if k not in due and not k.startswith(head)]
+    if bad:
+        k = bad[0]
+        there, here = (tuple(d[k].shape) if k in d else 'missing' for d in (given, due))
+        raise InputError(f"init={cfg.init_name!r} does not fit encoder {cfg.encoder!r}: {k} is "
+            f"{there} there and {here} here. Give weights of the same network; where the first "
+            "convolution differs, stem='own'.")
+    return {k: given[k] for k in due}
+
+def _check_same(there, cfg): # what a run or an export says about its encoder
+    fields = [k for k in ('encoder', *_encoder_choices(cfg.encoder)) if k not in ('dropout','size')]
+    differ = [k for k in fields if k in there and there[k] != getattr(cfg, k)]
+    if differ:
+        raise InputError(f"init={cfg.init_name!r} has another encoder: give "
+            f"{', '.join(f'{k}={there[k]!r}' for k in differ)}, as it has.")
+
 # %% ../nbs/56_run.ipynb #3b74e30c
+def _say_network(cfg):
+    return f'width {cfg.width}' if cfg.encoder == 'paper' else cfg.encoder
+
 # long: one class, and what it says about itself
 class GANRun:
     """A trained run: its networks in evaluation mode, its config, its history.
@@ -158,7 +212,7 @@ class GANRun:
         score = f', {said}' if said else ''
         at = '' if self.epoch is None else f', as of epoch {self.epoch}'
         return (f"GANRun({str(self.dir)!r}, {self.cfg.label}, {self.cfg.size} px, "
-                f"width {self.cfg.width}, {self.step} steps{at}{score})")
+                f"{_say_network(self.cfg)}, {self.step} steps{at}{score})")
 
 # %% ../nbs/56_run.ipynb #5b1c7e02
 def _fill_networks(tensors, cfg):

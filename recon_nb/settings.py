@@ -121,8 +121,8 @@ def _choose_config(
     if resume and extra:
         raise InputError(f"resume=True goes on with the config of the run: leave {extra[0]} out.")
     if len(extra) > 1: raise InputError("give config= or like=, not both: each is a config.")
-    if overrides.get('teacher'): # as the config keeps it
-        overrides['teacher'] = str(Path(overrides['teacher']).expanduser().resolve())
+    for k in [k for k in ('teacher','init') if overrides.get(k)]: # as the config keeps them
+        overrides[k] = str(Path(overrides[k]).expanduser().resolve())
     if overrides.get('window'): overrides['window'] = Ranges(overrides['window']).text
     if resume and run_dir is None:
         raise InputError("resume=True needs run_dir=, the folder of the run to go on with.")

@@ -21,7 +21,7 @@ from .config import GANConfig,get_preset
 from .devices import _check_accelerator,_check_share,make_accelerator,_prepare
 from .machine import fork_random
 from .discriminator import Discriminator
-from .encoder import check_encoder,make_encoder
+from .encoder import check_encoder,_encoder_of
 from .generator import Generator
 from .health import Trail
 from .losses import ADV,AdvLoss
@@ -90,8 +90,7 @@ def make_networks(
 )->tuple: # generator, discriminator; None in its place, if there is no adversary
     "The networks of a config, with random weights."
     outputs = make_task(cfg).target.outputs
-    enc = make_encoder(cfg.encoder, width=cfg.width, dropout=cfg.dropout, between=cfg.between)
-    gen = Generator(enc, outputs, decoder=cfg.decoder, width_dec=cfg.width_dec,
+    gen = Generator(_encoder_of(cfg), outputs, decoder=cfg.decoder, width_dec=cfg.width_dec,
                     std_last=cfg.std_last)
     if not cfg.lambda_adv: return gen, None
     return gen, Discriminator(cfg.width_d or cfg.width, size=cfg.size, ni=outputs[0].channels,

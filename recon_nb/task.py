@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from .config import GANConfig
 from .core import InputError,check_name
-from .encoder import _check_attributes,make_encoder
+from .encoder import _check_attributes,_encoder_of
 from .generator import Output
 from .machine import fork_random
 from .masks import MASKS,VIEWS,Mask
@@ -79,9 +79,7 @@ def _sample_encoder(
     cfg:GANConfig, # names the encoder
 ): # an encoder of the run's shape, to look at
     "An encoder as a run will have it, for its shape; nobody's random numbers are touched."
-    with fork_random():
-        enc = make_encoder(cfg.encoder, width=cfg.width, dropout=cfg.dropout, between=cfg.between)
-    return _check_attributes(enc)
+    with fork_random(): return _check_attributes(_encoder_of(cfg))
 
 def _fit_target(
     target:Target, # told about the encoder, if it wants to know

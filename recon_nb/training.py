@@ -24,21 +24,25 @@ from .data import SETS,load_photos,split_photos
 from .decoding import Ranges
 from .devices import _end_together,_main_first,make_accelerator,_on_main
 from .machine import fork_random
-from .encoder import _encoder_choices
+from .encoder import _encoder_choices,_knows_encoder
 from .evaluation import score_predictors
 from .folder import (_check_place,_fingerprint_run,_is_fingerprint,_own_folder,
                               _write_ids)
 from .metrics import best_psnr
 from .plugins import load_plugins,_plugins_of
-from .run import GANRun,load_encoder,_run_info
+from .run import GANRun,_first_weights,load_encoder,_run_info
 from .settings import _choose_config
 from .sources import _is_dataset,_is_pattern
 from .state import TrainState,make_state
-from .task import make_task
+from .task import make_task,_sample_encoder
 from .teacher import Teacher
 from .trainer import fit,restore
 
 # %% ../nbs/59_training.ipynb #30ed9c15
+def _settle_stem(cfg): # what the size decides is noted, not left to a later version
+    if not (_knows_encoder(cfg.encoder) and 'stem' in _encoder_choices(cfg.encoder)): return cfg
+    return replace(cfg, stem=_sample_encoder(cfg).stem)
+
 def _check_held_out(photos, overrides):
     if photos.held_out is not None and overrides.get('valid') is not None:
         raise InputError(f"valid={overrides['valid']:g} has no effect: {photos.source} has a "
@@ -136,6 +140,7 @@ def train_gan(
     load_plugins(plugins)
     cfg, origin = _choose_config(overrides, preset=preset, config=config, like=like,
                                  run_dir=run_dir, resume=resume, seed=seed)
+    cfg = _settle_stem(cfg)
     origin_dir = run_dir if resume else getattr(like, 'dir', like)
     known = _run_info(origin_dir) if origin_dir else {}
     changed = {k for k,v in overrides.items() if v is not None} if resume else None
@@ -143,6 +148,7 @@ def train_gan(
     root = root or known.get('root')
     cfg, data = _remember_data(cfg, data)
     earlier = _open_earlier(cfg) if cfg.teacher and not resume else None
+    first = _first_weights(cfg) if cfg.init and not resume else None
     hooks = _check_hooks(hooks)
     _check_minutes(max_minutes)
     acc = _accelerator(accelerator, cfg.precision, device)
@@ -157,6 +163,7 @@ def train_gan(
         with _own_folder(acc, run_dir, cfg, resume=resume) as run_dir:
             st = make_state(cfg, photos, train, valid, acc=acc, run_dir=run_dir, changed=changed)
             if cfg.teacher: _open_teacher(st, earlier)
+            if first is not None: st.gen_net.enc.load_state_dict(first)
             check_state(st)
             _open(st, root=root, plugins=_plugins_of(cfg), origin=origin, progress=progress)
             fit(st, hooks, max_minutes=max_minutes, progress=progress)
@@ -168,7 +175,7 @@ def train_gan(
 # %% ../nbs/59_training.ipynb #60c95533
 def _open_earlier(cfg): # the encoder of the run that is to teach
     earlier, enc = load_encoder(cfg.teacher)
-    fields = [k for k in ('encoder', *_encoder_choices(cfg.encoder)) if k != 'dropout']
+    fields = [k for k in ('encoder', *_encoder_choices(cfg.encoder)) if k not in ('dropout','size')]
     there = {k: getattr(earlier, k) for k in fields if getattr(earlier, k) != getattr(cfg, k)}
     if there:
         differ = ', '.join(f'{k} {v}, this run {getattr(cfg, k)}' for k,v in there.items())
@@ -246,7 +253,8 @@ def _announce(st, origin=''):
     differ = [f'differs from {st.cfg.preset}: {k} {a} -> {b}'
               for k,(a,b) in deviations(st.cfg).items()]
     notes = [_say_shares(st), *_say_small(st), *_say_reading(st), *_say_kept(st)]
-    return '\n  '.join([plan, *notes, *[origin][:bool(origin)], *differ])
+    notes += [*_say_backbone(st), *[origin][:bool(origin)]]
+    return '\n  '.join([plan, *notes, *differ])
 
 def _say_shares(st): # of the photos in an epoch, of a picture's area
     index = _choose_evenly(st.train, 64)
@@ -254,6 +262,15 @@ def _say_shares(st): # of the photos in an epoch, of a picture's area
     out, seen = len(st.train) % st.bs, f'{1-hidden:.0%} of a picture is seen'
     if not out: return f'each photo once an epoch; {seen}'
     return f'{out} of {len(st.train)} photos sit out of each epoch, others each time; {seen}'
+
+# %% ../nbs/59_training.ipynb #dea91cea
+def _say_backbone(st): # of another library; and what the encoder began with
+    enc, begun = st.gen_net.enc, st.cfg.init_name or st.cfg.teacher_name
+    first = [f'the encoder begins with the weights of {begun}'] if begun else []
+    if not hasattr(enc, 'stem'): return first
+    side = st.cfg.size//enc.reductions[-1]
+    return [*first, f'{st.cfg.encoder}, stem {enc.stem!r}: {side} x {side} places of '
+        f'{enc.reductions[-1]} px in its last stage' + (not begun)*'; its weights begin at random']
 
 # %% ../nbs/59_training.ipynb #75ac112c
 _few_updates, _few_photos = 300, 1000

@@ -1,5 +1,5 @@
 "One call for 'does it help?': fair pairs whenever it ends, nothing lost, the cost before the work, and a sentence that claims no more than there is."
-import json
+import json, shutil
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from recon_nb import cli, experiments
+from recon_nb import classification, cli, experiments, probing
 from recon_nb.answer import _choose_labels, does_it_help
 from recon_nb.classification import probe
 from recon_nb.core import InputError, read_jsonl
@@ -48,7 +48,7 @@ class Counted:
             res = real(arm, data, mode='knn', seeds=seeds, **{k: v for k, v in how.items() if k != 'recipe'})
             for r in res.rows: r |= dict(mode=mode, test_right=_pack_bits(right), test_accuracy=float(right.mean()), selected=dict(scores={}) if recipe else {})
             return res
-        def search(task, net, data, *, mode, amount, recipe, device):
+        def search(task, net, data, *, mode, amount, recipe, device, tried):
             self.tick()
             return replace(recipe, selected=dict(scores={'lr=0.001': .5}))
         monkeypatch.setattr(experiments, 'probe', quick)
@@ -87,6 +87,28 @@ def test_interrupted_at_any_moment_the_pairs_are_whole_and_nothing_is_lost(monke
         assert rest.calls == n-stop+1 and b.table.equals(want.table) and b.text == want.text
 
 
+def test_an_interrupted_search_goes_on_where_it_was(monkeypatch, tmp_path, toy):
+    how, real, calls = dict(HOW, labels=(3,), seeds=1, recipe=dict(steps=2, epochs=1, bs=8)), probing._fit_finite, []
+    def fit(fit_, setup, *args):
+        calls.append(setup.recipe)
+        if len(calls) == stop: raise KeyboardInterrupt
+        return real(fit_, setup, *args)
+    monkeypatch.setattr(probing, '_fit_finite', fit)
+    monkeypatch.setattr(classification, '_fit_finite', fit)
+    stop = None
+    want = does_it_help(Few(1), toy, out=tmp_path/'a.jsonl', **how)
+    n = len(calls)
+    calls.clear(); stop = 4                                                       # the fourth training of the first search
+    assert does_it_help(Few(1), toy, out=tmp_path/'b.jsonl', **how).stopped == 'interrupted'
+    kept = [r for r in read_jsonl(tmp_path/'b.jsonl') if r['kind'] == 'trial']
+    assert len(kept) == 3 and all(r['seconds'] >= 0 for r in kept)
+    calls.clear(); stop = None
+    got = does_it_help(Few(1), toy, out=tmp_path/'b.jsonl', **how)
+    assert len(calls) == n-3 and got.table.equals(want.table)
+    found = lambda a: [r['recipe'] for r in a.records if r['kind'] == 'recipe']
+    assert found(got) == found(want)
+
+
 def test_without_time_one_step_and_a_word_on_the_rest(monkeypatch, tmp_path, toy):
     c = Counted(monkeypatch)
     a = does_it_help(Few(1), toy, out=tmp_path/'a.jsonl', **{**HOW, 'minutes': 0})
@@ -120,6 +142,30 @@ def test_a_recipe_that_nobody_searched_is_said(toy):
     from recon_nb.finetune import Recipe
     said = repr(probe(Few(1), toy, size=32, labels_per_class=3, seeds=1, recipe=Recipe(steps=2, epochs=1), progress=False))
     assert said.endswith('recipe not searched')
+
+
+def test_photos_where_they_should_not_be_are_counted_and_named(monkeypatch, tmp_path, capsys):
+    "Test photos among those to learn from, and test photos that the pretraining has seen."
+    from recon_nb.training import train_gan
+    for part, seed in (('train', 0), ('test', 1)):
+        for i, (x, k) in enumerate(zip(*draw_shapes(40, size=32, seed=seed))):
+            f = tmp_path/'photos'/part/'ab'[k % 2]
+            f.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(x).save(f/f'{part}{i}.png')
+    for p in sorted((tmp_path/'photos/test/a').iterdir())[:2]: shutil.copy(p, tmp_path/f'photos/train/a/copy-{p.name}')
+    run = train_gan(str(tmp_path/'photos'), 'improved', size=32, width=4, epochs=1, run_dir=tmp_path/'mine', progress=False)
+    Counted(monkeypatch)
+    with pytest.warns(UserWarning, match='among those to learn from'):
+        a = does_it_help(run, str(tmp_path/'photos'), out=tmp_path/'a.jsonl', labels=5, seeds=1, minutes=0)
+    said = capsys.readouterr().out
+    for notes in (said, '\n'.join(a.table.notes)):
+        assert 'test photos are among those to learn from, such as' in notes and 'test photos were trained on, such as test: ' in notes and 'No label was used in that' in notes
+    with pytest.warns(UserWarning) as w:
+        r, = probe(run, str(tmp_path/'photos'), mode='knn', labels_per_class=5, seeds=1, progress=False).records()
+    assert any('test photos were trained on' in str(x.message) for x in w) and r['test_seen'] >= 30
+    clean = train_gan(str(tmp_path/'photos/train'), 'improved', size=32, width=4, epochs=1, run_dir=tmp_path/'clean', progress=False)
+    for p in (tmp_path/'photos/train/a').glob('copy*'): p.unlink()
+    assert probe(clean, str(tmp_path/'photos'), mode='knn', labels_per_class=5, seeds=1, progress=False).records()[0]['test_seen'] <= 2
 
 
 def test_the_shell_says_its_cost_first_and_ends_in_a_sentence(monkeypatch, tmp_path, capsys):

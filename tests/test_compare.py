@@ -167,6 +167,9 @@ def test_recon_compare(runs, folder, tmp_path, capsys):
     assert 'PSNR on 7 photos (A)' in out and 'share explained on 7 photos (B)' in out and 'different questions' in out and out.splitlines()[-1] == str(tmp_path/'both.png')
     assert err.count('\n') == 1 and 'left out' in err and 'broken.jpg' in err
     assert Image.open(tmp_path/'both.png').width == 1350
+    assert compare([a, b, str(folder), '-o', str(tmp_path/'both.png')]) == 0                             # the folder itself: its one broken file does not cost the others
+    out, err = capsys.readouterr()
+    assert 'PSNR on 7 photos (A)' in out and 'broken.jpg' in err
     assert compare([a, a, '-o', str(tmp_path/'same.png')]) == 0 and (tmp_path/'same.png').exists()        # without photos: what they kept
 
 

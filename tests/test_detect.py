@@ -81,6 +81,17 @@ def test_voc_is_read_and_boxes_lie_on_their_things(tmp_path):
                 assert photo[rows[len(rows)//2], cols[len(cols)//2]].argmax() == b[0,4]
 
 
+def test_deep_photos_have_one_range_in_both_parts(tmp_path):
+    at = voc(tmp_path)
+    for p in [*(at/'JPEGImages').iterdir()]:
+        with Image.open(p) as im: deep = np.asarray(im.convert('L')).astype(np.uint16)*16          # 12 bits
+        Image.fromarray(deep).save(p.with_suffix('.png'))
+        p.unlink()
+    with pytest.warns(UserWarning, match='12 bit'): s = load(tmp_path)
+    cat = [int(x[10, 10]) for x in (s.train_x[0,...,0], s.test_x[1,...,0])]
+    assert cat[0] == cat[1] > 60 and load(tmp_path, window={'PNG uint16': (0, 65535)}).train_x.max() < 20
+
+
 def test_photos_of_any_format_and_any_list(tmp_path):
     at = voc(tmp_path)
     p = at/'JPEGImages/2009_val1.jpg'

@@ -169,9 +169,9 @@ def test_an_architecture_is_drawn_where_the_network_is(no_numbers):
 
 
 def test_pretrained_networks_come_to_the_cpu():
-    def fetch(net): return net.to_empty(device='cpu')                             # there are no numbers to copy
+    def fetch(net, device): return net.to_empty(device=device)                             # there are no numbers to copy
     run = make_run('meta')
-    with mock.patch.object(nn.Module, 'cpu', fetch): p = load_pretrained(run)
+    with mock.patch.object(nn.Module, 'to', fetch): p = load_pretrained(run, device='cpu')
     assert places(p.encoder) == places(p.decoder) == {'cpu'} and places(run.generator) == {'meta'}
     assert p.encoder(p.preprocess(draw_shapes(2, size=60)[0])).shape == (2,32,2,2)
 

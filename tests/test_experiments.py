@@ -66,7 +66,7 @@ def fake(trace, pause):
                    config=asdict(recipe) if recipe else {}, selected={}, machine={})
         return SimpleNamespace(records=lambda: [row])
 
-    def slow_search(task, arm, data, *, mode, amount, recipe, device):
+    def slow_search(task, arm, data, *, mode, amount, recipe, device, tried):
         what = json.dumps([data.name, mode, amount, fingerprint(arm), 'search'])
         note('begin', what); time.sleep(pause); note('end', what)
         return replace(recipe, lr=random.Random(what).random(), selected=dict(on='development images', scores={'a': .5}))

@@ -1,4 +1,4 @@
-"""Each sign of health on a tiny run that was spoilt on purpose, and on its neighbour that was not. What the signs are is on the page 48_health;
+"""Each sign of health on a tiny run that was spoilt on purpose, and on its neighbour that was not. What the signs are is on the page 47_health;
 the rows judged here were written by real training."""
 from dataclasses import replace
 
