@@ -34,7 +34,6 @@ def _existing(path):
     return path
 
 # %% ../nbs/90_cli.ipynb #2b4482bd
-# long: an option a line
 def _train_parser():
     p = _Parser('recon-train', also=_CALLED, argument_default=argparse.SUPPRESS,
         description='Train the GAN of the paper on photos.',
