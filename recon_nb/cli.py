@@ -35,28 +35,25 @@ def _existing(path):
 
 # %% ../nbs/90_cli.ipynb #2b4482bd
 def _train_parser():
-    p = _Parser('recon-train', also=_CALLED,
+    p = _Parser('recon-train', also=_CALLED, argument_default=argparse.SUPPRESS,
         description='Train the GAN of the paper on photos.',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.add_argument('data', nargs='*', default=argparse.SUPPRESS,
-        help="a folder of photos, files, 'a/*.jpg', a CSV or Parquet table with a column path, "
-            "or the name of a set; the preset's own if not given")
-    p.add_argument('--preset', default=argparse.SUPPRESS,
+    p.add_argument('data', nargs='*',
+        help="photos, folders, 'a/*.jpg', a table, or a set's name; the preset's own if not given")
+    p.add_argument('--preset',
         help=f"{', '.join(PRESETS)}; quick if not given")
-    p.add_argument('--config', default=argparse.SUPPRESS, metavar='FILE',
+    p.add_argument('--config', metavar='FILE',
         help='a .json, .toml or .yaml file of choices; those given here win')
-    p.add_argument('--like', default=argparse.SUPPRESS, metavar='RUN',
+    p.add_argument('--like', metavar='RUN',
         help='the choices of an earlier run; those given here win')
-    p.add_argument('--root', default=argparse.SUPPRESS,
-        help="where a named set's original copy lies")
-    p.add_argument('--run-dir', default=argparse.SUPPRESS,
+    p.add_argument('--root', help="where a named set's original copy lies")
+    p.add_argument('--run-dir',
         help="the run's folder; runs/<preset>-<number> if not given")
-    p.add_argument('--max-minutes', type=float, default=argparse.SUPPRESS, metavar='MINUTES',
+    p.add_argument('--max-minutes', type=float, metavar='MINUTES',
         help='stop cleanly after so many minutes; --resume goes on')
-    p.add_argument('--resume', action='store_true', default=argparse.SUPPRESS,
-        help='go on with the run in --run-dir')
+    p.add_argument('--resume', action='store_true', help='go on with the run in --run-dir')
     _add_device(p, default=argparse.SUPPRESS)
-    p.add_argument('--quiet', dest='progress', action='store_false', default=argparse.SUPPRESS,
+    p.add_argument('--quiet', dest='progress', action='store_false',
         help='no bar and no report; print the run folder only')
     _add_fields(p.add_argument_group("the config's fields; the preset's value if not given"))
     return p
@@ -68,7 +65,7 @@ def _add_fields(group): # an option for each field of the config
         how = (dict(action=argparse.BooleanOptionalAction) if kind is bool
             else dict(type=kind, metavar=kind.__name__.upper()))
         option = f"--{name.replace('_','-')}"
-        group.add_argument(option, default=argparse.SUPPRESS, help=doc, **how)
+        group.add_argument(option, help=doc, **how)
 
 # %% ../nbs/90_cli.ipynb #68ef34bd
 def _train(args):
@@ -125,7 +122,10 @@ def _readable(paths, most=None): # the photos that can be read; the others are n
         warnings.warn(f'the first {most} of {len(listed)} photos are shown; to see others, '
             'name them', stacklevel=2)
     for p in listed[:most]:
-        try: good += as_images([p]) and [p] # opened together later: they share a range
+        try:
+            with warnings.catch_warnings(): # opened together later: they share a range, said then
+                warnings.simplefilter('ignore')
+                good += as_images([p]) and [p]
         except InputError as e: bad.append(str(e))
     if not good: raise InputError(' '.join(bad))
     for b in bad: warnings.warn(f'left out: {b}', stacklevel=2)

@@ -38,7 +38,9 @@ def _formats_for(head):
         raise OSError("this Pillow can't read AVIF; pip install -U pillow gets one that can")
     if brand not in _heif_brands: return _formats
     try: from pillow_heif import register_heif_opener
-    except ImportError: raise OSError("HEIC needs pip install 'recon_nb[heic]'") from None
+    except ImportError:
+        if brand in (b'mif1', b'msf1'): return _formats    # which may be AVIF, too
+        raise OSError("HEIC needs pip install 'recon_nb[heic]'") from None
     if 'HEIF' not in Image.OPEN: register_heif_opener()
     return (*_formats, 'HEIF')
 

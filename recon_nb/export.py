@@ -215,15 +215,18 @@ def load_pretrained(
     if isinstance(source, Pretrained): return source.to(device) if device else source
     if isinstance(source, GANRun): return _of_run(source, epoch).to(device or source.device)
     path, info = _find_source(source, revision, epoch)
+    return _open_file(path, info).to(device)
+
+# %% ../nbs/60_export.ipynb #b6000001
+def _open_file(path, info): # of an export, or of a run
     tensors, state = _open_tensors(path)
     try:
         read = _of_export if 'architecture' in state else _of_weights
-        found = read(tensors, state, info)
+        return read(tensors, state, info)
     except (KeyError, TypeError, RuntimeError) as e:
         raise InputError(f"{path} holds no encoder that this version can read "
             f"({type(e).__name__}: {str(e).splitlines()[-1].strip()}). "
             "Export it again.") from None
-    return found.to(device)
 
 # %% ../nbs/60_export.ipynb #9f7091b6
 class _Stages(nn.Module): # what ONNX shall compute: all stages

@@ -310,7 +310,6 @@ def _place(im): # where a photo is, as it is opened
 def _enough(size, share): # pixels of a photo's shorter side
     return math.ceil(4*size/min(share, 1/3))
 
-# long: with the largest reading the smaller cuts are made, too
 def _cut_one(src, *, size, cuts, ranges, whole=False, file_id=0):
     "The cuts of one photo, in the order of `cuts`. `whole`: never decoded in reduced form."
     if isinstance(src, np.ndarray): src = Image.fromarray(np.ascontiguousarray(src))
@@ -426,7 +425,6 @@ def _reading_of(files, ranges, whole):
     return [_reading, ranges.text if any(map(_may_be_deep, ends)) else '']
 
 # %% ../nbs/11_photos.ipynb #a7fc43af
-# long: the call that reads files, with all that it takes
 def cut_files(
     root, # the folder
     names, # the photos in it: relative paths

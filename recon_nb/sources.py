@@ -156,7 +156,10 @@ def _to_numpy(data):
 def _as_bytes(shape, kind, given):
     "Refuse what is not bytes, with the line that makes bytes of it."
     if kind == 'uint8' and 0 not in shape: return
-    line = {'bool': '255*x.astype(np.uint8)', 'uint16': '(x >> 8).astype(np.uint8)'}.get(kind)
+    line = '255*x.astype(np.uint8)' if kind == 'bool' else ''
+    if kind == 'uint16': # which bits are in use, only the owner knows
+        line = ("if white is 4095: (x*(255/4095)).round().astype(np.uint8); "
+                "or, of grey ones, [Image.fromarray(a) for a in x], and the range is found")
     if 'float' in kind:
         line = ("if white is 1: (255*x).round() as uint8; "
                 "if values are in [-1, 1]: (127.5*(x+1)).round()")

@@ -307,6 +307,20 @@ def test_phones_formats_stand_upright(fmt, orientation):
     got = open_rgb(io.BytesIO(stored(flat, fmt, quality=95, **(dict(exif=exif) if fmt == 'AVIF' else {}))))
     assert got.size == (64,32) and np.abs(np.asarray(got).astype(int)-np.asarray(upright)).mean() < 12
 
+@pytest.mark.parametrize('deep', [False, True])
+def test_heic_in_a_folder(folder, deep):
+    heif = pytest.importorskip('pillow_heif')
+    grey = np.linspace(0, 65535, 64*64).reshape(64, 64).astype(np.uint16)
+    im = heif.from_bytes('RGB;16', (64,64), bands(grey).tobytes()) if deep else Image.fromarray(bands((grey >> 8).astype(np.uint8)))
+    heif.register_heif_opener()
+    im.save(folder/'IMG_1.HEIC', quality=95)
+    got, words = said(lambda: load_photos(folder, **{**HOW, 'size': 64, 'cuts': dict(i_r=1.)}))
+    assert not words and got.names == ['IMG_1.HEIC'] and np.abs(got.cuts['i_r'][0,...,0].astype(int)-(grey >> 8)).max() <= 6
+
+def test_images_in_a_list():
+    got, words = said(lambda: load_photos([Image.fromarray(RAMP), Image.fromarray(RAMP//10)], **{**HOW, 'size': 64, 'cuts': dict(i_r=1.)}))
+    assert len(words) == 1 and got.window == {'uint16': (0, 4095)} and (got.cuts['i_r'][1] == scaled(RAMP//10, 0, 4095)).all()
+
 def test_first_frame_of_a_gif(folder):
     frames = [Image.new('RGB', (40,30), c) for c in ('teal', 'red')]
     frames[0].save(folder/'a.gif', save_all=True, append_images=frames[1:])

@@ -200,7 +200,7 @@ WRONG = {   # what is given -> (the line that would do it, how it is made)
     'HDF5': ('h5py.File(', lambda d, t: touched(t/'a.h5')),
     'a folder without photos': ('Photos end in', lambda d, t: t),
     'floats': ('(255*x).round()', lambda d, t: SCENES/255),
-    'sixteen bits': ('(x >> 8).astype(np.uint8)', lambda d, t: SCENES.astype(np.uint16)),
+    'sixteen bits': ('(x*(255/4095)).round().astype(np.uint8)', lambda d, t: SCENES.astype(np.uint16)),
     'ones and zeros': ('255*x.astype(np.uint8)', lambda d, t: SCENES > 127),
     'whole numbers': ('.clip(0, 255).astype(np.uint8)', lambda d, t: SCENES.astype(int)),
     'four layers': ('x[..., :3]', lambda d, t: np.zeros((12,24,24,4), np.uint8)),
