@@ -263,6 +263,9 @@ def _where_they_should_not_be(run, data):
     for r in run if isinstance(run, (list, tuple)) else [run]:
         seen = _seen_in_training(r, data)
         if seen and seen[0]: said.append(f'{seen[1]}. {_SEEN}')
+        elif seen is None:
+            said.append("Whether the pretraining has seen test photos is not known: "
+                        "only a run of 0.2.0 or later knows its photos.")
     return tuple(dict.fromkeys(said))
 
 # %% ../nbs/84_answer.ipynb #8934e0e8

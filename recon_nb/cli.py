@@ -34,7 +34,6 @@ def _existing(path):
     return path
 
 # %% ../nbs/90_cli.ipynb #2b4482bd
-# long: an option a line
 def _train_parser():
     p = _Parser('recon-train', also=_CALLED, argument_default=argparse.SUPPRESS,
         description='Train the GAN of the paper on photos.',
@@ -123,7 +122,10 @@ def _readable(paths, most=None): # the photos that can be read; the others are n
         warnings.warn(f'the first {most} of {len(listed)} photos are shown; to see others, '
             'name them', stacklevel=2)
     for p in listed[:most]:
-        try: good += as_images([p]) and [p] # opened together later: they share a range
+        try:
+            with warnings.catch_warnings(): # opened together later: they share a range, said then
+                warnings.simplefilter('ignore')
+                good += as_images([p]) and [p]
         except InputError as e: bad.append(str(e))
     if not good: raise InputError(' '.join(bad))
     for b in bad: warnings.warn(f'left out: {b}', stacklevel=2)

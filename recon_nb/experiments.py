@@ -361,7 +361,10 @@ def estimate(
     elif rates: guess = rate(sum(rates.values(), []))
     def seconds(j):
         if kin(j) in took: return float(np.mean(took[kin(j)]))
-        return _work(j)*(rate(rates[j.mode]) if j.mode in rates else guess)
+        if not speed or j.mode not in FROZEN or j.mode not in rates:
+            return _work(j)*(rate(rates[j.mode]) if j.mode in rates else guess)
+        s, w = np.mean(rates[j.mode], axis=0) # a frozen probe is half overhead: only more work is
+        return float(s + max(0., _work(j)-w)/speed)
     return [seconds(j) for j in todo]
 
 _works = {}

@@ -82,7 +82,7 @@ def _pairs(b, a, near):
     "Which photos of part `b` are in part `a`: (n, 2) indices, the first copy of each."
     if near:
         if a.pixels is None:
-            raise InputError("near=True compares what photos look like, and a run keeps hashes "
+            raise InputError("near=True compares how photos appear, and a run keeps hashes "
                              "only. Give its photos: overlap(load_photos('photos', size=32, "
                              "cuts={'i_r': 1.}), data, near=True).")
         alike = _near_pairs(_difference_hashes(b.pixels), _difference_hashes(a.pixels))

@@ -27,7 +27,7 @@ from .core import InputError,read_jsonl
 from .machine import check_device,fork_random
 from .evaluation import generate
 from .encoder import _encoder_choices,stage_index
-from .health import Health,Seen,Trail,judge
+from .health import Health,Seen,Trail,diagnose
 from .masks import compose
 from .metrics import TrivialPredictors
 from .photos import cut_photos,list_photos,_cut_all,_ranges_for
@@ -349,7 +349,7 @@ def held_out(self:GANRun)->HeldOut:
 def health(self:GANRun)->Health: # its `findings`, and what could not be judged
     "What the run's numbers say about it, in plain words."
     info = self.info
-    return judge(Seen(
+    return diagnose(Seen(
         self.cfg, Trail(self.history), self.metrics, info.get('trivial', {}),
         self.task.target.headline, self.step, info.get('steps', self.step), info.get('train', 0)))
 

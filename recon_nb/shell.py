@@ -18,6 +18,7 @@ from .core import InputError,TrainingDiverged,_nearest
 _phrases = { # said otherwise in a shell
     r'`run\.transform\(images\)`': 'recon-embed',
     r'\bpass resume=True': 'add --resume',
+    r'\bwindow=\(([\w.-]+), ([\w.-]+)\)': r"window='\1 \2'",
     r' as `data`': ' as DATA'}
 
 # in quotes, a call, a path

@@ -22,7 +22,7 @@ from .core import TrainingDiverged,append_jsonl,progress_bar,read_jsonl,write_at
 from .devices import _agree,_explain_memory,_mean_over
 from .machine import fork_random
 from .evaluation import evaluate,_evaluating,_evaluation_epochs
-from .health import LIVE,Seen,Trail,judge
+from .health import LIVE,Seen,Trail,diagnose
 from .state import TrainState
 from .steps import set_lr,train_step
 
@@ -171,7 +171,7 @@ def _seen(
                 len(st.train))
 
 def _note_signs(st): # in front of the bar
-    return ', '.join(f.short for f in judge(_seen(st), LIVE).findings)
+    return ', '.join(f.short for f in diagnose(_seen(st), LIVE).findings)
 
 # %% ../nbs/55_trainer.ipynb #f150efe4
 # long: the loop, in one piece

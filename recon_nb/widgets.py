@@ -26,7 +26,7 @@ from .config import config_from_dict
 from .core import InputError,check_name,duration
 from .figures import _Outputs,_features_of,_read_outputs
 from .heads import nearest_neighbours
-from .health import LIVE,SIGNS,Seen,Trail,judge
+from .health import LIVE,SIGNS,Seen,Trail,diagnose
 from .flipbook import _STYLE,Control,_Fragment,Layer,Panel,draw_chart,make_flipbook
 from .labelled import LabelledSet
 from .masks import compose,scale_bias,window_size
@@ -650,7 +650,7 @@ def _signs(self:TrainingMonitor, records): # what may be going wrong, as HTML
     info, step = records.info, records.history[-1]['step'] if records.history else 0
     seen = Seen(cfg, self.trail, records.metrics, info.get('trivial', {}),
                 SCORES.get(records.headline), step, info['steps'], info.get('train', 0))
-    found = judge(seen, SIGNS if seen.done and seen.headline else LIVE).findings
+    found = diagnose(seen, SIGNS if seen.done and seen.headline else LIVE).findings
     return ''.join(f'{_sentence(f"{f.says} Turn: {f.turn}.")}<a href="{f.link}">more</a>'
                    for f in found)
 

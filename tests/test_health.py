@@ -10,7 +10,7 @@ from recon_nb.config import get_preset
 from recon_nb.core import append_jsonl, read_jsonl, write_atomic
 from recon_nb.data import load_photos
 from recon_nb.evaluation import evaluate, score_predictors
-from recon_nb.health import SIGNS, Trail, judge
+from recon_nb.health import SIGNS, Trail, diagnose
 from recon_nb.run import GANRun
 from recon_nb.shapes import draw_shapes
 from recon_nb.state import make_state
@@ -40,10 +40,10 @@ def after(st, n, **row):
     return _seen(st)._replace(step=n, total=n, scores=[{**evaluate(st), 'step': n, **row}], trivial=score_predictors(st))
 
 
-def found_in(seen): return {f.key: f for f in judge(seen).findings}
+def found_in(seen): return {f.key: f for f in diagnose(seen).findings}
 
 
-def keys(st): return {f.key: f for f in judge(_seen(st)._replace(trivial=score_predictors(st))).findings}
+def keys(st): return {f.key: f for f in diagnose(_seen(st)._replace(trivial=score_predictors(st))).findings}
 
 
 @pytest.mark.slow
@@ -153,4 +153,4 @@ def test_losses_from_a_file_that_is_not_there():
     st = make('quick', epochs=1)
     seen = _seen(st)
     cfg = replace(seen.cfg); object.__setattr__(cfg, 'adv', 'mine')
-    assert 'from a file' in judge(seen._replace(cfg=cfg)).unjudged['won']
+    assert 'from a file' in diagnose(seen._replace(cfg=cfg)).unjudged['won']

@@ -135,7 +135,7 @@ def test_photos_are_counted_from_one_everywhere(runs):
 
 def test_wrong_photos_are_a_sentence(tmp_path):
     assert 'there is no such file' in said(MaskExplorer('no/such/photo.png'))
-    assert 'is a folder' in said(MaskExplorer(tmp_path))
+    assert 'no photo in' in said(MaskExplorer(tmp_path))
     assert 'uint8' in said(MaskExplorer(np.zeros((8, 8, 3))))
 
 
