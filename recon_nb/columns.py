@@ -102,6 +102,7 @@ def _read_table_file(
     try:
         if path.suffix.lower() == '.parquet': frame = pd.read_parquet(path)
         else: frame = _read_csv(pd, path)
+    except InputError: raise
     except ImportError as e:
         raise InputError(f"{path} needs another package: pip install pyarrow. ({e})") from None
     except UnicodeDecodeError as e:

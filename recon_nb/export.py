@@ -146,11 +146,11 @@ def _of_export(tensors, card, info):
 # %% ../nbs/60_export.ipynb #4b1de002
 _HUB_FILES = 'generator.safetensors', 'encoder.safetensors', 'weights.safetensors', 'run.json'
 
-def _is_hub_name(source): # user/name, and no file or folder here
+def _is_hub_name(source): # user/name, and no folder `user` here: runs/mine is meant as a path
     given = source if isinstance(source, str) else Path(source).as_posix()
     name = re.fullmatch(r'\w[\w.-]*/\w[\w.-]*', given, re.ASCII)
     is_file = given.lower().endswith(('.safetensors', '.onnx'))
-    return bool(name) and not is_file and not Path(source).exists()
+    return bool(name) and not is_file and not Path(given).parent.exists()
 
 def _fetch(name, revision): # a model of the Hub -> its folder in the Hub's cache
     from huggingface_hub import errors,snapshot_download

@@ -105,7 +105,8 @@ def _sentence(b, a, pairs, alike):
              'test': 'are among those to test on'}[a.name]
     some = f' ({alike} of them alike, not equal)' if alike else ''
     other = f' = {a.called(j)}' if a.names else ''
-    return (f"{len(pairs)} of {len(b.ids)} {b.name} photos {where}{some}, "
+    what = 'photos' if b.name == 'photos' else f'{b.name} photos'
+    return (f"{len(pairs)} of {len(b.ids)} {what} {where}{some}, "
             f"such as {b.called(i)}{other}")
 
 # %% ../nbs/16_overlap.ipynb #14569906

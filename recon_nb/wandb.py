@@ -39,7 +39,7 @@ class WandbHook:
 
 # %% ../nbs/63_wandb.ipynb #bd630009
 def _config_of(cfg): # of paths, the last part
-    last = {k: os.path.basename(getattr(cfg, k)) for k in ('data', 'teacher')}
+    last = {k: os.path.basename(getattr(cfg, k)) for k in ('data', 'teacher', 'init')}
     return dict(asdict(cfg), label=cfg.label, **last)
 
 @patch

@@ -98,6 +98,12 @@ def test_a_path_is_no_name_of_the_hub(name, cache):
     assert 'Hugging Face' not in str(e.value)
 
 
+def test_a_mistyped_run_is_not_asked_for_at_the_hub(cache, tmp_path):
+    (tmp_path/'runs').mkdir()
+    with pytest.raises(InputError) as e: load_pretrained('runs/mnie')
+    assert 'Hugging Face' not in str(e.value)
+
+
 @pytest.fixture
 def hub(tmp_path, monkeypatch, given):
     "A stand-in of the Hub: one model, one that needs permission; all else is not there."
