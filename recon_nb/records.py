@@ -113,12 +113,18 @@ def _join(tables): # by the places of their rows
 _LARGE = 4_000_000 # bytes: below it a reader of tables is not worth its import
 _known = {} # path -> (inode, bytes read, the last of them, rows)
 
+def _first_bad(lines): # which one is no JSON, counted from 1
+    for i,line in enumerate(lines, 1):
+        try: json.loads(line or '0')
+        except ValueError: return i
+
 def _read_lines(text, path):
     found = _read_many(text) if len(text) > _LARGE else None
     if found is not None: return found
     try: return _of_dicts([json.loads(line) for line in text.split(b'\n') if line])
     except ValueError:
-        raise InputError(f"{path} holds a line that is not JSON: the run's records are damaged. "
+        at = _first_bad(text.split(b'\n'))
+        raise InputError(f"{path}, line {at} is not JSON: the run's records are damaged. "
             "Repair the line or remove it.") from None
 
 def _add(a, b): # one after the other

@@ -166,9 +166,9 @@ def test_a_second_round(tmp_path):
 
 
 def test_pictures_that_are_not_read_are_told(mixed, tmp_path):
-    for name in ('a.HEIC', 'b.heic', 'c.gif'): (mixed/name).write_bytes(b'?')
+    for name in ('a.DNG', 'b.dng', 'c.psd'): (mixed/name).write_bytes(b'?')
     rc, out, err = run('train', mixed, '--run-dir', tmp_path/'run', *TINY)
-    assert rc == 0 and '2 .heic, 1 .gif' in err and 'convert' in err
+    assert rc == 0 and '2 .dng (convert' in err and '1 .psd (convert' in err
 
 
 def test_embed_opens_runs_files_and_releases_and_names_each_photo_once(tmp_path):
