@@ -525,7 +525,7 @@ def list_probes(s, title, p, rows):
     if all(s.is_done('later', f'{title}: {j}') for j in jobs): return
     speed = _measure_speed(as_contender(None, like=like, size=size), device=s.device)
     for j in jobs:
-        done = {json.dumps(r['job'], sort_keys=True): r for r in read_jsonl(out)}
+        done = {json.dumps(r['job'], sort_keys=True): r for r in read_jsonl(out) if 'job' in r}
         if j.search and j.search.key not in done:
             s.todo.append(f'later: {title}: {j} (waits for the search before it)')
             continue

@@ -20,7 +20,7 @@ from .core import InputError,check_name
 from .decoding import Ranges
 from .discriminator import Discriminator
 from .features import frozen,_hash_weights
-from .encoder import _encoder_of
+from .encoder import _encoder_choices,_encoder_of
 from .machine import fork_random
 from .pixels import Images
 
@@ -187,7 +187,8 @@ def _open_run(run, part):
 
 # %% ../nbs/65_contenders.ipynb #fa6aba22
 def _source_of_run(run, cfg): # for the record
-    own = dict(width=cfg.width) if cfg.encoder == 'paper' else dict(encoder=cfg.encoder)
+    has_width = 'width' in _encoder_choices(cfg.encoder)
+    own = dict(width=cfg.width) if has_width else dict(encoder=cfg.encoder)
     return dict(run=run.dir.name, preset=cfg.preset, data=os.path.basename(cfg.data), **own,
                 seed=cfg.seed, step=run.step)
 

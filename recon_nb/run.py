@@ -152,7 +152,7 @@ def _check_same(there, cfg): # what a run or an export says about its encoder
 
 # %% ../nbs/56_run.ipynb #3b74e30c
 def _say_network(cfg):
-    return f'width {cfg.width}' if cfg.encoder == 'paper' else cfg.encoder
+    return f'width {cfg.width}' if 'width' in _encoder_choices(cfg.encoder) else cfg.encoder
 
 # long: one class, and what it says about itself
 class GANRun:
