@@ -210,7 +210,8 @@ for m in mods:
 """
 
 # What only developers install.
-DEV = 'nbdev execnb beartype pytest nbconvert build ruff hypothesis onnx onnxscript onnxruntime tensorboard wandb timm pillow_heif pycocotools'
+DEV = ('nbdev execnb beartype pytest nbconvert build ruff hypothesis onnx onnxscript onnxruntime tensorboard '
+       'wandb timm pillow_heif pycocotools')
 
 def wheel_files(record):
     "What the wheel lacks, and what it has too many. `record`: the files it lists."

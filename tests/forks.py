@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 torch.set_num_threads(1)
-import PIL.JpegImagePlugin, PIL.PngImagePlugin, filelock  # noqa: F401  (warmed up for the children)
+import PIL.JpegImagePlugin, PIL.PngImagePlugin, filelock, torchmetrics.functional.image  # noqa: F401  (warmed up for the children)
 import recon_nb.cli, recon_nb.data, recon_nb.photos, recon_nb.run, recon_nb.trainer, recon_nb.training  # noqa: F401
 from recon_nb.labelled import LabelledSet
 from recon_nb.online import OnlineProbe
