@@ -47,7 +47,8 @@ def _begin(self:WandbHook, st):
     self.note = st.run_dir and st.run_dir/'wandb.json'
     known = json.loads(self.note.read_text()) if self.note and self.note.exists() else {}
     self.sent = dict(dict(id=uuid.uuid4().hex[:8], losses=-1, scores=-1), **known)
-    place = dict(dir=str(st.run_dir), name=st.run_dir.resolve().name) if st.run_dir else {}
+    home = st.run_dir and st.run_dir.resolve() # W&B's own process may be in another folder
+    place = dict(dir=str(home), name=home.name) if st.run_dir else {}
     how = dict(id=self.sent['id'], resume='allow', config=_config_of(st.cfg), **place)
     try: self.run = self.wandb.init(**{**how, **self.init})
     except (self.wandb.Error, OSError) as e:
