@@ -9,8 +9,9 @@ __all__ = ['VIEWS', 'MASKS', 'window_size', 'window_slice', 'scale_bias', 'compo
            'at_stride']
 
 # %% ../nbs/20_masks.ipynb #78ba80ac
+import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool,Int64
 from torch import Tensor
 from torch.nn import functional as F
 from .core import InputError,sample_uniform
@@ -58,7 +59,7 @@ def compose(
 
 # %% ../nbs/20_masks.ipynb #9d01aac2
 class Mask:
-    "What is hidden. The base of every mask."
+    "What is hidden. The base of every mask: write `__call__`, or its two halves."
     window = None # the visible centre window's rows and columns, if it always lies there
 
     def __init__(self,
@@ -72,6 +73,23 @@ class Mask:
         raise InputError(f"mask {type(self).__name__} does not say how much it leaves visible: "
             "give it `area`, the visible share of the picture's area, such as area = 0.5.")
 
+    def __call__(self, index, *, epoch:int, seed:int)->Hidden:
+        return self.expand(self.draw(index, epoch=epoch, seed=seed))
+
+    def draw(self, index, *, epoch:int, seed:int)->Tensor: # on the CPU, a row for each photo
+        raise InputError(f"mask {type(self).__name__} does not say what it hides: "
+            "give it a `__call__` (see how_to/add_a_mask), or `draw` and `expand`.")
+
+    def expand(self, drawn:Tensor)->Hidden: raise NotImplementedError # there where `drawn` is
+
+# %% ../nbs/20_masks.ipynb #9d01aac4
+class _Constant:
+    "A tensor that each device gets once."
+    def __init__(self, x:Tensor): self.on = {x.device: x}
+    def __call__(self, device)->Tensor:
+        if device not in self.on: self.on[device] = next(iter(self.on.values())).to(device)
+        return self.on[device]
+
 class CentreMask(Mask):
     "The paper's mask (§2): everything but the centre window is hidden, always."
     def __init__(self, size:int, visible:float):
@@ -79,12 +97,16 @@ class CentreMask(Mask):
         w = self.window = window_slice(size, visible)
         self.hidden = torch.ones(1,1,size,size, dtype=torch.bool)
         self.hidden[:,:,w,w] = False
+        self._hidden = _Constant(self.hidden)
 
     @property
     def area(self)->float: return (window_size(self.size, self.visible)/self.size)**2
 
-    def __call__(self, index, *, epoch:int, seed:int)->Hidden:
-        return self.hidden.expand(len(index),-1,-1,-1)
+    def draw(self, index, *, epoch:int, seed:int)->Bool[Tensor, ' n']:
+        return torch.ones(len(index), dtype=torch.bool)
+
+    def expand(self, drawn:Bool[Tensor, ' n'])->Hidden:
+        return self._hidden(drawn.device).expand(len(drawn),-1,-1,-1)
 
 # %% ../nbs/20_masks.ipynb #6401dd0b
 class View:
@@ -122,10 +144,12 @@ class _WindowMask(Mask):
     @property
     def area(self)->float: return (self.side/self.size)**2
 
-    def __call__(self, index, *, epoch:int, seed:int)->Hidden:
+    def draw(self, index, *, epoch:int, seed:int)->Int64[Tensor, 'n 2']: # first row and column
         u = sample_uniform(seed, epoch, index, stream='window', k=2)
-        start = torch.from_numpy((u*(self.size-self.side+1)).astype(int))[:,:,None]
-        at = torch.arange(self.size)
+        return torch.from_numpy((u*(self.size-self.side+1)).astype(np.int64))
+
+    def expand(self, drawn:Int64[Tensor, 'n 2'])->Hidden:
+        at, start = torch.arange(self.size, device=drawn.device), drawn[:,:,None]
         inside = (at >= start) & (at < start+self.side)                  # n 2 size: rows, columns
         return ~(inside[:,0,None,:,None] & inside[:,1,None,None,:])
 
@@ -138,15 +162,20 @@ class PatchMask(Mask):
         super().__init__(size, visible)
         n = self.side**2
         self.keep = max(1, min(n-1, round(visible*n)))
+        rows = torch.arange(self.side).float()[None,None]
+        self._patch_of = _Constant(F.interpolate(rows, size=size)[0,0].long()) # each pixel's
 
     @property
     def area(self)->float: return self.keep/self.side**2
 
-    def __call__(self, index, *, epoch:int, seed:int)->Hidden:
-        u = torch.from_numpy(sample_uniform(seed, epoch, index, stream='patches', k=self.side**2))
-        hidden = u.argsort(1).argsort(1) >= self.keep        # the rank of each patch in its photo
-        patches = hidden.view(-1,1,self.side,self.side).float()
-        return F.interpolate(patches, size=self.size).bool()
+    def draw(self, index, *, epoch:int, seed:int)->Bool[Tensor, 'n 8 8']:
+        u = sample_uniform(seed, epoch, index, stream='patches', k=self.side**2)
+        least = np.partition(u, self.keep, 1)[:,self.keep,None] # of the hidden ones
+        return torch.from_numpy(u >= least).view(-1, self.side, self.side)
+
+    def expand(self, drawn:Bool[Tensor, 'n 8 8'])->Hidden:
+        at = self._patch_of(drawn.device)
+        return drawn.index_select(2, at).index_select(1, at)[:,None]
 
 VIEWS['canvas'], MASKS['window'], MASKS['patches'] = _CanvasView, _WindowMask, PatchMask
 

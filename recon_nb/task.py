@@ -11,6 +11,7 @@ __all__ = ['Sample', 'Task', 'make_task', 'check_mask', 'check_task']
 from contextlib import contextmanager
 from typing import NamedTuple
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 from .config import GANConfig
 from .core import InputError,check_name
@@ -52,11 +53,27 @@ class Task:
         epoch:int=0, # for random masks
         # the same cuts as they shall be seen, in another light; as they are, if not given
         seen:dict|None=None,
+        drawn:Tensor|None=None, # by `draw_mask`, if that was done already
     )->Sample:
         i_r = cuts['i_r']
-        hidden = self.mask(index, epoch=epoch, seed=self.seed).to(i_r.device)
+        if drawn is None: drawn = self.draw_mask(index, epoch=epoch).to(i_r.device)
+        hidden = drawn if _is_whole(self.mask) else self.mask.expand(drawn)
         i_in = self.view(seen or cuts, hidden)
         return Sample(i_in, i_r, hidden, self.target(i_r), self.target.asked(hidden))
+
+# %% ../nbs/44_task.ipynb #d4e5f609
+def _is_whole(mask): # has it a call of its own?
+    return type(mask).__call__ is not Mask.__call__
+
+@patch
+def draw_mask(self:Task,
+    index, # the images' indices in their set
+    *,
+    epoch:int=0, # for random masks
+)->Tensor: # on the CPU, a row for each image
+    "The part of a mask that the host must know."
+    draw = self.mask if _is_whole(self.mask) else self.mask.draw
+    return draw(index, epoch=epoch, seed=self.seed)
 
 # %% ../nbs/44_task.ipynb #f5144f34
 def make_task(
@@ -96,6 +113,8 @@ def _blame(what): # whatever goes wrong in a part is said with its name
     except Exception as e: raise InputError(f"{what} fails with {type(e).__name__}: {e}") from e
 
 # %% ../nbs/44_task.ipynb #1b434a1f
+_pure = "draw from sample_uniform(seed, epoch, index, stream=...), a pure function"
+
 def _is_mask(h, n, size):
     return isinstance(h, Tensor) and h.dtype == torch.bool and h.shape == (n, 1, size, size)
 
@@ -111,7 +130,7 @@ def check_mask(
     n:int=64, # photos to try it on
 )->Mask: # `mask`
     "Try a mask. Raises `InputError` that says what is wrong with what it hides."
-    name = type(mask).__name__
+    name, before = type(mask).__name__, torch.get_rng_state()
     with _blame(f'mask {name}, asked for (index, epoch=0, seed={seed}),'):
         first, again, few = (mask(i, epoch=0, seed=seed) for i in (range(n), range(n), [3,5]))
     if not _is_mask(first, n, size):
@@ -120,8 +139,10 @@ def check_mask(
             f"torch.bool of shape ({n}, 1, {size}, {size}), True where the picture is hidden.")
     if not (torch.equal(first, again) and torch.equal(first[[3,5]], few)):
         raise InputError(f"mask {name} hides other places when it is asked again, or in other "
-            "company: draw from sample_uniform(seed, epoch, index, stream=...), a pure function, "
-            "so that a run can be resumed and shared.")
+            f"company: {_pure}, so that a run can be resumed and shared.")
+    if not torch.equal(before, torch.get_rng_state()):
+        raise InputError(f"mask {name} seeds PyTorch's random numbers, or draws from them, and "
+            f"the networks in training need them for themselves: {_pure}.")
     share = first.float().mean((1,2,3))
     if share.max() == 1 or share.min() == 0:
         what = 'everything' if share.max() == 1 else 'nothing'
