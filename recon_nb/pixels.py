@@ -30,7 +30,10 @@ def to_model(
                          "it takes uint8 photos of shape (n, h, w, 3).")
     # PyTorch can't promise to leave it alone
     if not photos.flags.writeable: photos = photos.copy()
-    return torch.from_numpy(photos).to(device).permute(0,3,1,2).float().div_(127.5).sub_(1)
+    return _scale_bytes(torch.from_numpy(photos).to(device))
+
+def _scale_bytes(x:UInt8[Tensor, 'b h w 3'])->Images: # in the place where they are
+    return x.permute(0,3,1,2).float().div_(127.5).sub_(1)
 
 def to_pixels(
     images:Images, # in [-1, 1], of three channels, or one for grey; values outside are clipped

@@ -15,7 +15,7 @@ import numpy as np,torch
 from accelerate.utils import gather_object
 
 # %% ../nbs/55_trainer.ipynb #dc5ab30b
-from .batches import batch_index,fetch
+from .batches import prefetch_batches
 from .checkpoint import (_kept_weights,load_checkpoint,_pack_optimizer,
                                  save_checkpoint,save_tensors,_unpack_optimizer)
 from .core import TrainingDiverged,append_jsonl,progress_bar,read_jsonl,write_atomic
@@ -182,6 +182,7 @@ def fit(
     max_minutes:float|None=None, # stop cleanly after so many minutes
     save_every:float=300., # seconds between checkpoints
     read_every:int=20, # steps between two looks at the losses; a look waits for the device
+    prefetch:int=1, # batches made in a thread while the device computes; 0: none, and no thread
     progress:bool=True, # show a bar
 )->TrainState: # `st`
     """Train to the config's last epoch or update, or to a stop.
@@ -195,12 +196,13 @@ def fit(
                        show=progress and st.acc.is_main_process)
     with (fork_random(st.acc.device), _stop_on_signal(st), bar,
           _explain_memory(st.bs, st.cfg.size, st.cfg.precision, st.acc.device,
-                          st.cfg.accumulate)):
+                          st.cfg.accumulate),
+          prefetch_batches(st, depth=prefetch) as batches):
         _call_hooks(hooks, st, 'begin')
         while st.step < st.total_steps:
             start, epoch = time.monotonic(), st.epoch
             set_lr(st)
-            losses = train_step(st, fetch(st, batch_index(st), epoch=epoch, augment=True))
+            losses = train_step(st, next(batches))
             st.step += 1
             st.pending.append((st.step, losses))
             bar.update(st.bs)
