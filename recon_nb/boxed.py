@@ -22,7 +22,7 @@ from .core import InputError,check_name,sample_uniform
 from .sources import _list_visible
 from .decoding import _PHOTO_SUFFIXES
 from .photos import cut_files
-from .pixels import Photo8,to_model
+from .pixels import Photo8,_as_bytes,_scale_bytes
 from .segmented import _VOC_CLASSES
 from .sets import _locate_voc
 from .shapes import _rgb,draw_shapes
@@ -233,18 +233,25 @@ def _crop_boxed(
     device='cpu', # where to
 )->tuple: # Images in [-1, 1], channels last, and the boxes of each
     "Random windows of photos, enlarged to the photo's size, and their boxes."
-    size, side = photos.shape[1], 1 - 2*shift*u[:,0]
+    theta, moved = _move_boxes(boxes, u, size=photos.shape[1], flip=flip, shift=shift)
+    return _enlarge_windows(_as_bytes(np.array(photos)).to(device), theta.to(device)), moved
+
+def _move_boxes(boxes, u, *, size, flip, shift): # -> (where each window lies, its boxes)
+    side = 1 - 2*shift*u[:,0]
     left, top = (1-side)*u[:,1], (1-side)*u[:,2]
     mirror = (u[:,3] < .5) & flip
     theta = np.zeros((len(u), 2, 3), np.float32)
     theta[:,0,0], theta[:,0,2] = np.where(mirror, -side, side), 2*left + side - 1
     theta[:,1,1], theta[:,1,2] = side, 2*top + side - 1
-    x = to_model(np.ascontiguousarray(photos), device)
-    grid = F.affine_grid(torch.from_numpy(theta).to(device), x.shape, align_corners=False)
-    x = F.grid_sample(x, grid, padding_mode='border', align_corners=False)
-    return x.contiguous(memory_format=torch.channels_last), [
+    return torch.from_numpy(theta), [
         _cut_boxes(b, left=l*size, top=t*size, side=s*size, size=size, mirror=bool(m))
         for b,l,t,s,m in zip(boxes, left, top, side, mirror)]
+
+def _enlarge_windows(photos, theta): # bytes, on the device
+    x = _scale_bytes(photos)
+    grid = F.affine_grid(theta, x.shape, align_corners=False)
+    x = F.grid_sample(x, grid, padding_mode='border', align_corners=False)
+    return x.contiguous(memory_format=torch.channels_last)
 
 # %% ../nbs/19_boxed.ipynb #0b79204d
 class _Note(NamedTuple):

@@ -16,13 +16,13 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 from .average_precision import average_precisions,found_shares
-from .boxed import _crop_boxed,_show_boxes,load_detection
+from .boxed import _enlarge_windows,_move_boxes,_show_boxes,load_detection
 from .core import InputError,check_name,sample_uniform
 from .detector import _BoxHead,_ask,_grid_side,_shrink,decode_boxes,detection_loss
-from .features import frozen,_stage_sides
+from .features import frozen,_in_batches,_stage_sides
 from .finetune import Recipe,_choose_lr,train_model
 from .machine import check_device,fork_random
-from .pixels import Photo8,to_model
+from .pixels import Photo8,_as_bytes
 from .probing import Finding,ProbeResult,ProbeTask,_fit_finite,_pack_shares,run_probe
 from .segmentation import Segmentation,_Given,_Standard,encode_places
 
@@ -57,18 +57,18 @@ def _settle(head, maps): # standardise by these, from now on
 def _fit_frozen(enc, head, photos, boxes, r, remember, ask, how): # the head alone
     device = how['device']
     maps = encode_places(enc, photos, grid=head.grid, device=device, remember=remember)
-    def batch(step, i): return [m[i].to(device) for m in maps], ask([boxes[k] for k in i])
+    def batch(step, i): return [m[i] for m in maps], ask([boxes[k] for k in i])
     train_model(_Detector(_Given(), _settle(head, maps).to(device)), batch, r, **how)
     return _Detector(enc, head).to(device).eval()
 
 def _fit_all(enc, head, photos, boxes, r, remember, ask, how):
     def batch(step, i):
         u = sample_uniform(how['seed'], step, i, stream='augment', k=4)
-        x, moved = _crop_boxed(photos[i], [boxes[k] for k in i], u, flip=r.flip, shift=r.shift,
-                               device=how['device'])
-        return x, ask(moved)
+        theta, moved = _move_boxes([boxes[k] for k in i], u, size=photos.shape[1],
+                                   flip=r.flip, shift=r.shift)
+        return (_as_bytes(photos[i]), theta), ask(moved)
     model = _Detector(enc, head).to(how['device'], memory_format=torch.channels_last)
-    return train_model(model, batch, r, **how)
+    return train_model(model, batch, r, ready=lambda x: _enlarge_windows(*x), **how)
 
 class _Way(NamedTuple):
     fit:Callable # trains
@@ -99,7 +99,7 @@ def fit_detector(
     with fork_random(device):
         torch.manual_seed(seed)
         head = make_box_head(enc, boxes, classes, size=size)
-        def ask(some): return _ask(some, classes, grid=head.grid, size=size, device=device)
+        def ask(some): return _ask(some, classes, grid=head.grid, size=size)
         return fit(enc, head, photos, boxes, r, remember, ask, how)
 
 # %% ../nbs/74_detection.ipynb #d3fab01b
@@ -112,11 +112,8 @@ def detect(
 )->list: # float32 (at most 100, 6) of each photo: left, top, right, bottom, class, score
     "What a model says is where, the surest first."
     found, device = [], device or next(model.parameters()).device
-    with frozen(model):
-        for i in range(0, len(photos), bs):
-            x = to_model(np.ascontiguousarray(photos[i:i+bs]), device)
-            out = model(x.contiguous(memory_format=torch.channels_last)).float()
-            found += decode_boxes(out, size=photos.shape[1])
+    with frozen(model), _in_batches(photos, bs, device) as batches:
+        for x in batches: found += decode_boxes(model(x).float(), size=photos.shape[1])
     return found
 
 # %% ../nbs/74_detection.ipynb #af6c94fd

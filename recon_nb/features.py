@@ -17,8 +17,8 @@ from jaxtyping import Float
 from torch import Tensor,nn
 from torch.utils.flop_counter import FlopCounterMode
 from .encoder import stage_index
-from .machine import check_device
-from .pixels import Photo8,to_model
+from .machine import check_device,prefetch
+from .pixels import Photo8,_as_bytes,_scale_bytes
 
 # %% ../nbs/64_features.ipynb #5dc0cd7f
 @contextmanager
@@ -78,16 +78,28 @@ def _encode(net, photos, stages, side, bs, device):
         sides = _stage_sides(copy, photos.shape[1])
         one = 4*sum(c*s*s for c,s in zip(copy.channels, sides)) # bytes of one photo's maps
         bs = max(1, min(bs, int(_BLOCK/one)))
-        for i in range(0, len(photos), bs):
-            maps = copy.features(_batch(photos[i:i+bs], device))
-            f = torch.cat([_pool(maps[s], side) for s in stages], 1)
-            if out is None: out = f.new_empty(len(photos), f.shape[1])
-            out[i:i+bs] = f
+        with _in_batches(photos, bs, device) as batches:
+            for i,x in zip(range(0, len(photos), bs), batches):
+                maps = copy.features(x)
+                f = torch.cat([_pool(maps[s], side) for s in stages], 1)
+                if out is None: out = f.new_empty(len(photos), f.shape[1])
+                out[i:i+bs] = f
     return out
 
 # %% ../nbs/64_features.ipynb #67de6e49
-def _batch(photos, device):
-    return to_model(np.array(photos), device).contiguous(memory_format=torch.channels_last)
+@contextmanager
+def _in_batches(
+    photos:Photo8, # bytes
+    bs:int, # at a time
+    device, # where a network is
+): # an iterator of `Images`, channels last
+    "Inside, all photos as a network sees them; a thread cuts the next ones out meanwhile."
+    cut = lambda i: _as_bytes(np.array(photos[i:i+bs]))
+    with prefetch(cut, range(0, len(photos), bs), device=device) as made:
+        yield map(_as_input, made)
+
+def _as_input(x): # bytes, on the device
+    return _scale_bytes(x).contiguous(memory_format=torch.channels_last)
 
 def _pool(f, side): # MPS pools to a side only that divides the map's; the CPU to any
     f = f.float() if f.device.type == 'cuda' else f.float().cpu()

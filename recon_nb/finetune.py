@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from jaxtyping import Float,Int64,UInt8
 from torch import Tensor,nn
 from .core import InputError,check_name,epoch_order,sample_uniform
-from .features import frozen
-from .machine import check_device,fork_random
-from .pixels import Images,Photo8,to_model
+from .features import _as_input,frozen,_in_batches
+from .machine import check_device,fork_random,prefetch
+from .pixels import Photo8,_as_bytes
 
 # %% ../nbs/67_finetune.ipynb #47dd745f
 @dataclass(frozen=True)
@@ -119,7 +119,8 @@ def fit_paper_head(
     bs = min(bs, len(y))
     for step in range(steps):
         epoch, k = divmod(step, len(y)//bs)
-        if k == 0: order = epoch_order(len(y), seed=seed, epoch=epoch)
+        if k == 0: # once an epoch: with an index on the CPU every step would wait
+            order = torch.from_numpy(epoch_order(len(y), seed=seed, epoch=epoch)).to(x.device)
         for g in opt.param_groups: g['lr'] = lr*_rate((step+.5)/steps)
         i = order[k*bs:(k+1)*bs]
         loss = F.cross_entropy(head(scale(x[i])), y[i])
@@ -200,45 +201,52 @@ def param_groups(
 # long: the loop, in one piece
 def train_model(
     model:nn.Module, # with `enc` and `head`; trained in place
-    batch, # a function of (update, indices): what the model is given, and the classes
+    # a function of (update, indices), called in a thread: what the model is given, and the
+    # classes, both on the CPU
+    batch,
     r:Recipe, # how
     *,
     n:int, # photos to train on
     seed:int, # of the order; dropout draws from the random numbers at hand
+    ready=lambda x: x, # what the model is given, from what the device was sent
     loss_of=F.cross_entropy, # a function of (logits, classes)
     device=None, # where to compute; the best there is, if not given
     watch=None, # a function of (update, model), called ten times; for curves
     tick=None, # a function of 1, called after each update; for a progress bar
 )->nn.Module: # the model, in evaluation mode
     "Train encoder and head by the recipe."
-    device = check_device(device)
+    device, total = check_device(device), r.updates(n)
     opt = (torch.optim.AdamW if r.wd else torch.optim.Adam)(
         param_groups(model, r), fused=device.type in ('cpu','cuda'))
-    bs, total = min(r.bs, n), r.updates(n)
-    per_epoch, first = n//bs, total//10 if r.head_first else 0
-    for step in range(total):
-        if step == 0 or step == first:
-            model.train()
-            model.enc.requires_grad_(step >= first)
-            model.enc.train(step >= first)
-        for g in opt.param_groups: g['lr'] = r.lr*g['scale']*_rate((step+.5)/total)
-        epoch, k = divmod(step, per_epoch)
-        if k == 0: order = epoch_order(n, seed=seed, epoch=epoch)
-        x, y = batch(step, order[k*bs:(k+1)*bs])
-        with (torch.autocast(device.type, torch.bfloat16)
-              if r.precision == 'bf16' else nullcontext()):
-            logits = model(x)
-        loss = loss_of(logits.float(), y)
-        opt.zero_grad()
-        loss.backward()
-        opt.step()
-        if tick: tick(1)
-        if watch and (step+1) % max(1, total//10) == 0:
-            model.eval()
-            watch(step+1, model)
-            model.train()
-            model.enc.train(step >= first)
+    first = total//10 if r.head_first else 0
+    updates = _updates(total, n=n, bs=min(r.bs, n), seed=seed)
+    with prefetch(lambda update: batch(*update), updates, device=device) as batches:
+        for step,(x,y) in enumerate(batches):
+            if step == 0 or step == first:
+                model.train()
+                model.enc.requires_grad_(step >= first)
+                model.enc.train(step >= first)
+            for g in opt.param_groups: g['lr'] = r.lr*g['scale']*_rate((step+.5)/total)
+            with (torch.autocast(device.type, torch.bfloat16)
+                  if r.precision == 'bf16' else nullcontext()):
+                logits = model(ready(x))
+            loss = loss_of(logits.float(), y)
+            opt.zero_grad()
+            loss.backward()
+            opt.step()
+            if tick: tick(1)
+            if watch and (step+1) % max(1, total//10) == 0:
+                model.eval()
+                watch(step+1, model)
+                model.train()
+                model.enc.train(step >= first)
     return model.eval()
+
+def _updates(total, *, n, bs, seed): # yields (update, indices of its photos)
+    for step in range(total):
+        epoch, k = divmod(step, n//bs)
+        if k == 0: order = epoch_order(n, seed=seed, epoch=epoch)
+        yield step, order[k*bs:(k+1)*bs]
 
 # %% ../nbs/67_finetune.ipynb #b9d0bb4a
 def _augmented(
@@ -246,11 +254,9 @@ def _augmented(
     r:Recipe, # mirrored? shifted by how much?
     *,
     u:np.ndarray, # uniform numbers, `b 3`
-    device='cpu', # where to
-)->Images: # in [-1, 1], channels last
-    "Photos as the network is shown them in training."
-    return to_model(augment(photos, u, flip=r.flip, shift=r.shift), device).contiguous(
-        memory_format=torch.channels_last)
+)->UInt8[Tensor, 'b h w 3']: # on the CPU; `_as_input` makes of them what a network sees
+    "Photos as the network is shown them in training, still bytes."
+    return _as_bytes(augment(photos, u, flip=r.flip, shift=r.shift))
 
 # %% ../nbs/67_finetune.ipynb #d6050560
 def finetune(
@@ -268,14 +274,13 @@ def finetune(
     "Train encoder and head on labelled images. The caller's random numbers stay."
     target, device = torch.as_tensor(y), check_device(device)
     def batch(step, i):
-        return (_augmented(photos[i], r,
-                          u=sample_uniform(seed, step, i, stream='augment', k=3), device=device),
-                target[i].to(device))
+        u = sample_uniform(seed, step, i, stream='augment', k=3)
+        return _augmented(photos[i], r, u=u), target[i]
     with fork_random(device):
         torch.manual_seed(seed)
         model = _Classifier(enc, classes, mode=r.mode, size=photos.shape[1]).to(
             device, memory_format=torch.channels_last)
-        return train_model(model, batch, r, n=len(y), seed=seed, device=device,
+        return train_model(model, batch, r, n=len(y), seed=seed, ready=_as_input, device=device,
                            watch=watch, tick=tick)
 
 # %% ../nbs/67_finetune.ipynb #a02127b4
@@ -290,10 +295,8 @@ def classify(
     "The classes a model gives to images, in evaluation mode."
     model.eval()
     device = device or next(model.parameters()).device
-    batches = (to_model(np.ascontiguousarray(photos[i:i+bs]), device)
-               .contiguous(memory_format=torch.channels_last)
-               for i in range(0, len(photos), bs))
-    return np.concatenate([model(x).argmax(1).cpu().numpy() for x in batches])
+    with _in_batches(photos, bs, device) as batches:
+        return torch.cat([model(x).argmax(1) for x in batches]).cpu().numpy()
 
 # %% ../nbs/67_finetune.ipynb #297b27dc
 def _choose_recipe(

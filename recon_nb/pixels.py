@@ -25,14 +25,16 @@ def to_model(
     device=None, # where the tensor goes; the bytes travel, a quarter of the traffic
 )->Images: # in [-1, 1], channels first
     "Photos as a network sees them."
+    return _scale_bytes(_as_bytes(photos).to(device))
+
+def _as_bytes(photos): # a tensor, if they are photos
     if photos.dtype != np.uint8 or photos.ndim != 4:
         raise InputError(f"to_model was given {photos.dtype} of shape {photos.shape}; "
                          "it takes uint8 photos of shape (n, h, w, 3).")
     # PyTorch can't promise to leave it alone
-    if not photos.flags.writeable: photos = photos.copy()
-    return _scale_bytes(torch.from_numpy(photos).to(device))
+    return torch.from_numpy(photos if photos.flags.writeable else photos.copy())
 
-def _scale_bytes(x:UInt8[Tensor, 'b h w 3'])->Images: # in the place where they are
+def _scale_bytes(x:UInt8[Tensor, 'b h w 3'])->Images: # there where they are
     return x.permute(0,3,1,2).float().div_(127.5).sub_(1)
 
 def to_pixels(

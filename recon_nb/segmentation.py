@@ -18,10 +18,10 @@ from jaxtyping import Float,Int64,UInt8
 from torch import Tensor,nn
 from torch.nn import functional as F
 from .core import InputError,check_name,sample_uniform
-from .features import encode,frozen,_stage_sides
+from .features import _as_input,encode,frozen,_in_batches,_stage_sides
 from .finetune import Recipe,augment,_augmented,_choose_lr,train_model
 from .machine import check_device,fork_random
-from .pixels import Photo8,to_model
+from .pixels import Photo8
 from .probing import Finding,ProbeResult,ProbeTask,_fit_finite,_pack_shares,run_probe
 from .segmented import VOID,load_segmentation,paint_masks
 from .show import show_images
@@ -133,23 +133,22 @@ class _Given(nn.Module): # in the place of an encoder whose stages are known
     def features(self, maps): return maps
 
 # %% ../nbs/72_segmentation.ipynb #93434c9d
-def _target(y, device): return torch.from_numpy(y.astype(np.int64)).to(device)
+def _target(y): return torch.from_numpy(y.astype(np.int64))
 
 def _fit_frozen(enc, head, photos, masks, r, remember, how): # the head alone, on stages known
     device = how['device']
     maps = encode_places(enc, photos, device=device, remember=remember)
-    def batch(step, i): return [m[i].to(device) for m in maps], _target(masks[i], device)
+    def batch(step, i): return [m[i] for m in maps], _target(masks[i])
     train_model(Segmenter(_Given(), head.settle(maps).to(device)), batch, r, **how)
     return Segmenter(enc, head).to(device).eval()
 
 def _fit_all(enc, head, photos, masks, r, remember, how):
-    device = how['device']
     def batch(step, i):
         u = sample_uniform(how['seed'], step, i, stream='augment', k=3)
         moved = augment(masks[i], u, flip=r.flip, shift=r.shift)
-        return _augmented(photos[i], r, u=u, device=device), _target(moved, device)
-    model = Segmenter(enc, head).to(device, memory_format=torch.channels_last)
-    return train_model(model, batch, r, **how)
+        return _augmented(photos[i], r, u=u), _target(moved)
+    model = Segmenter(enc, head).to(how['device'], memory_format=torch.channels_last)
+    return train_model(model, batch, r, ready=_as_input, **how)
 
 class _Way(NamedTuple):
     fit:Callable # trains
@@ -192,11 +191,8 @@ def segment(
 )->UInt8[np.ndarray, 'n h w']: # the classes
     "What a model says is where."
     device = device or next(model.parameters()).device
-    with frozen(model):
-        return np.concatenate([
-            model(to_model(np.ascontiguousarray(photos[i:i+bs]), device)
-                  .contiguous(memory_format=torch.channels_last)).argmax(1).byte().cpu().numpy()
-            for i in range(0, len(photos), bs)])
+    with frozen(model), _in_batches(photos, bs, device) as batches:
+        return torch.cat([model(x).argmax(1).byte() for x in batches]).cpu().numpy()
 
 # %% ../nbs/72_segmentation.ipynb #0407fa54
 def count_places(

@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import convert_outputs_to_fp32
-from recon_nb import choices
+from recon_nb import choices, machine
 from recon_nb.config import PRESETS, get_preset
 from recon_nb.data import load_photos
 from recon_nb.segmentation import dense_recipe, fit_segmenter, segment
@@ -30,11 +30,12 @@ from recon_nb.teacher import Teacher
 from recon_nb.evaluation import evaluate
 from recon_nb.batches import fetch, teach
 from recon_nb.state import make_state
-from recon_nb.trainer import save
+from recon_nb.trainer import fit, save
 from recon_nb.steps import set_lr, train_step
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 PICTURES = [p for p in PRESETS if make_task(get_preset(p)).has_picture]
 PHOTOS = draw_shapes(40, size=32)[0]
@@ -120,6 +121,24 @@ def move(net, device=None, memory_format=None):
     return net
 
 
+def pin(x):
+    "Pinned memory that is none: a tensor that was put there says so."
+    x = x.clone()
+    x.there = True
+    return x
+
+
+class AtOnce:
+    "In place of a thread, for which fake tensors are not made."
+    def __init__(self, *_): pass
+    def __enter__(self): return self
+    def __exit__(self, *_): pass
+    def shutdown(self, **_): pass
+    def submit(self, f, *args):
+        made = f(*args)
+        return SimpleNamespace(result=lambda: made)
+
+
 @pytest.fixture
 def device(monkeypatch):
     "Everything inside happens on fake tensors; gives the `Answers`."
@@ -128,6 +147,9 @@ def device(monkeypatch):
     monkeypatch.setattr(torch.random, 'fork_rng', lambda devices: fork_rng(devices=[]))      # the device has no random numbers
     monkeypatch.setattr(nn.Module, 'to', move)
     monkeypatch.setattr(torch, 'autocast', autocast)
+    monkeypatch.setattr(machine, 'ThreadPoolExecutor', AtOnce)
+    monkeypatch.setattr(torch.Tensor, 'pin_memory', pin)
+    monkeypatch.setattr(torch.Tensor, 'is_pinned', lambda x: getattr(x, 'there', False))
     monkeypatch.setattr(choices, 'check_mask', lambda mask, *_, **__: mask)                  # it counts what is hidden
     with FakeTensorMode(allow_non_fake_inputs=True), Answers() as answers: yield answers
 
@@ -267,3 +289,101 @@ def test_neighbours(device):
     f, y = torch.zeros(40, 64, device='cuda'), torch.zeros(40, dtype=torch.int64, device='cuda')
     with pytest.raises(RuntimeError, match='same device'): knn_predict(f, y, f.cpu())
     assert knn_predict(f, y, f, k=5).device.type == 'cuda'
+
+
+class Waits:
+    """Inside, everything for which a host waits for its device is written down: a number or an array read from it, a copy from it,
+    a copy to it from memory that is not pinned, a shape that depends on what the device finds."""
+    READS = {torch.Tensor.item, torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__bool__, torch.Tensor.__float__, torch.Tensor.__int__,
+             torch.Tensor.__index__, torch.Tensor.__array__, torch.Tensor.equal, torch.equal}
+    SHAPES = {'_local_scalar_dense', 'nonzero', 'masked_select', 'unique_dim', '_unique2', 'is_nonzero', 'equal', 'repeat_interleave'}
+
+    def __init__(self): self.seen = []
+
+    def __enter__(self):
+        waits = self
+
+        class Calls(TorchFunctionMode):
+            def __torch_function__(self, func, types, args=(), kwargs=None):
+                made = func in (torch.tensor, torch.as_tensor) and 'cuda' in str((kwargs or {}).get('device'))
+                if made or func in waits.READS and on_device(args[0]): waits.seen.append(func.__name__)
+                return func(*args, **(kwargs or {}))
+
+        class Operations(TorchDispatchMode):
+            def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+                name, kwargs = func.overloadpacket.__name__, kwargs or {}
+                if name == '_to_copy' and kwargs.get('device') and not kwargs.get('non_blocking'):
+                    if on_device(args[0]) != (torch.device(kwargs['device']).type == 'cuda'): waits.seen.append(f'to {kwargs["device"]}')
+                if name == 'copy_' and on_device(args[0]) != on_device(args[1]) and args[1].ndim and not (len(args) > 2 and args[2]):
+                    waits.seen.append(name)
+                if name in waits.SHAPES and on_device(args[0]): waits.seen.append(name)
+                if name in ('index', 'index_put', 'index_put_', '_index_put_impl_') and on_device(args[0]):
+                    if any(i is not None and (i.dtype == torch.bool or not on_device(i)) for i in args[1]): waits.seen.append(name)
+                return func(*args, **kwargs)
+
+        self.modes = Operations(), Calls()
+        for m in self.modes: m.__enter__()
+        return self
+
+    def __exit__(self, *e):
+        for m in self.modes[::-1]: m.__exit__(*e)
+
+    def take(self):
+        seen, self.seen[:] = [*self.seen], []
+        return seen
+
+
+def on_device(x): return isinstance(x, torch.Tensor) and x.device.type == 'cuda'
+
+
+@pytest.mark.parametrize('preset', PRESETS)
+def test_the_loop_waits_for_the_device_where_it_reads_the_losses(device, preset):
+    st, steps = make(preset, bs=4, epochs=1, max_steps=7), []
+    with Waits() as waits:
+        fit(st, [lambda st: steps.append(waits.take()) if st.event in ('begin', 'step') else None], read_every=3, progress=False)
+    begin, first, *rest = steps
+    assert first in ([], ['to cuda:0'])                                                 # what a mask needs in every step is sent in the first
+    assert [{*s} for s in rest] == [set(), {'item'}, set(), set(), {'item'}, {'item'}]     # the third, the sixth, the last
+
+
+def waits_for(f):
+    with Waits() as waits: f()
+    return waits.take()
+
+
+def test_what_makes_a_host_wait_is_seen(device):
+    "Proof that the count can fail."
+    x, i = torch.zeros(4, 3, device='cuda'), torch.zeros(2, dtype=torch.int64)
+    seen = dict(item=lambda: x[0,0].item(), number=lambda: float(x[0,0]), condition=lambda: bool(x[0,0]), list=lambda: x.tolist(), cpu=lambda: x.cpu(),
+                pageable=lambda: torch.zeros(4).to('cuda'), made=lambda: torch.tensor([1.], device='cuda'), by_mask=lambda: x.__setitem__(x > 0, x[0,0]),
+                by_index=lambda: x[i], into=lambda: x.copy_(torch.zeros(4, 3)))
+    assert all(waits_for(f) for f in seen.values()), {k: waits_for(f) for k,f in seen.items()}
+    unseen = dict(pinned=lambda: torch.zeros(4).pin_memory().to('cuda', non_blocking=True), sum=lambda: x.sum(), zeros=lambda: torch.zeros(4, device='cuda'),
+                  by_index_there=lambda: x[i.to('cuda', non_blocking=True)], of_the_host=lambda: torch.zeros(1).item())
+    assert not any(waits_for(f) for f in unseen.values()), {k: waits_for(f) for k,f in unseen.items()}
+
+
+@pytest.mark.parametrize('recipe', [Recipe(steps=4, epochs=1, bs=16), Recipe(steps=4, epochs=1, bs=16, precision='bf16'), paper_recipe(steps=4, epochs=1)])
+def test_fine_tuning_waits_for_nothing(device, recipe):
+    steps, y = [], np.arange(40) % 10
+    with Waits() as waits: finetune(an_encoder(), PHOTOS, y, recipe, classes=10, seed=0, device='cuda', tick=lambda _: steps.append(waits.take()))
+    assert steps[1:] == [[]]*(recipe.updates(40)-1)
+
+
+@pytest.mark.parametrize('mode', ['linear', 'finetune'])
+def test_fine_tuning_for_masks_waits_for_nothing(device, mode):
+    steps, masks, r = [], np.zeros((40,32,32), np.uint8), dense_recipe(steps=4, epochs=1, bs=16)
+    with Waits() as waits:
+        fit_segmenter(an_encoder(), PHOTOS, masks, r, mode=mode, classes=3, seed=0, device='cuda', remember=False, tick=lambda _: steps.append(waits.take()))
+    assert steps[1:] == [[]]*3
+
+
+def test_classes_are_read_once(device):
+    model = finetune(an_encoder(), PHOTOS, np.arange(40) % 10, Recipe(steps=1, epochs=1, bs=16), classes=10, seed=0, device='cuda')
+    assert waits_for(lambda: classify(model, PHOTOS, bs=8, device='cuda')) == ['to cpu']
+
+
+def test_the_papers_head_waits_once_an_epoch(device):
+    x, y = torch.zeros(40, 64, device='cuda'), torch.zeros(40, dtype=torch.int64, device='cuda')
+    waits = waits_for(lambda: fit_paper_head(x, y, classes=10, lr=1e-3, seed=0, steps=6, bs=10))
+    assert waits == ['to cuda:0']*(4 + 2)                                               # its weights, and the order of two epochs
