@@ -139,7 +139,7 @@ PROTOCOLS |= {p.name: p for p in [
             Block(('finetune',), (25,100,500,None), 3, search=100, matched=True))),
     Protocol('four-sets', width=32, photos='own', bs=128, pretrainings=3, updates=2000,
         sizes=dict(cifar10=32, svhn=32, imagenette=32, flowers128=32),
-        fields=dict(valid=0.02, precision='bf16'), like='improved',
+        fields=dict(valid=0.02), like='improved',
         arms={'improved': 'improved', 'edges only': 'improved-edges'},
         recipes={'*': dict(bs=64), 'svhn': dict(flip=False)}, blocks=(
             Block(('knn','linear'), (25,100), 5),
