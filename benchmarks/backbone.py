@@ -1,4 +1,4 @@
-"""Does `improved` help a ResNet-18? Pretrained on photos without labels, against scratch.
+"""Does `improved-edges` help a ResNet-18? Pretrained on photos without labels, against scratch.
 
     RECON_NB_DATA=... python benchmarks/backbone.py --list
     RECON_NB_DATA=... python benchmarks/backbone.py --runs runs/backbone --minutes 60
@@ -29,6 +29,7 @@ TRIALS = {                     # a set, and the fields of a pretraining on it
     'imagenette': ('imagenette', dict(size=64, stem='own', epochs=20)),
     'cifar10': ('cifar10', dict(size=32, stem='cifar', epochs=4)),
     'imagenette-no-pool': ('imagenette', dict(size=64, stem='no-pool', epochs=20))}
+PRESET = 'improved-edges'      # its records call it improved, as it was called then
 PRETRAININGS = {'imagenette': 3, 'cifar10': 1, 'imagenette-no-pool': 3}
 FROZEN, LABELS = ('knn','linear'), (25, 100)
 DRAWS = 3                      # of the labels, for the frozen probes
@@ -62,14 +63,14 @@ def pretrain(name, seed, *, runs, end):
     if begun and GANRun.load(place).finished: return GANRun.load(place)
     left = (end-time.monotonic())/60
     if left <= 0: return None
-    how = dict(resume=True) if begun else dict(preset='improved', **config(name, seed))
+    how = dict(resume=True) if begun else dict(preset=PRESET, **config(name, seed))
     run = train_gan(load(name).train_x, run_dir=place, max_minutes=min(left, 1e6),
                     progress=False, **how)
     return None if run.stopped else run
 
 def jobs_of(what, name, seed, runs):
     "The probes of a row of the plan."
-    like = get_preset('improved', **config(name))
+    like = get_preset(PRESET, **config(name))
     how = dict(like=like, size=like.size, recipes={'*': FIXED})
     stem = f', {like.stem} stem'
     if what == 'beside':

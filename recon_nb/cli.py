@@ -434,7 +434,8 @@ def _table_parser():
             'Can be killed and called again.',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument('--scale', default='small',
-        help='small (two cores), paper (Table 3, for a GPU), ablations, improved or second-round')
+        help='small (two cores), paper (Table 3, for a GPU), ablations, improved, second-round '
+            'or four-sets')
     p.add_argument('--yes', action='store_true',
         help='run it; without, only say how long it would take')
     p.add_argument('--out', metavar='FILE',
@@ -448,6 +449,7 @@ def _table_parser():
     p.add_argument('--photos-root',
         help='where the photos of pretraining lie (VOC2012)')
     p.add_argument('--sets', nargs='+', metavar='NAME', help='only these sets')
+    p.add_argument('--arms', nargs='+', metavar='ROW', help='only these pretrained rows')
     p.add_argument('--modes', nargs='+', metavar='MODE', help='only these modes')
     p.add_argument('--precision', help='of fine-tuning: no or bf16')
     _add_device(p)
@@ -461,7 +463,7 @@ def _table(args):
     from recon_nb.protocols import (PROTOCOLS,estimate_hours,find_labelled,narrow,pretrain,
                                     run_protocol)
     p = narrow(PROTOCOLS[check_name(args.scale, PROTOCOLS, 'scale')],
-        sets=args.sets, modes=args.modes, precision=args.precision)
+        sets=args.sets, arms=args.arms, modes=args.modes, precision=args.precision)
     device = _device(args.device)
     if not args.yes:
         print('trying a few steps of each network, to say how long it takes ...', flush=True)

@@ -207,7 +207,7 @@ PRESETS = {c.preset: c for c in [
         optimizer='adamw', beta1=0.9, beta2=0.95, wd=0.05,
         flip=True, bs=128, epochs=60),
     GANConfig(preset='improved',
-        view='canvas', mask='patches', visible=0.4, target='gradients-two-scales',
+        view='canvas', mask='patches', visible=0.4, target='gradients-and-hues',
         scale_bias=False, between=True, width_dec=64, dropout=0.,
         lambda_adv=0., lambda_idt=1., idt_norm='l2', idt_region='hidden',
         lr_g=2e-3, schedule='cosine', warmup=0.1,
@@ -221,6 +221,8 @@ PRESETS = {c.preset: c for c in [
         optimizer='adamw', beta1=0.9, beta2=0.95, wd=0.05,
         flip=True, crop=0.5, light=1., bs=128, epochs=60),
 ]}
+PRESETS['improved-edges'] = replace(
+    PRESETS['improved'], preset='improved-edges', target='gradients-two-scales')
 
 # %% ../nbs/02_config.ipynb #c0a11edb
 _CALLED = dict( # a field, or an argument of `train_gan` -> what other libraries call it

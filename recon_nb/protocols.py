@@ -90,24 +90,24 @@ _STEPS = { # from the paper to `improved`
     'hidden pixels, no adversary': ('paper-sb', _pixels),
     'own canvas, patches hidden': ('paper-sb', {**_pixels, **_canvas}),
     'AdamW, warm-up, mirrored, no dropout':
-        ('improved', dict(target='pixels', between=False, width_dec=0)),
-    'gradients instead of pixels': ('improved', dict(between=False, width_dec=0)),
-    'light decoder': ('improved', dict(between=False)),
-    'improved': 'improved'}
+        ('improved-edges', dict(target='pixels', between=False, width_dec=0)),
+    'gradients instead of pixels': ('improved-edges', dict(between=False, width_dec=0)),
+    'light decoder': ('improved-edges', dict(between=False)),
+    'improved': 'improved-edges'}
 
 # %% ../nbs/79_protocols.ipynb #5b116417
-_WITHOUT = { # `improved`, with one thing changed
-    'pixels': ('improved', dict(target='pixels')),
-    'normalised patches': ('improved', dict(target='normalised-patches')),
-    'one window seen': ('improved', dict(mask='window', visible=0.6)),
-    'the centre seen': ('improved', dict(mask='centre', visible=0.6)),
-    "the paper's view": ('improved', dict(view='zoom', mask='centre', visible=1/3)),
-    'a quarter seen': ('improved', dict(visible=0.25)),
-    'six tenths seen': ('improved', dict(visible=0.6)),
-    'dropout': ('improved', dict(dropout=0.5)),
-    'not mirrored': ('improved', dict(flip=False)),
+_WITHOUT = { # `improved-edges`, with one thing changed
+    'pixels': ('improved-edges', dict(target='pixels')),
+    'normalised patches': ('improved-edges', dict(target='normalised-patches')),
+    'one window seen': ('improved-edges', dict(mask='window', visible=0.6)),
+    'the centre seen': ('improved-edges', dict(mask='centre', visible=0.6)),
+    "the paper's view": ('improved-edges', dict(view='zoom', mask='centre', visible=1/3)),
+    'a quarter seen': ('improved-edges', dict(visible=0.25)),
+    'six tenths seen': ('improved-edges', dict(visible=0.6)),
+    'dropout': ('improved-edges', dict(dropout=0.5)),
+    'not mirrored': ('improved-edges', dict(flip=False)),
     'pixels, with an adversary':
-        ('improved', dict(target='pixels', lambda_adv=0.01, adv='hinge', norm_d='spectral'))}
+        ('improved-edges', dict(target='pixels', lambda_adv=0.01, adv='hinge', norm_d='spectral'))}
 
 _GAMES = {
     'the game, played better': ('improved-gan', dict(
@@ -123,7 +123,8 @@ PROTOCOLS |= {p.name: p for p in [
             Block(('knn','linear'), (100,), 3),)),
     Protocol('improved', width=32, sizes=dict(cifar10=32, svhn=32, imagenette=48),
         photos='own', bs=128, pretrainings=3,
-        fields=dict(valid=0.02, precision='bf16'), like='improved', arms={'improved': 'improved'},
+        fields=dict(valid=0.02, precision='bf16'), like='improved',
+        arms={'improved': 'improved-edges'},
         recipes={'*': dict(bs=64), 'svhn': dict(flip=False)}, blocks=(
             Block(('knn','linear'), (25,100,500,None), 5),
             Block(('finetune',), (25,100,500), 5, search=100),
@@ -131,12 +132,32 @@ PROTOCOLS |= {p.name: p for p in [
     Protocol('second-round', width=32, sizes=dict(cifar10=32, svhn=32, imagenette=48),
         photos='own', bs=128, pretrainings=3,
         fields=dict(epochs=30, valid=0.02, precision='bf16'), like='improved',
-        arms={'first round': 'improved',
+        arms={'first round': 'improved-edges',
               'second round': ('second-round', dict(teacher='first round'))},
         recipes={'*': dict(bs=64), 'svhn': dict(flip=False)}, blocks=(
             Block(('knn','linear'), (25,100,500,None), 5),
             Block(('finetune',), (25,100,500,None), 3, search=100, matched=True))),
+    Protocol('four-sets', width=32, photos='own', bs=128, pretrainings=3, updates=2000,
+        sizes=dict(cifar10=32, svhn=32, imagenette=32, flowers128=32),
+        fields=dict(valid=0.02), like='improved',
+        arms={'improved': 'improved', 'edges only': 'improved-edges'},
+        recipes={'*': dict(bs=64), 'svhn': dict(flip=False)}, blocks=(
+            Block(('knn','linear'), (25,100), 5),
+            Block(('finetune',), (25,100), 3, search=100, matched=True))),
 ]}
+
+# %% ../nbs/79_protocols.ipynb #b2d56033
+def row_config(
+    p:Protocol, # whose pretraining
+    row:str, # a key of `p.arms`
+)->tuple: # (preset, fields that differ in this row)
+    "How an arm is pretrained."
+    arm = p.arms[check_name(row, p.arms, 'row of this table')]
+    return (arm, {}) if isinstance(arm, str) else arm
+
+def _with_teachers(p, row): # the row, and those that it goes on from
+    teacher = row_config(p, row)[1].get('teacher')
+    return [*(_with_teachers(p, teacher) if teacher else ()), row]
 
 # %% ../nbs/79_protocols.ipynb #4a1a6498
 def narrow(
@@ -144,11 +165,13 @@ def narrow(
     *,
     sets=None, # names of sets to keep; all if not given
     modes=None, # names in `classification.MODES` to keep; all if not given
+    arms=None, # pretrained rows to keep, with their teachers; all if not given
     precision:str|None=None, # of fine-tuning: no or bf16
 )->Protocol:
     "A part of a protocol. Raises `InputError` if nothing is left."
     for n in sets or (): check_name(n, p.sizes, 'set of this table')
     for m in modes or (): check_name(m, MODES, 'mode')
+    for a in arms or (): check_name(a, p.arms, 'row of this table')
     Recipe(precision=precision or 'no') # refused now, not after pretraining
     blocks = [replace(b, modes=tuple(m for m in b.modes if not modes or m in modes))
               for b in p.blocks]
@@ -160,7 +183,9 @@ def narrow(
             f"it has {', '.join(dict.fromkeys(m for b in p.blocks for m in b.modes))}.")
     recipes = ({**p.recipes, '*': {**p.recipes.get('*', {}), 'precision': precision}}
                if precision else p.recipes)
-    return replace(p, sizes={n: s for n,s in p.sizes.items() if not sets or n in sets},
+    rows = [r for a in arms or p.arms for r in _with_teachers(p, a)]
+    return replace(p, arms={r: a for r,a in p.arms.items() if r in rows},
+                   sizes={n: s for n,s in p.sizes.items() if not sets or n in sets},
                    blocks=blocks, recipes=recipes)
 
 # %% ../nbs/79_protocols.ipynb #4aa0b512
@@ -210,15 +235,6 @@ def find_labelled(
             f"in {folder.parent if folder else 'root, or where RECON_NB_DATA points'}.")
     s = load_labelled(name, size=size, root=_root_of(name, root))
     return replace(s, name=_true_name(name, s))
-
-# %% ../nbs/79_protocols.ipynb #b2d56033
-def row_config(
-    p:Protocol, # whose pretraining
-    row:str, # a key of `p.arms`
-)->tuple: # (preset, fields that differ in this row)
-    "How an arm is pretrained."
-    arm = p.arms[check_name(row, p.arms, 'row of this table')]
-    return (arm, {}) if isinstance(arm, str) else arm
 
 # %% ../nbs/79_protocols.ipynb #33ea3ce8
 def _config(p, row, data, seed):

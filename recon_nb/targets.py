@@ -1,4 +1,4 @@
-"""What must be predicted of a photo: pixels (§2), patches without their light, or edges.
+"""What must be predicted of a photo: pixels (§2), patches without their light, edges, or hues.
 
 Docs: https://recon-nb.github.io/recon_nb/targets.html.md"""
 
@@ -214,6 +214,32 @@ class _TwoScaleTarget(_GradientTarget):
 # %% ../nbs/42_targets.ipynb #4664796c
 TARGETS = {'pixels': _PixelTarget, 'normalised-patches': _PatchTarget,
     'gradients': _GradientTarget, 'gradients-two-scales': _TwoScaleTarget}
+
+# %% ../nbs/42_targets.ipynb #4ue50002
+def _soft_hues(
+    i_r:Images, # photos
+    *,
+    hues:int=6, # over the circle
+)->Float[Tensor, 'b k h w']: # the saturation, shared by the two nearest hues
+    "How much of which hue, for every pixel."
+    r, g, b = i_r.unbind(1)
+    a, c = r-g, (r+g)/2-b
+    angle = torch.atan2(c, a)[:,None]*hues/(2*math.pi)
+    away = angle - torch.arange(hues, device=i_r.device).view(1,-1,1,1)
+    away = ((away+hues/2) % hues - hues/2).abs()
+    return (a.square() + c.square()).sqrt()[:,None] * (1-away).clamp_min(0)
+
+class _GradientHueTarget(_TwoScaleTarget):
+    "Histograms of oriented gradients of two scales, and of six hues for cells of 4 x 4 pixels."
+    outputs = Output(22, 2),
+    weight, hue_floor = .5, .1 # of the hues; added to the length that they are divided by
+
+    def make(self, i_r:Images)->Float[Tensor, 'b 22 h2 w2']:
+        q = F.avg_pool2d(_soft_hues(i_r), 4)
+        q = self.weight*q/(q.norm(dim=1, keepdim=True) + self.hue_floor)
+        return torch.cat([super().make(i_r), F.interpolate(q, scale_factor=2)], 1)
+
+TARGETS['gradients-and-hues'] = _GradientHueTarget
 
 # %% ../nbs/42_targets.ipynb #b69b1921
 class _PixelGradientTarget(_TwoScaleTarget):
