@@ -15,7 +15,8 @@ import numpy as np,torch
 from torch import Tensor,nn
 
 # %% ../nbs/52_batches.ipynb #6a3b9b54
-from .augmentation import mirror,random_crop,random_light,random_negative
+from .augmentation import (_centre_boxes,cut_boxes,mirror,random_boxes,random_crop,
+                                   random_light,random_negative)
 from .core import InputError,epoch_order,sample_uniform
 from .pixels import _scale_bytes
 from .losses import check_adv
@@ -33,13 +34,17 @@ class _OnHost(NamedTuple):
 
 def _gather(st, index, *, epoch=0, augment=False): # -> _OnHost; draws no numbers of PyTorch's
     photos = {k: torch.from_numpy(v) for k,v in st.photos.take(index).items()}
-    wanted = _changes(st.cfg)*augment + _lights(st.cfg)*augment
+    wanted = [*_boxes(st.cfg), *_changes(st.cfg), *_lights(st.cfg)] if augment else []
     u = [np.empty((len(index), 0)), *(
         sample_uniform(st.cfg.seed, epoch, index, stream=stream, k=k) for stream,k,_ in wanted)]
     return _OnHost(photos, st.task.draw_mask(index, epoch=epoch),
                    torch.from_numpy(np.concatenate(u, 1)).float())
 
-def _changes(cfg): # those that the config asks for: (stream, its numbers, function of (x, u))
+def _boxes(cfg): # what the config asks for: (stream, its numbers, function of the numbers)
+    draw = partial(random_boxes, scale=cfg.scale, ratio=cfg.ratio)
+    return [('box', 4, draw)]*(cfg.scale < 1 or cfg.ratio > 1)
+
+def _changes(cfg): # the same; functions of (x, u)
     crop = partial(random_crop, least=cfg.crop)
     return [('flip', 1, mirror)]*bool(cfg.flip) + [('crop', 3, crop)]*(cfg.crop < 1)
 
@@ -55,13 +60,22 @@ def _change(cuts, changes, u): # by the numbers that stand in `u`, side by side
         cuts = {name: change(x, v) for name,x in cuts.items()}
     return cuts
 
+def _cut(st, host): # -> (the task's cuts, in boxes; the numbers that are left)
+    photos, cfg = {k: _scale_bytes(v) for k,v in host.photos.items()}, st.cfg
+    u, drawn = host.u, host.u.shape[1] > 0 and _boxes(cfg)
+    if not (drawn or cfg.store): return photos, u
+    x, boxes = photos['i_r'], torch.tensor([0., 0., 1., 1.], device=u.device).expand(len(u), 4)
+    for _,k,draw in drawn or (): boxes, u = draw(u[:,:k]), u[:,k:]
+    return {name: cut_boxes(x, _centre_boxes(boxes, share), size=cfg.size)
+            for name,share in st.task.cuts.items()}, u
+
 def _augment_cuts(st, host): # -> (cuts, the same cuts as they shall be seen)
-    cuts = {k: _scale_bytes(v) for k,v in host.photos.items()}
-    if not host.u.shape[1]: return cuts, cuts
+    cuts, u = _cut(st, host)
+    if not u.shape[1]: return cuts, cuts
     changes, lights = _changes(st.cfg), _lights(st.cfg)
     split = sum(k for _,k,_ in changes)
-    cuts = _change(cuts, changes, host.u[:,:split])
-    return cuts, _change(cuts, lights, host.u[:,split:])
+    cuts = _change(cuts, changes, u[:,:split])
+    return cuts, _change(cuts, lights, u[:,split:])
 
 def _make_sample(st, index, host): # of what has been sent to the device
     cuts, seen = _augment_cuts(st, host)

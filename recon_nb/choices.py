@@ -8,6 +8,7 @@ Docs: https://recon-nb.github.io/recon_nb/choices.html.md"""
 __all__ = ['check_choices']
 
 # %% ../nbs/46_choices.ipynb #164d21c4
+import math
 from typing import NamedTuple
 from .config import GANConfig,PRESETS,deviations
 from .core import InputError
@@ -72,9 +73,14 @@ def _impossible_view(p): # yields the same, of view and mask
     if view.needs_window and mask.window is None:
         yield (f"view {c.view!r} shows the window in the centre, and mask {c.mask!r} hides other "
             "places: choose mask='centre', or view='canvas'.")
-    if c.crop < 1 and len(view.cuts) > 1:
-        yield (f"crop={c.crop:g} and view {c.view!r}: what is seen and what is asked for are cut "
-            "apart there, and would not fit any more. Choose crop=1, or view='canvas'.")
+    if min(c.crop, c.scale) < 1 and len(view.cuts) > 1 and not c.store:
+        enough = math.ceil(c.size/min(view.cuts.values()))
+        yield (f"scale={min(c.crop, c.scale):g} and view {c.view!r}: what is seen and what is "
+            "asked for are kept apart there, and would not fit any more. Choose "
+            f"store={enough}, to cut both from one square, or view='canvas'.")
+    if 0 < c.store < c.size:
+        yield (f"store={c.store} is less than size={c.size}: photos would be enlarged. Choose "
+            f"store={2*c.size} or more, or 0.")
     asked = p.task.target.asked(mask(range(64), epoch=0, seed=0))
     if not all(a.flatten(1).any(1).all() for a in asked):
         px = ', '.join(f'{o.stride} px' for o in p.task.target.outputs)
@@ -133,6 +139,9 @@ _EFFECTS = [ # fields, when they have an effect, and what would give them one
         'with finer places'),
     (('keep_every',),
         lambda p: p.cfg.keep_every <= p.cfg.epochs, 'the run has fewer epochs: choose fewer, too'),
+    (('store',),
+        lambda p: not p.cfg.store or p.cfg.scale < 1 or p.cfg.ratio > 1,
+        'every epoch shows the whole photo: choose scale below 1 (0.35, say), or ratio above 1'),
     (('on_purpose',),
         lambda p: any(_known_wrong(p)), 'nothing in this run is known to be wrong: leave it out')]
 
@@ -163,6 +172,10 @@ def check_choices(
             f"choose preset={cfg.adv!r}. Accepted for adv: {', '.join(ADV)}.")
     p = _open_parts(check_parts(cfg, noted=noted))
     changed = {*deviations(cfg)} if changed is None else {*changed}
+    if train and cfg.crop < 1 and 'crop' in changed:
+        raise InputError(f"crop={cfg.crop:g} enlarges a picture of the training size, and is there "
+            f"for earlier runs. Choose scale={cfg.crop:g}, and store={2*cfg.size} to cut from more "
+            "of each photo's own pixels.")
     refused = [*_impossible(p), *_impossible_start(p), *_impossible_view(p), *_impossible_update(p)]
     if not refused: refused = [*_without_effect(p, changed)]
     if train and not refused and not cfg.on_purpose:

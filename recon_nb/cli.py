@@ -61,7 +61,7 @@ def _train_parser():
 # %% ../nbs/90_cli.ipynb #b9000001
 def _add_fields(group): # an option for each field of the config
     for name,(kind,_,doc) in field_docs().items():
-        if name in ('preset','data','schema'): continue
+        if name in ('preset','data','schema','crop'): continue # crop is of earlier versions
         how = (dict(action=argparse.BooleanOptionalAction) if kind is bool
             else dict(type=kind, metavar=kind.__name__.upper()))
         option = f"--{name.replace('_','-')}"

@@ -74,8 +74,14 @@ class GANConfig:
     wd:         float = _opt(1e-5, 'weight decay, as L2 inside the gradient (§2.4); '
                              'for adamw apart from it')
     flip:       bool  = _opt(False, 'mirror half of the training photos, others each epoch')
-    crop:       float = _opt(1., 'smallest share of a training photo that is shown, '
-                             'as a square anywhere in it; 1: always all of it')
+    scale:      float = _opt(1., 'smallest share of the area of a training photo that is shown, '
+                             'as a box anywhere in it, another each epoch; 1: always all of it')
+    ratio:      float = _opt(1., 'largest ratio of the sides of such a box, which becomes a '
+                             "square (torchvision's default: 4/3)")
+    store:      int   = _opt(0, 'side in pixels of the squares that the cache keeps of the photos, '
+                             'for boxes to be cut from; 0: the training size')
+    crop:       float = _opt(1., 'of earlier versions: as scale, from a picture of the training '
+                             'size, without antialiasing')
     light:      float = _opt(0., 'how strongly contrast and tint of what is seen are changed, '
                              'for each photo anew; what must be predicted is not changed')
     negative:   float = _opt(0., 'share of the training photos that are seen as negatives; '
@@ -119,7 +125,7 @@ class GANConfig:
 
 # %% ../nbs/02_config.ipynb #73eebb0b
 _FIELD_GROUPS = dict(
-    data=('preset','data','valid','window','flip','crop','light','negative'),
+    data=('preset','data','valid','window','flip','scale','ratio','store','crop','light','negative'),
     task=('size','visible','view','mask','target','teacher','init'),
     networks=('encoder','stem','width','between','dropout','decoder','width_dec','std_last'),
     adversary=('adv','lambda_adv','scale_bias','norm_d','width_d','lambda_gp','clip_d',
@@ -155,7 +161,9 @@ _ranges = dict(
     visible=('in (0, 1)', lambda v: 0 < v < 1),
     valid=('in (0, 1)', lambda v: 0 < v < 1),
     **{k: ('in [0, 1)', lambda v: 0 <= v < 1) for k in ('dropout','warmup')},
-    crop=('in (0, 1]', lambda v: 0 < v <= 1),
+    **{k: ('in (0, 1]', lambda v: 0 < v <= 1) for k in ('crop','scale')},
+    ratio=('1 to 10', lambda v: 1 <= v <= 10),
+    store=('0, or 32 or more', lambda v: v == 0 or v >= 32),
     negative=('in [0, 1]', lambda v: 0 <= v <= 1),
     size=('32 or more', lambda v: v >= 32),
     beta1=('in [0, 1)', lambda v: 0 <= v < 1),
@@ -219,7 +227,7 @@ PRESETS = {c.preset: c for c in [
         lambda_adv=0., lambda_idt=1., idt_region='hidden',
         lr_g=1e-3, schedule='cosine', warmup=0.1,
         optimizer='adamw', beta1=0.9, beta2=0.95, wd=0.05,
-        flip=True, crop=0.5, light=1., bs=128, epochs=60),
+        flip=True, scale=0.5, light=1., bs=128, epochs=60),
 ]}
 PRESETS['improved-edges'] = replace(
     PRESETS['improved'], preset='improved-edges', target='gradients-two-scales')

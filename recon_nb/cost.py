@@ -24,7 +24,7 @@ from .machine import fork_random
 from .run import GANRun
 from .state import TrainState,make_state
 from .steps import train_step
-from .task import make_task
+from .task import _kept_cuts
 from .teacher import Teacher
 
 # %% ../nbs/58_cost.ipynb #b8d0f7d1
@@ -81,8 +81,10 @@ def estimate_cost(
 # %% ../nbs/58_cost.ipynb #903931f7
 def _noisy_state(cfg, *, bs):
     "A state whose photos are noise: good enough to count and to time."
-    noise = np.random.default_rng(0).integers(0, 256, (40,cfg.size,cfg.size,3), dtype=np.uint8)
-    photos = load_photos(noise, size=cfg.size, cuts=make_task(cfg).cuts, progress=False)
+    kept = _kept_cuts(cfg)
+    shape = 40, kept['size'], kept['size'], 3
+    noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    photos = load_photos(noise, **kept, progress=False)
     train,valid = split_photos(photos, valid=0.1, seed=0)
     # a whole batch, however few the photos
     st = make_state(replace(cfg, bs=bs, epochs=1), photos, np.resize(train, bs), valid)

@@ -15,11 +15,11 @@ from PIL import Image
 from torch import nn
 
 # %% ../nbs/54_evaluation.ipynb #5fc0be6b
-from .batches import _choose_evenly,fetch
+from .batches import _choose_evenly,_gather,_make_sample,fetch
 from .core import append_jsonl,write_atomic
 from .health import measure_outputs
 from .masks import compose
-from .pixels import to_model,to_pixels
+from .pixels import to_pixels
 from .show import image_grid,_save_png
 from .state import TrainState
 from .task import Sample
@@ -116,7 +116,7 @@ def score_predictors(
     if not st.task.has_picture: return {}
     some = _choose_evenly(st.train, fit)
     # double precision is not everywhere; and the device has better things to hold
-    on_cpu = lambda i: st.task({k: to_model(v) for k,v in st.photos.take(i).items()}, i)
+    on_cpu = lambda i: _make_sample(st, i, _gather(st, i))
     batches = (on_cpu(i) for i in np.array_split(some, -(-len(some)//256)))
     s = on_cpu(_choose_evenly(st.valid, n))
     return st.task.target.score_trivial(batches, s, st.task.mask.window)

@@ -23,7 +23,7 @@ from .contenders import as_contender
 from .finetune import Recipe
 from .labelled import load_labelled
 from .photos import _PHOTO_SUFFIXES
-from .task import make_task
+from .task import _kept_cuts
 from .classification import FROZEN,MODES
 from .run import GANRun
 from .cost import describe_pretraining,_seconds_per_photo
@@ -274,7 +274,7 @@ def photos_of(
 def _epochs(p, cfg, photos, root):
     "How many passes make enough updates; that depends on how many photos there are."
     train,_ = split_photos(
-        load_photos(photos, root=root, size=cfg.size, cuts=make_task(cfg).cuts),
+        load_photos(photos, root=root, **_kept_cuts(cfg)),
         valid=cfg.valid, seed=cfg.seed)
     return math.ceil(p.updates/(len(train)//min(cfg.bs, len(train))))
 

@@ -29,7 +29,7 @@ from .photos import Photos
 from .plugins import check_parts
 from .shapes import draw_shapes
 from .targets import TARGETS
-from .task import Task,make_task
+from .task import Task,_kept_cuts,make_task
 
 # %% ../nbs/51_state.ipynb #634da967
 # long: a field a line
@@ -160,5 +160,6 @@ def toy_state(
     cfg = get_preset(preset, **{**dict(size=32, width=4, bs=8, epochs=2), **overrides})
     if TARGETS[check_parts(cfg).target].needs_teacher and not cfg.teacher:
         cfg = replace(cfg, teacher='an earlier run')                  # `teach` will give it
-    photos = _scenes(n, cfg.size, tuple(make_task(cfg).cuts.items()))
+    kept = _kept_cuts(cfg)
+    photos = _scenes(n, kept['size'], tuple(kept['cuts'].items()))
     return make_state(cfg, photos, np.arange(n-8), np.arange(n-8, n), acc=acc, run_dir=run_dir)

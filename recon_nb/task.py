@@ -105,6 +105,11 @@ def _fit_target(
     "Some targets are as coarse as the encoder's last stage."
     if type(target).fit_to is not Target.fit_to: target.fit_to(_sample_encoder(cfg))
 
+def _kept_cuts(cfg)->dict: # `size` and `cuts`, as `load_photos` takes them
+    "What the cache keeps of a photo: the task's cuts, or a larger square to cut boxes from."
+    if cfg.store: return dict(size=cfg.store, cuts={'i_r': 1.})
+    return dict(size=cfg.size, cuts=make_task(cfg).cuts)
+
 # %% ../nbs/44_task.ipynb #ca6abff9
 @contextmanager
 def _blame(what): # whatever goes wrong in a part is said with its name

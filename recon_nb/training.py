@@ -34,7 +34,7 @@ from .run import GANRun,_first_weights,load_encoder,_run_info
 from .settings import _choose_config
 from .sources import _is_dataset,_is_pattern
 from .state import TrainState,make_state
-from .task import make_task,_sample_encoder
+from .task import _kept_cuts,_sample_encoder
 from .teacher import Teacher
 from .trainer import fit,restore
 
@@ -155,7 +155,7 @@ def train_gan(
     _on_main(acc, lambda: _check_place(run_dir, cfg, resume=resume))
     with fork_random(acc.device):
         photos = _main_first(acc, lambda: load_photos(
-            data, root=root, size=cfg.size, cuts=make_task(cfg).cuts, progress=progress,
+            data, root=root, progress=progress, **_kept_cuts(cfg),
             **_how_to_read(cfg, known if resume else {})))
         cfg = replace(cfg, window=Ranges(photos.window).text)
         _check_held_out(photos, overrides)
@@ -285,6 +285,7 @@ def _say_small(st): # what will make a result poor, and what to do about it
     if n < _few_photos:
         yield (f'{n} photos are soon known by heart: each is seen {steps/max(1, each):.3g} times; '
                'watch the held-out score, and give more photos')
+    yield from _say_boxes(st)
     side, size = st.photos.side, st.cfg.size
     for share in sorted(set(st.task.cuts.values())):
         shown = round(share*side) if side else size
@@ -292,6 +293,17 @@ def _say_small(st): # what will make a result poor, and what to do about it
             part = 'the whole' if share == 1 else f'the middle {share:.0%}'
             yield (f'enlarged: {part} of photos of {side} px is {shown} px, shown at {size}, and '
                    f'blurred: give larger photos{_smaller(shown, share)}')
+
+def _say_boxes(st): # that are enlarged
+    c, side, least = st.cfg, st.photos.side or math.inf, min(st.task.cuts.values())
+    if c.store > side:
+        yield f'store={c.store} is more than photos of {side} px have: store={side} will do'
+    smallest = least*math.sqrt(c.scale) # of the photo's side
+    shown, enough = round(smallest*min(c.store or c.size, side)), math.ceil(c.size/smallest)
+    if c.scale == 1 or shown >= c.size: return
+    better = min(enough, side)
+    more = f': store={better} keeps more of each photo' if better > (c.store or c.size) else ''
+    yield f'the smallest boxes have {shown} px and are enlarged to {c.size}{more}'
 
 # %% ../nbs/59_training.ipynb #c27d1e79
 def _smaller(shown, share): # sizes are multiples of 16

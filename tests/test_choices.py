@@ -40,7 +40,7 @@ OTHERS = {                                                     # field -> what a
     'n_critic': lambda v: [2], 'lambda_adv': lambda v: [0., 0.5], 'lambda_idt': lambda v: [0., 0.5], 'idt_norm': names(('l1', 'l2')),
     'idt_region': names(('all', 'hidden')), 'lr_g': lambda v: [3e-4], 'lr_d': lambda v: [3e-4], 'schedule': names(('constant', 'cosine')),
     'warmup': lambda v: [0.5], 'optimizer': names(('adam', 'adamw')), 'beta1': lambda v: [0.7], 'beta2': lambda v: [0.97],
-    'wd': lambda v: [0.2], 'flip': flipped, 'crop': lambda v: [0.7], 'light': lambda v: [0.4], 'negative': lambda v: [0.5],
+    'wd': lambda v: [0.2], 'flip': flipped, 'crop': lambda v: [0.7], 'scale': lambda v: [0.7], 'ratio': lambda v: [4/3], 'store': lambda v: [64], 'light': lambda v: [0.4], 'negative': lambda v: [0.5],
     'teacher': lambda v: ['an/earlier/run'], 'init': lambda v: ['an/earlier/run'], 'stem': lambda v: ['cifar'], 'bs': lambda v: [12], 'accumulate': lambda v: [2], 'seed': lambda v: [1], 'on_purpose': flipped}
 SAID = {'preset', 'data', 'valid', 'window', 'epochs', 'max_steps', 'keep_every', 'schema'}         # what they change is what the run writes and announces of itself
 MACHINE = {'precision', 'compile', 'fused'}                    # how it is computed, not what
