@@ -79,8 +79,9 @@ def _features(setup, seed, i, **how): # of the given labels and of the test imag
     net, how['remember'] = c.build(seed), not c.foreign
     # heads need double precision: a CPU has it, and CUDA
     place = device if device.type == 'cuda' else 'cpu'
-    f, test_f = (encode(net, x, device=device, **how).to(place)
-                 for x in (data.train_x[i], data.test_x))
+    # all of them need no copy
+    given = data.train_x if np.array_equal(i, np.arange(len(data.train_x))) else data.train_x[i]
+    f, test_f = (encode(net, x, device=device, **how).to(place) for x in (given, data.test_x))
     return f, test_f, torch.from_numpy(data.train_y[i]).to(place)
 
 # %% ../nbs/71_classification.ipynb #4670a1d5

@@ -212,26 +212,21 @@ def _embed_parser():
 
 # %% ../nbs/90_cli.ipynb #91acc0a9
 def _embed(args):
-    import io
-    import numpy as np
     from recon_nb.data import load_photos
     from recon_nb.encoder import stage_index
     from recon_nb.export import load_pretrained
-    from recon_nb.features import encode
+    from recon_nb.features import _encode_to_file
     out = _check_out(args.out, '.npy', 'the features are a NumPy file')
     p = load_pretrained(args.run, device=args.device)
     stage_index(p.encoder, args.stage) # a wrong one is refused before the photos are read
     photos = load_photos(_one_or_all(args.photos), size=p.preprocess.size, cuts={'i_r': 1.},
                          window=p.preprocess.window or {})
-    f = encode(p.encoder, photos.cuts['i_r'], stages=(args.stage,),
-        device=p.preprocess.device, remember=False).numpy()
-    buf = io.BytesIO()
-    np.save(buf, f, allow_pickle=False)
-    write_atomic(out, buf.getvalue())
+    n, d = _encode_to_file(p.encoder, photos.cuts['i_r'], out, stages=(args.stage,),
+        device=p.preprocess.device)
     # a line a photo, whatever its name
     names = out.with_name(out.name+'.txt')
     write_atomic(names, ''.join(' '.join(n.splitlines())+'\n' for n in photos.names))
-    print(f"{out}: {len(f)} photos, {f.shape[1]} features; names in {names}")
+    print(f"{out}: {n} photos, {d} features; names in {names}")
 
 # %% ../nbs/90_cli.ipynb #61a0c178
 def _check_out(path, suffix, what, option='--out'): # before the work, not after it

@@ -12,6 +12,7 @@ import os,warnings,zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from operator import itemgetter
 from pathlib import Path
 import numpy as np
 from .columns import _TABLE_SUFFIXES,_is_table,_name_labels,_sort_classes
@@ -19,21 +20,23 @@ from .core import InputError,check_name,progress_bar,sample_uniform
 from .decoding import _PHOTO_SUFFIXES,_say_unread,Ranges
 from .identity import _hash_bytes,_hash_file
 from .photos import (Photos,_Cuts,_cut_one,cache_rows,cut_files,_list_skipped,
-                             _strict_pillow,_why)
+                             _stat_photo,_strict_pillow,_why)
 from .sets import PUBLISHED_SETS,_is_voc
 from .shapes import SHAPES,draw_shapes
-from .sources import (_Listing,_is_pattern,_list_source,_refuse_text,_take_once,_walk)
+from .sources import (_Listing,_is_pattern,_list_source,_refuse_text,_suffix,
+                             _take_once,_walk)
 
 # %% ../nbs/14_data.ipynb #336efe9e
 def _list_photos(root):
-    "The files below `root` that claim to be photos, sorted."
-    names = list(_walk(root))
-    photos = sorted(n for n in names
-                    if n.endswith('/') or Path(n).suffix.lower() in _PHOTO_SUFFIXES)
-    kinds = Counter(Path(n).suffix.lower() or 'without suffix' for n in names)
-    left = _say_unread(names)
+    "Of the files below `root` that claim to be photos: what `_stat_photo` says, sorted by name."
+    photos, others, ends = [], [], {*_PHOTO_SUFFIXES}
+    for name,e in _walk(root):
+        if e is None or _suffix(name) in ends: photos.append(_stat_photo(root, name, e))
+        else: others.append(name)
+    left = _say_unread(others)
     if photos and left: warnings.warn(f'left out: {left}', stacklevel=5)
-    if photos: return photos
+    if photos: return sorted(photos, key=itemgetter(0))
+    kinds = Counter(Path(n).suffix.lower() or 'without suffix' for n in others)
     found = ', '.join(f'{n} {k}' for k,n in kinds.most_common(5)) or 'nothing'
     raise InputError(f"no photo in {root}: it holds {found}. "
                      f"Photos end in {' '.join(_PHOTO_SUFFIXES)}."

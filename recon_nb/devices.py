@@ -8,7 +8,7 @@ Docs: https://recon-nb.github.io/recon_nb/devices.html.md"""
 __all__ = ['make_accelerator']
 
 # %% ../nbs/49_devices.ipynb #0fb68b85
-import atexit,os,re,sys,threading,time,warnings
+import atexit,os,platform,re,sys,threading,time,warnings
 from contextlib import contextmanager,suppress
 from datetime import timedelta
 from types import SimpleNamespace
@@ -22,6 +22,12 @@ from .core import InputError
 from .machine import check_device
 
 # %% ../nbs/49_devices.ipynb #c703cee7
+def _lacks_bf16(device): # is bf16 only imitated there? Then it is slower than float32
+    if device.type != 'cpu' or platform.machine().lower() not in ('x86_64', 'amd64'): return False
+    names = (f'_is_{unit}_supported' for unit in ('avx512_bf16', 'amx_tile'))
+    asks = [getattr(torch.cpu, n) for n in names if hasattr(torch.cpu, n)] # an old PyTorch: none
+    return bool(asks) and not any(ask() for ask in asks)
+
 def _check_accelerator(
     acc:Accelerator, # as made here, or by the caller
     precision:str, # what the config says

@@ -8,14 +8,16 @@ Docs: https://recon-nb.github.io/recon_nb/features.html.md"""
 __all__ = ['frozen', 'encode', 'count_macs']
 
 # %% ../nbs/64_features.ipynb #acda767d
-import hashlib
+import hashlib,os
 from collections import OrderedDict
-from contextlib import contextmanager
+from contextlib import contextmanager,suppress
 from copy import deepcopy
+from tempfile import TemporaryFile
 import numpy as np,torch,torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor,nn
 from torch.utils.flop_counter import FlopCounterMode
+from .core import _name_file,_replace_file
 from .encoder import stage_index
 from .machine import check_device,prefetch
 from .pixels import Photo8,_as_bytes,_scale_bytes
@@ -59,11 +61,12 @@ def encode(
     bs:int=256, # photos at a time, or fewer if their maps are large
     device=None, # where to compute; the best there is, if not given
     remember:bool=True, # keep the answer for the next time
+    room=None, # called with the answer's shape: an array to write it into, such as a mapped file
 )->Float[Tensor, 'n d']: # on the CPU; the stages side by side, each `channels x places`
     """What a frozen encoder makes of photos.
     Remembered: the same weights and photos are not computed twice."""
     stages, device = tuple(stage_index(net, s) for s in stages), check_device(device)
-    if not remember: return _encode(net, photos, stages, side, bs, device)
+    if room or not remember: return _encode(net, photos, stages, side, bs, device, room)
     key = _key(net, photos), stages, side # a hash of every pixel: only where it serves
     if key not in _memory: _remember(key, _encode(net, photos, stages, side, bs, device))
     _memory.move_to_end(key)
@@ -71,8 +74,22 @@ def encode(
 
 # %% ../nbs/64_features.ipynb #4b0cdeab
 _BLOCK = 256e6 # bytes of maps that are held at a time
+_MAPPED = 64e6 # bytes of features from which on they lie in a file
 
-def _encode(net, photos, stages, side, bs, device):
+def _make_room(
+    n:int, # rows
+    d:int, # numbers in each
+)->Float[Tensor, 'n d']: # to be written into
+    """Room for features on the CPU: in memory, or, if they are many, in a mapped file without a
+    name. Its pages are the system's, to be written out when memory is short."""
+    size = 4*n*d
+    if size < _MAPPED or not hasattr(os, 'posix_fallocate'): return torch.empty(n, d)
+    with suppress(OSError), TemporaryFile() as f: # a full disk is no reason to stop
+        os.posix_fallocate(f.fileno(), 0, size)
+        return torch.from_numpy(np.memmap(f, np.float32, 'r+', shape=(n, d)))
+    return torch.empty(n, d)
+
+def _encode(net, photos, stages, side, bs, device, room=None):
     out = None
     with frozen(deepcopy(net).to(device, memory_format=torch.channels_last)) as copy:
         sides = _stage_sides(copy, photos.shape[1])
@@ -82,7 +99,7 @@ def _encode(net, photos, stages, side, bs, device):
             for i,x in zip(range(0, len(photos), bs), batches):
                 maps = copy.features(x)
                 f = torch.cat([_pool(maps[s], side) for s in stages], 1)
-                if out is None: out = f.new_empty(len(photos), f.shape[1])
+                if out is None: out = (room or _make_room)(len(photos), f.shape[1])
                 out[i:i+bs] = f
     return out
 
@@ -107,6 +124,27 @@ def _pool(f, side): # MPS pools to a side only that divides the map's; the CPU t
             else F.adaptive_avg_pool2d(f, side)).flatten(1).cpu()
 
 # %% ../nbs/64_features.ipynb #550d6401
+def _encode_to_file(
+    net:nn.Module, # the encoder
+    photos:Photo8, # bytes
+    path, # of a .npy file; it is there as soon as it is whole
+    **how, # for `encode`
+)->tuple: # its shape
+    "Features of photos, written to a file as they come: they need no memory."
+    made, tmp = [], path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    def room(n, d):
+        made.append(np.lib.format.open_memmap(tmp, 'w+', np.float32, shape=(n, d)))
+        if hasattr(os, 'posix_fallocate'): # a full disk shall say so, not end the process
+            with open(tmp, 'rb+') as f: os.posix_fallocate(f.fileno(), 0, tmp.stat().st_size)
+        return torch.from_numpy(made[0])
+    try:
+        with _name_file(path):
+            shape = tuple(encode(net, photos, room=room, **how).shape)
+            made.pop().flush() # and let go of it: Windows moves no file that is mapped
+            _replace_file(tmp, path)
+    finally: tmp.unlink(missing_ok=True)
+    return shape
+
 _memory, _most = OrderedDict(), 1.5e9 # bytes of features to remember
 
 def _hash_weights(

@@ -19,7 +19,7 @@ from PIL import ExifTags,Image,ImageFile
 from .core import InputError,_megabytes,progress_bar,write_atomic
 from .decoding import Ranges,_PHOTO_SUFFIXES,open_picture
 from .identity import _hash_file,_hash_pixels,_pixel_ids
-from .sources import _Fetched,_as_photo,_list_source,_one_array
+from .sources import _Fetched,_as_photo,_list_source,_one_array,_suffix
 
 # %% ../nbs/11_photos.ipynb #efaca4c0
 def cut_square(
@@ -280,13 +280,18 @@ def cache_rows(
     return dict(more, cuts=arrays, ids=_unpack_ids(meta['ids']), side=meta['side'] or None)
 
 # %% ../nbs/11_photos.ipynb #23193e60
-def _stat_photo(root, name):
-    "[name, size, time], or [name, why] where there is no file to read."
-    try: s = os.stat(root/name)
-    except OSError as e: return [name, e.strerror]
-    if not stat.S_ISREG(s.st_mode): return [name, 'not a file that can be read']
-    return ([name, s.st_size, s.st_mtime_ns] if os.access(root/name, os.R_OK) else
-            [name, 'Permission denied'])
+_WINDOWS = os.name == 'nt' # there an entry's own numbers may be old
+
+def _stat_photo(root, name, entry=None):
+    """(name, size, time), or (name, why) where there is no file to read.
+    With an entry of `os.scandir` a photo costs one question to the system."""
+    try: s = os.stat(root/name) if entry is None or _WINDOWS else entry.stat()
+    except OSError as e: return name, e.strerror
+    if s.st_mode & 0o170444 == 0o100444: # a file, which everybody may read
+        return name, s.st_size, s.st_mtime_ns
+    if not stat.S_ISREG(s.st_mode): return name, 'not a file that can be read'
+    if not os.access(root/name, os.R_OK): return name, 'Permission denied'
+    return name, s.st_size, s.st_mtime_ns
 
 def _why(e):
     said = (getattr(e, 'strerror', None) or str(e) or type(e).__name__).splitlines()[0]
@@ -420,14 +425,14 @@ def _may_be_deep(name): return name.lower().endswith(('.png', '.tif', '.tiff'))
 
 def _reading_of(files, ranges, whole):
     "What an entry's key says of how its files were read; nothing where that was always the same."
-    ends = {Path(f[0]).suffix.lower() for f in files}
+    ends = {_suffix(f[0]) for f in files}
     if whole or ends <= {'.webp', '.bmp'}: return []
     return [_reading, ranges.text if any(map(_may_be_deep, ends)) else '']
 
 # %% ../nbs/11_photos.ipynb #a7fc43af
 def cut_files(
     root, # the folder
-    names, # the photos in it: relative paths
+    names, # the photos in it: relative paths, or what `_stat_photo` says of each
     *,
     size:int, # side of the cuts in pixels
     cuts:dict, # name of each cut -> its side as a share of the shorter side
@@ -440,7 +445,7 @@ def cut_files(
     """The photos `names` in `root`, cut: from the cache, or read into it.
     Warns of a range that was found. Raises `InputError` if more than half of them are bad."""
     root = Path(root).resolve() if listed else _check_root(root)
-    files = [_stat_photo(root, n) for n in names]
+    files = [n if isinstance(n, tuple) else _stat_photo(root, n) for n in names]
     ranges = Ranges(window, [root/f[0] for f in files if len(f) > 2 and _may_be_deep(f[0])])
     rows = _read_files(root, files, size=size, cuts=cuts, workers=workers, progress=progress,
                        ranges=ranges, whole=whole)

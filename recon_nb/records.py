@@ -70,29 +70,36 @@ def _of_dicts(rows): # columns, if they hold numbers only
     return Rows(columns, {k for k,kind in kinds.items() if kind == {int}})
 
 # %% ../nbs/39_records.ipynb #3ff31fb6
-_DIGITS = b'0123456789.+- '
+_MINUS, _PLUS = b'\1', b'\2' # for the e- and e+ of numbers: no JSON holds these two
+_DIGITS = b'0123456789.+- ' + _MINUS + _PLUS
 _PLAIN = re.compile(rb'\{"[A-Za-z_]+":(,"[A-Za-z_]+":)*\}')
-_NAMES = bytes(c for c in range(128) if chr(c).isalpha() and chr(c) not in 'eE') + b'_"{} '
+_NAMES = bytes(c for c in range(128) if chr(c).isalpha()) + b'_"{}: '
 
-def _read_alike(text, keys): # lines with these keys, in this order -> a table
+def _mark(text): # so that each letter that is left belongs to a key
+    for sign,mark in ((b'-', _MINUS), (b'+', _PLUS)): # one byte is looked for faster than two
+        if sign in text: text = text.replace(b'e'+sign, mark)
+    return text
+
+def _read_alike(text, keys): # marked lines with these keys, in this order -> a table
     import pandas as pd
-    text = text.translate(None, _NAMES) # of a key its e's are left, which numbers may have, too
-    left = {''.join(c for c in k if c in 'eE').encode()+b':' for k in keys}
-    for rest in sorted(left, key=len, reverse=True): text = text.replace(rest, b'')
+    text = text.translate(None, _NAMES).replace(_MINUS, b'e-').replace(_PLUS, b'e+')
     exact = dict(float_precision='round_trip') if pd.__version__ < '3' else {} # 3 always is
     return pd.read_csv(io.BytesIO(text), header=None, names=keys, **exact)
 
 # %% ../nbs/39_records.ipynb #b0600001
 def _kinds(text): # of the lines: what is left without their digits, and the kind of each
     ends = text[:text.find(b'\n')], text[text.rfind(b'\n', 0, -1)+1:]
-    if any(re.search(rb'"\w*\d', line) for line in ends): return {b''}, [] # a digit in a name
-    shapes = text.translate(None, _DIGITS).replace(b':e', b':')
+    odd = rb'[{, ]"[A-Za-z_]*[^A-Za-z_"]' # a name with a digit in it, or a hyphen
+    if any(re.search(odd, line) for line in ends): return {b''}, []
+    shapes = text.translate(None, _DIGITS)
     line = shapes[:shapes.find(b'\n')+1]
     if shapes.count(line)*len(line) == len(shapes): return {line[:-1]}, []
     shapes = shapes[:-1].split(b'\n')
     return {*shapes}, shapes
 
 def _read_many(text): # whole lines, with their ends -> `Rows`; None if they are not all numbers
+    if _MINUS in text or _PLUS in text: return None
+    text = _mark(text)
     kinds, shapes = _kinds(text)
     if not all(map(_PLAIN.fullmatch, kinds)): return None
     lines, tables = text.split(b'\n') if shapes else [], []

@@ -45,26 +45,39 @@ def _list_visible(
     "What lies in a folder, without hidden files and what a Mac leaves behind."
     return sorted(n for n in os.listdir(folder) if n[0] != '.' and n != '__MACOSX')
 
+def _is_dir(e): # an entry of `os.scandir`
+    try: return e.is_dir()
+    except OSError: return False # a link that leads in circles
+
 def _walk(root):
-    """The files below `root`, as relative paths; hidden ones left out.
-    A folder that can't be read is given with a slash behind it."""
-    todo, seen = deque([root]), set()
+    """The files below `root`, hidden ones left out: relative paths, and the entries of
+    `os.scandir`. A folder that can't be read has a slash behind it, and no entry."""
+    todo, seen = deque([('', os.fspath(root))]), set()
     while todo:
-        folder = todo.popleft()
-        s = os.stat(folder)
+        at, folder = todo.popleft()
+        s, inside = os.stat(folder), []
         if (s.st_dev, s.st_ino) in seen: continue
         seen.add((s.st_dev, s.st_ino))
-        try: paths = [folder/n for n in _list_visible(folder)]
+        try:
+            with os.scandir(folder) as entries: found = [*entries]
         except OSError:
-            yield f'{folder.relative_to(root).as_posix()}/'
+            yield at or './', None
             continue
-        inside = [p for p in paths if os.path.isdir(p)]
-        todo.extendleft(p for p in reversed(inside) if not p.is_symlink())
-        todo.extend(p for p in inside if p.is_symlink())
-        yield from (p.relative_to(root).as_posix() for p in paths if not os.path.isdir(p))
+        for e in found:
+            if e.name[0] == '.' or e.name == '__MACOSX': continue
+            if _is_dir(e): inside.append(e)
+            else: yield at+e.name, e
+        inside.sort(key=lambda e: e.name)
+        below = [(f'{at}{e.name}/', e.path) for e in inside]
+        linked = [e.is_symlink() for e in inside]
+        todo.extendleft(b for b,away in zip(below[::-1], linked[::-1]) if not away)
+        todo.extend(b for b,away in zip(below, linked) if away)
+
+def _suffix(name): # '.jpg' of 'a/b.JPG'; millions are asked, and a `Path` of each takes seconds
+    return name[name.rfind('.'):].lower()
 
 def _photos_below(folder, suffixes):
-    return [folder/n for n in sorted(_walk(folder)) if Path(n).suffix.lower() in suffixes]
+    return [folder/n for n in sorted(n for n,_ in _walk(folder)) if _suffix(n) in suffixes]
 
 # %% ../nbs/09_sources.ipynb #9baf782f
 _lines = { # suffixes -> what makes photos of such a file

@@ -22,7 +22,7 @@ from .cost import estimate_cost
 from .columns import _is_table
 from .data import SETS,load_photos,split_photos
 from .decoding import Ranges
-from .devices import _end_together,_main_first,make_accelerator,_on_main
+from .devices import _end_together,_lacks_bf16,_main_first,make_accelerator,_on_main
 from .machine import fork_random
 from .encoder import _encoder_choices,_knows_encoder
 from .evaluation import score_predictors
@@ -253,7 +253,7 @@ def _announce(st, origin=''):
     differ = [f'differs from {st.cfg.preset}: {k} {a} -> {b}'
               for k,(a,b) in deviations(st.cfg).items()]
     notes = [_say_shares(st), *_say_small(st), *_say_reading(st), *_say_kept(st)]
-    notes += [*_say_backbone(st), *[origin][:bool(origin)]]
+    notes += [*_say_backbone(st), *_say_precision(st), *[origin][:bool(origin)]]
     return '\n  '.join([plan, *notes, *differ])
 
 def _say_shares(st): # of the photos in an epoch, of a picture's area
@@ -273,6 +273,11 @@ def _say_backbone(st): # of another library; and what the encoder began with
         f'{enc.reductions[-1]} px in its last stage' + (not begun)*'; its weights begin at random']
 
 # %% ../nbs/59_training.ipynb #75ac112c
+def _say_precision(st): # as a saving it may be a loss
+    if st.cfg.precision == 'bf16' and _lacks_bf16(st.acc.device):
+        yield ("precision='bf16': this CPU has no units for it, and the run will be slower than "
+               "with precision='no'")
+
 _few_updates, _few_photos = 300, 1000
 
 def _say_small(st): # what will make a result poor, and what to do about it

@@ -646,7 +646,8 @@ def _signs(self:TrainingMonitor, records): # what may be going wrong, as HTML
     try: cfg = config_from_dict(json.loads((self.dir/'config.json').read_text()))
     except (OSError, ValueError): return ''
     if len(records.history) < self.trail.rows: self.trail = Trail() # resumed from earlier on
-    self.trail.add(*records.history[self.trail.rows:])
+    if self.trail.rows: self.trail.add(*records.history[self.trail.rows:])
+    else: self.trail = Trail(records.history)
     info, step = records.info, records.history[-1]['step'] if records.history else 0
     seen = Seen(cfg, self.trail, records.metrics, info.get('trivial', {}),
                 SCORES.get(records.headline), step, info['steps'], info.get('train', 0))

@@ -35,7 +35,7 @@ def everything(folder):
 
 @pytest.mark.parametrize('preset', WITHOUT_TEACHER)
 def test_bit_for_bit_with_a_thread_and_without(tmp_path, preset):
-    how = dict(flip=True, light=.5, negative=.2) | ({} if PRESETS[preset].view == 'zoom' else dict(crop=.5))
+    how = dict(flip=True, light=.5, negative=.2) | ({} if PRESETS[preset].view == 'zoom' else dict(scale=.5))
     for depth in (0, 1, 3): fit(toy_state(preset, run_dir=tmp_path/str(depth), **how), prefetch=depth, progress=False)
     tensors, state = everything(tmp_path/'0')
     for depth in (1, 3):
