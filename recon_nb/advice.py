@@ -26,6 +26,8 @@ from .core import (InputError,append_jsonl,check_name,duration,progress_bar,read
 from .cost import _seconds_per_photo
 from .data import load_photos,split_photos
 from .experiments import _locked_records,_set_fingerprint
+
+# %% ../nbs/85_advice.ipynb #479ea207
 from .features import encode,_stage_sides
 from .heads import knn_predict,_closest
 from .identity import _fingerprint_photos
@@ -39,7 +41,7 @@ from .tables import Table
 from .targets import TARGETS
 from .training import train_gan
 
-# %% ../nbs/85_advice.ipynb #d6d359e7
+# %% ../nbs/85_advice.ipynb #bde617a9
 _DEFAULT = get_preset('improved').target
 _TARGETS = _DEFAULT, 'gradients-two-scales', 'normalised-patches', 'pixels'
 _BESIDE = 'random weights', 'raw pixels'
@@ -47,7 +49,7 @@ _LUCK = 2. # points that two pretrainings may differ by, without a reason
 _DRAWS, _VIEWS = 5, 3 # of labels; of crops of each photo
 _FEWEST_PHOTOS, _FEWEST_UPDATES = 250, 200
 
-# %% ../nbs/85_advice.ipynb #f886708b
+# %% ../nbs/85_advice.ipynb #d124b81f
 def _features(c, seed, x, device): # as neighbours see them, and as a linear layer does
     net = c.build(seed)
     how = dict(device=device, remember=False)
@@ -58,7 +60,7 @@ def _features(c, seed, x, device): # as neighbours see them, and as a linear lay
     places = min(2, _stage_sides(net, c.size)[-1])**2
     return f[:,-places*net.channels[-1]:].unflatten(1, (-1, places)).mean(2), f
 
-# %% ../nbs/85_advice.ipynb #d7296e98
+# %% ../nbs/85_advice.ipynb #b73adbc0
 def _views(x, flip, seed):
     "A crop of each photo, mirrored or not; three times, others each time."
     for draw in range(_VIEWS):
@@ -82,7 +84,7 @@ def _look(c, x, views, device):
         right.append(_pack_bits(near.numpy() == np.arange(len(x))))
     return dict(n=len(x), right={'itself': right}, spread=[_spread(f[i::5]) for i in range(5)])
 
-# %% ../nbs/85_advice.ipynb #8c1b1d7b
+# %% ../nbs/85_advice.ipynb #97cff69a
 def _split(data): # the labels to learn from, and photos to judge on; none of the test part
     y, few = data.train_y, int(np.bincount(data.train_y).argmin())
     n = int((y == few).sum())
@@ -94,6 +96,7 @@ def _split(data): # the labels to learn from, and photos to judge on; none of th
     parts = [a[i] for i in (rest, dev) for a in (data.train_x, y)]
     return LabelledSet(data.name, *parts, data.classes)
 
+# %% ../nbs/85_advice.ipynb #daf1634f
 def _fit_ridge(f, y, g): # the classes of `g`
     from sklearn.linear_model import RidgeClassifierCV # slow to import
     from sklearn.pipeline import make_pipeline
@@ -117,7 +120,7 @@ def _ask(c, data, counts, device):
                 right.setdefault(way, []).append(_pack_bits(p == data.test_y))
     return dict(n=len(data.test_y), right=right)
 
-# %% ../nbs/85_advice.ipynb #fa8fcd22
+# %% ../nbs/85_advice.ipynb #c3c31dbd
 class _Found:
     "Records by row, and what they say about two of them."
     def __init__(self, records, targets, counts):
@@ -141,7 +144,7 @@ class _Found:
         return points >= _LUCK and low > 0
     def wider(self, a, b): return interval(self.spread[a]-self.spread[b])[1] > 0
 
-# %% ../nbs/85_advice.ipynb #8ed9c1d0
+# %% ../nbs/85_advice.ipynb #d9733f46
 _CLEARLY, _LITTLE, _APART, _ALONE = 'clearly', 'a little', 'cannot be told apart', 'the only one'
 
 def _not_behind(found, some, way):
@@ -165,6 +168,7 @@ def _choose(found):
     if len(left) == 1: return left[0], _LITTLE
     return first if first in left else max(left, key=lambda a: found.mean(a, way)), _APART
 
+# %% ../nbs/85_advice.ipynb #e02b3ef1
 def _worth(found, target): # yes, no, or not known; and the row that is hardest to beat
     if not found.counts or not all(map(found.has, _BESIDE)): return None, None
     way = f'linear {found.counts[-1]}'
@@ -172,7 +176,7 @@ def _worth(found, target): # yes, no, or not known; and the row that is hardest 
     if any(found.differ(target, b, way)[2] < _LUCK for b in _BESIDE): return False, bar
     return (True if all(found.ahead(target, b, way) for b in _BESIDE) else None), bar
 
-# %% ../nbs/85_advice.ipynb #1a04466e
+# %% ../nbs/85_advice.ipynb #e3cd4b84
 def _check_time(updates, seconds, spent, minutes):
     "Refuse what is too short to say anything."
     if updates >= _FEWEST_UPDATES: return
@@ -191,7 +195,7 @@ def _fit_time(work, seconds, spent):
     _check_time(updates, seconds, spent, work.minutes)
     return updates
 
-# %% ../nbs/85_advice.ipynb #fe061ffa
+# %% ../nbs/85_advice.ipynb #8b7eb6ad
 @dataclass
 class _Work:
     "What is asked, of what, and where the answers lie."
@@ -220,24 +224,30 @@ class _Work:
     def say(self, text):
         if self.progress: print(text, flush=True)
 
-# %% ../nbs/85_advice.ipynb #9f27edd1
-def _plan(work, begun):
-    "How many updates each target gets: as once planned, as asked, or as there is time."
+# %% ../nbs/85_advice.ipynb #e22d3cdc
+def _planned(work):
+    "How many updates each target had, if this folder knows; it must be the same question."
     there = work.records('plan')
-    if there and there[0]['known'] != work.known:
+    if not there: return None
+    if there[0]['known'] != work.known:
         raise InputError(f"{work.out} holds the answers to another question: other photos, size, "
                          "width, seed or overrides. Give another folder as out=.")
-    if there and work.updates not in (None, there[0]['updates']):
+    if work.updates not in (None, there[0]['updates']):
         raise InputError(f"in {work.out} each target had {there[0]['updates']} updates, not "
                          f"{work.updates}. Give another folder as out=, or leave out updates=.")
+    return there[0]['updates']
+
+# %% ../nbs/85_advice.ipynb #2d33c991
+def _plan(work, begun):
+    "How many updates each target gets: as once planned, as asked, or as there is time."
+    there, seconds = _planned(work), 0.
     cfgs, judging = list(work.cfgs.values()), []
-    seconds = 0.
     if not there and (work.updates is None or work.progress):
         seconds = sum(_seconds_per_photo(c, work.device)*min(c.bs, work.n) for c in cfgs)
         if work.updates is None: _fit_time(work, seconds, 0.)
     for row,e in zip(_BESIDE, (None, 'pixels')):
         judging.append(_judge(work, row, as_contender(e, like=cfgs[0], size=cfgs[0].size)))
-    if there: return there[0]['updates']
+    if there: return there
     judging = max(judging)*len(cfgs)
     updates = work.updates or _fit_time(work, seconds, time.monotonic()-begun+judging)
     work.say(f'{len(cfgs)} targets, {updates} updates each: about '
@@ -245,7 +255,7 @@ def _plan(work, begun):
     append_jsonl(work.file, dict(kind='plan', known=work.known, updates=updates))
     return updates
 
-# %% ../nbs/85_advice.ipynb #e5be7df0
+# %% ../nbs/85_advice.ipynb #c99c3ef8
 def _judge(work, row, contender):
     "Look, and ask, and write it down; returns the seconds that it took, once."
     start, cfg = time.monotonic(), next(iter(work.cfgs.values()))
@@ -260,6 +270,7 @@ def _judge(work, row, contender):
         append_jsonl(work.file, dict(kind='asked', what=row, set=here, **r))
     return time.monotonic()-start
 
+# %% ../nbs/85_advice.ipynb #73c6f418
 def _pretrain(work, target, updates):
     "A finished run, or None if somebody stopped it."
     cfg, folder = work.cfgs[target], work.out/'runs'/target
@@ -274,6 +285,7 @@ def _pretrain(work, target, updates):
                         hooks=tick, **how)
     return None if run.stopped else run
 
+# %% ../nbs/85_advice.ipynb #3de59bbe
 def _run(work, begun):
     "Row by row; returns why it ended before its time, or nothing."
     try:
@@ -286,7 +298,7 @@ def _run(work, begun):
     except KeyboardInterrupt: return 'interrupted'
     return ''
 
-# %% ../nbs/85_advice.ipynb #ecc02f83
+# %% ../nbs/85_advice.ipynb #4786ad2b
 @dataclass(repr=False)
 class Advice:
     "Which target, how sure, is it worth it; and what that was read off."
@@ -308,7 +320,7 @@ class Advice:
 
 def _points(d): return f'{d[0]:+.1f} points [{d[1]:+.1f}, {d[2]:+.1f}]'
 
-# %% ../nbs/85_advice.ipynb #072a21b6
+# %% ../nbs/85_advice.ipynb #4b22c156
 def _say_choice(found, target, sure):
     some, k = [t for t in found.targets if t != target], found.counts and found.counts[-1]
     if sure == _ALONE: return f'Only {target} was tried, and nothing stands beside it.'
@@ -329,6 +341,7 @@ def _say_choice(found, target, sure):
                 f'{", the default" if target == _DEFAULT else ""}.')
     return f'Take {target}: {"clearly" if sure == _CLEARLY else "a little"} better ({by}).'
 
+# %% ../nbs/85_advice.ipynb #4b308969
 _WAYS = {'linear': 'linear layer', 'neighbours': 'nearest neighbours'}
 
 def _say_worth(found, target, worth, bar):
@@ -342,7 +355,7 @@ def _say_worth(found, target, worth, bar):
     return (f'Pretraining by reconstruction is not worth it on these labels, as far as this length '
             f'shows: {by}. Take {bar}, or train on the labels alone.')
 
-# %% ../nbs/85_advice.ipynb #46dc5347
+# %% ../nbs/85_advice.ipynb #3d32545b
 def _tabulate(work, found, runs):
     names = {'itself': 'finds itself, %'} | {
         w: f'{_WAYS[w.split()[0]]}, {w.split()[1]} labels, %' for w in found.ways[1:]}
@@ -362,6 +375,7 @@ def _tabulate(work, found, runs):
         'participation ratio, in how many directions features vary.']
     return t
 
+# %% ../nbs/85_advice.ipynb #072dbeaf
 def _last(run): return run.metrics[-1][run.task.target.headline.key]
 def _behind_random(found):
     if not found.counts or not found.has('random weights'): return []
@@ -370,7 +384,7 @@ def _behind_random(found):
 
 def _learned(run): return not any(s.key == 'trivial' for s in run.health().findings)
 
-# %% ../nbs/85_advice.ipynb #7e37c99e
+# %% ../nbs/85_advice.ipynb #93518949
 def _command(work, target):
     cfg, paths = work.cfgs[target], work.photos
     paths = paths if isinstance(paths, (list, tuple)) else [paths]
@@ -384,6 +398,22 @@ def _command(work, target):
     return ' '.join(['recon-train', *(shlex.quote(str(p)) for p in paths), '--preset improved',
                      *(option(k, v) for k,v in said.items())])
 
+# %% ../nbs/85_advice.ipynb #a154f67b
+def _warn(work, found, runs, updates):
+    "What else must be known about a choice."
+    cfg = next(iter(work.cfgs.values()))
+    if young := [t for t in runs if not _learned(runs[t])]:
+        yield f"On held-out photos no better than a constant answer yet: {', '.join(young)}."
+    if slow := _behind_random(found):
+        yield (f"So far clearly behind random weights: {', '.join(slow)}. That is how it begins; "
+               'more minutes tell whether it stays so.')
+    yield (f'One pretraining each, of {updates} updates (the preset makes '
+           f'{cfg.epochs*(work.n//min(cfg.bs, work.n))} of these photos): the luck of a '
+           'pretraining is not in the intervals, and what a longer one gains is not known.')
+    if lost := [t for t in work.cfgs if t not in found.targets]:
+        yield f"Not tried: {', '.join(lost)}; the same call goes on."
+
+# %% ../nbs/85_advice.ipynb #cc4923b5
 def _conclude(work, stopped):
     here = work.data and _set_fingerprint(work.data)
     records = [r for r in read_jsonl(work.file) if r['kind'] == 'seen' or r.get('set') == here]
@@ -395,21 +425,12 @@ def _conclude(work, stopped):
     runs = {t: GANRun.load(work.out/'runs'/t, device='cpu') for t in found.targets}
     target, sure = _choose(found)
     worth, bar = _worth(found, target)
-    full = work.cfgs[target].epochs*(work.n//min(work.cfgs[target].bs, work.n))
-    said = [_say_choice(found, target, sure), _say_worth(found, target, worth, bar)]
-    said += [f'{t} has learned nothing yet.' for t in runs if not _learned(runs[t])]
-    if slow := _behind_random(found):
-        said += [f"So far clearly behind random weights: {', '.join(slow)}. That is how it begins; "
-                 'more minutes tell whether it stays so.']
-    said += [f'One pretraining each, of {updates} updates (the preset makes {full} of these '
-             'photos): the luck of a pretraining is not in the intervals, and what a longer one '
-             'gains is not known.']
-    if lost := [t for t in work.cfgs if t not in found.targets]:
-        said += [f"Not tried: {', '.join(lost)}; the same call goes on."]
+    said = [_say_choice(found, target, sure), _say_worth(found, target, worth, bar),
+            *_warn(work, found, runs, updates)]
     return Advice(target, sure, worth, ' '.join(said), _command(work, target),
                   _tabulate(work, found, runs), updates, work.out, stopped)
 
-# %% ../nbs/85_advice.ipynb #d60846fd
+# %% ../nbs/85_advice.ipynb #a3616402
 def _as_configs(targets, how):
     for t in targets: check_name(t, TARGETS, 'target')
     if not targets or len(set(targets)) < len(targets):
@@ -431,7 +452,7 @@ def _open_photos(photos, cfg, progress):
                          "fewer, take an encoder that was trained on others.")
     return found, train, valid
 
-# %% ../nbs/85_advice.ipynb #cf340c92
+# %% ../nbs/85_advice.ipynb #5f6c1ce6
 # long: what is asked, then the checks in the order they are made
 def advise(
     photos, # as for `train_gan`: a folder, files, a table, an array, a Dataset, the name of a set
@@ -474,7 +495,7 @@ def advise(
     with _locked_records(work.file): stopped = _run(work, begun)
     return _conclude(work, stopped)
 
-# %% ../nbs/85_advice.ipynb #74a9594c
+# %% ../nbs/85_advice.ipynb #7ca4d22c
 def _announce(work):
     labelled = (f"{len(work.data.train_y):,} labelled photos to learn from and "
                 f"{len(work.data.test_y):,} to judge on, {len(work.data.classes)} classes, "
