@@ -422,7 +422,45 @@ def probe(
     "`recon-probe RUN... DATA [options]`: the shell's `does_it_help`, with --mode its `probe`."
     return _run(_probe_parser(), _probe, argv)
 
+# %% ../nbs/90_cli.ipynb #a1d50002
+def _advise_parser():
+    p = _Parser('recon-advise', allow_abbrev=False, argument_default=argparse.SUPPRESS,
+        description='Which pretraining for these photos, or none? Short ones of several targets; '
+            'which to take, how sure that is, and whether it is worth it.')
+    p.add_argument('photos', nargs='+', help="photos, folders, a table, or a set's name")
+    p.add_argument('--labels', metavar='DATA',
+        help='labelled photos, as for recon-probe, often the same folder again; their test part '
+            'is not used. Without, the photos alone are judged by, which says less')
+    p.add_argument('--minutes', type=float, help='how long, about; 10 if not given')
+    p.add_argument('--updates', type=int, metavar='N',
+        help='of each target, whatever time that takes; by the minutes if not given')
+    p.add_argument('--targets', nargs='+', metavar='NAME', help='what to try; four if not given')
+    p.add_argument('--size', type=int, help='side of the pictures in pixels; 32 if not given')
+    p.add_argument('--width', type=int, help='channels of the first stage; 32 if not given')
+    p.add_argument('--seed', type=int, help='of everything; 0 if not given')
+    p.add_argument('--no-flip', dest='flip', action='store_false',
+        help='do not mirror photos: for digits, letters, left and right')
+    p.add_argument('--out', metavar='FOLDER',
+        help='of records and runs; advice-<photos> if not given. The same command goes on with it')
+    _add_device(p, default=argparse.SUPPRESS)
+    return p
+
+# %% ../nbs/90_cli.ipynb #a1d50003
+def _advise(args):
+    from recon_nb.advice import advise
+    how = vars(args)
+    advice = advise(_one_or_all(how.pop('photos')), how.pop('labels', None), **how)
+    print(f'\n{advice!r}')
+    return 130 if advice.stopped else 0
+
+def advise(
+    argv=None, # the words after the command; the shell's if not given
+)->int: # exit status
+    "`recon-advise PHOTOS [--labels DATA] [options]`: the shell's `advise`."
+    return _run(_advise_parser(), _advise, argv)
+
 # %% ../nbs/90_cli.ipynb #370520dc
+# long: one option a line
 def _table_parser():
     p = _Parser('recon-table', allow_abbrev=False,
         description='The table of an experiment: pretraining, probes, numbers. '

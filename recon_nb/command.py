@@ -20,6 +20,7 @@ COMMANDS = dict( # word -> its function, and what it does
     compare=('cli:compare', 'runs side by side, on photos too'),
     embed=('cli:embed', "an encoder's features of photos, as a NumPy array"),
     health=('cli:health', 'how is a run? what its losses and scores say'),
+    advise=('cli:advise', 'which pretraining for my photos, or none?'),
     probe=('cli:probe', 'how much an encoder helps to classify'),
     segment=('cli:segment', 'how much an encoder helps to say what is at each place'),
     detect=('cli:detect', 'how much an encoder helps to find things'),

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .batches import fetch,teach
 from .config import GANConfig
 from .data import load_photos,split_photos
-from .devices import _explain_memory
+from .devices import _explain_memory,make_accelerator
 from .health import MEASURED
 from .machine import fork_random
 from .run import GANRun
@@ -79,7 +79,7 @@ def estimate_cost(
     return per_image*share*(st.total_steps-st.step), 4*weights + saved*part//k + waiting
 
 # %% ../nbs/58_cost.ipynb #903931f7
-def _noisy_state(cfg, *, bs):
+def _noisy_state(cfg, *, bs, device=None):
     "A state whose photos are noise: good enough to count and to time."
     kept = _kept_cuts(cfg)
     shape = 40, kept['size'], kept['size'], 3
@@ -87,7 +87,8 @@ def _noisy_state(cfg, *, bs):
     photos = load_photos(noise, **kept, progress=False)
     train,valid = split_photos(photos, valid=0.1, seed=0)
     # a whole batch, however few the photos
-    st = make_state(replace(cfg, bs=bs, epochs=1), photos, np.resize(train, bs), valid)
+    st = make_state(replace(cfg, bs=bs, epochs=1), photos, np.resize(train, bs), valid,
+                    acc=make_accelerator(cfg.precision, device=device))
     if st.task.target.needs_teacher: teach(st, Teacher(st.gen_net.enc))
     return st
 
@@ -102,9 +103,10 @@ def count_flops(
 
 def _seconds_per_photo(
     cfg:GANConfig, # of a pretraining
+    device=None, # where; the best there is, if not given
 )->float: # of its batches
     "How long one photo takes in one step of a pretraining, on this machine."
-    st = _noisy_state(cfg, bs=cfg.bs)
+    st = _noisy_state(cfg, bs=cfg.bs, device=device)
     return estimate_cost(st)[0]/(st.bs*st.total_steps)
 
 # %% ../nbs/58_cost.ipynb #6d8deefd
