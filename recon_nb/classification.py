@@ -86,7 +86,8 @@ def _features(setup, seed, i, **how): # of the given labels and of the test imag
 
 # %% ../nbs/71_classification.ipynb #4670a1d5
 def _knn(setup, seed, i, tick):
-    f, test_f, y = _features(setup, seed, i, stages=(-1,), side=1)
+    # a mean over the picture: of an encoder what is there; of raw pixels one colour would be left
+    f, test_f, y = _features(setup, seed, i, stages=(-1,), side=None if setup.contender.raw else 1)
     k = min(20, int(np.bincount(setup.data.train_y[i]).min()))
     own = knn_predict(f, y, f, k=k, leave_out=True)
     return (own, knn_predict(f, y, test_f, k=k)), 0, dict(k=k), {}

@@ -358,3 +358,12 @@ def test_a_probe_of_a_module_loads_no_gan():
         print(*sorted(loaded & {'accelerate', 'recon_nb.devices', 'recon_nb.trainer', 'recon_nb.steps', 'recon_nb.run', 'recon_nb.export', 'recon_nb.checkpoint', 'recon_nb.losses', 'recon_nb.masks'}))"""
     out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == ''
+
+
+def test_neighbours_of_raw_pixels_see_where_a_colour_is():
+    "Not its mean alone: here two classes have the same colours in other places."
+    left = np.zeros((80, 32, 32, 3), np.uint8)
+    left[:, :, :16, 0] = left[:, :, 16:, 2] = np.random.default_rng(0).integers(90, 250, (80, 1, 1))
+    x, y = np.concatenate([left, left[:, :, ::-1]]), np.repeat([0, 1], 80)
+    data = LabelledSet('halves', x[::2], y[::2], x[1::2], y[1::2], ('red left', 'red right'))
+    assert probe('pixels', data, mode='knn', labels_per_class=20, seeds=1, size=32, progress=False).mean == 1.
