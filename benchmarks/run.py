@@ -36,12 +36,11 @@ END = '<!-- end of speed -->'
 # why a row is under its floor, or short of its aim: written beside it, and never instead of it
 REASONS = {
     'large-photos': ('JPEGs are read with four times the pixels that even the zoomed cut needs, so '
-                     'at half size; a quarter would do, and give other pixels than earlier runs saw'),
+                     'at half size; a quarter would give other pixels than earlier runs saw'),
     'first-zoom': 'each photo is also hashed, file and pixels, by which doubles are found',
     'first-canvas': ('each photo is also hashed, file and pixels, by which doubles are found: a '
                      'quarter of its time; decoding and resizing are the same code in both'),
-    'probe-linear': ('both spend their time in the same two matrix products, and take about as many '
-                     'of them'),
+    'probe-linear': ('both spend their time in the same two matrix products, about as many'),
     'probe-knn': ('both need one product of all features, half of the time scikit-learn takes; it '
                   'runs as fast as the machine multiplies'),
 }
