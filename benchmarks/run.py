@@ -441,18 +441,17 @@ def time_fetch(s):
 @row('host', 'masks and random numbers of a batch of 512, 224 px: what a GPU waits for',
      "a copy of the batch's bytes", unit='ms', floor=10, aim=3, less=True)
 def time_host(s):
-    from recon_nb.config import get_preset
-    from recon_nb.task import make_task
+    from recon_nb.batches import _gather
+    from recon_nb.state import toy_state
     n, size = s.pick(512, 16), s.pick(224, 32)
-    cfg = get_preset('improved', size=size, bs=n)
-    task, index = make_task(cfg), np.arange(n)*7
-    draws = dict(flip=1, crop=3, light=6, negative=1)
-    def ours():
-        task.mask(index, epoch=1, seed=0)
-        for stream, k in draws.items(): sample_uniform(0, 1, index, stream=stream, k=k)
+    st, index = toy_state('second-round', size=size, n=16, negative=.1), np.arange(n)*7
+    class NoPhotos: # the masks' and the changes' numbers alone
+        def take(self, index): return {}
+    st.photos = NoPhotos()
+    st.task.mask = toy_state('improved', size=size, n=16).task.mask # the patches, most numbers
     photos = np.zeros((n, size, size, 3), np.uint8)
-    found = side_by_side(ours, photos.copy, rounds=s.pick(15, 2), each=s.pick(3, 1), bs=n,
-                         size=size, mask=cfg.mask)
+    found = side_by_side(lambda: _gather(st, index, epoch=1, augment=True), photos.copy,
+                         rounds=s.pick(15, 2), each=s.pick(3, 1), bs=n, size=size, mask='patches')
     return found | dict(value=1000*found['ours'])
 
 
