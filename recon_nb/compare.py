@@ -103,7 +103,9 @@ def _last_scores(runs):
         value = rows[-1].get(score.key) if rows else None
         text = '-' if value is None else score.text(value)
         plain = alike or value is None or score.unit not in ('', '%') # dB says it all
-        told.append(text if plain else f'{text} {score.key}')
+        late = value is not None and rows[-1].get('step', run.step) < run.step
+        told.append((text if plain else f'{text} {score.key}')
+                    + (f" (step {rows[-1]['step']})" if late else ''))
     return scores[0].name if alike else 'held-out score', told
 
 # %% ../nbs/61_compare.ipynb #5a0d7e11

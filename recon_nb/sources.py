@@ -8,7 +8,7 @@ Docs: https://recon-nb.github.io/recon_nb/sources.html.md"""
 __all__ = []
 
 # %% ../nbs/09_sources.ipynb #3873f4ca
-import glob,os,warnings
+import glob,os,shlex,warnings
 from collections import deque
 from dataclasses import dataclass,replace
 from io import BytesIO
@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from .columns import (_TABLE_SUFFIXES,_Table,_is_hub_table,_is_table,_read_frame,
                               _read_hub,_read_table_file)
-from .core import InputError
+from .core import InputError,_by_caller,_near_path
 
 # %% ../nbs/09_sources.ipynb #c7fda563
 @dataclass
@@ -31,6 +31,7 @@ class _Listing:
     labels:object = None # of each: a name, a number or None; a function, if only reading tells
     classes:tuple|None = None # the names of labels that are numbers
     parts:list|None = None # of each: train, test, ...
+    columns:tuple = () # of a table
 
     def __len__(self): return len(self.items)
     def photo(self, i): # a path, an open file, a PIL image, or bytes (h, w, 3)
@@ -86,10 +87,25 @@ def _help_with(path):
     name = Path(path).suffix.lower()
     return next((v.format(repr(str(path))) for k,v in _lines.items() if name in k.split()), '')
 
+def _lists_photos(path): # a file of text: does its first line name a file?
+    try:
+        with open(path, encoding='utf-8') as f: first = f.readline().strip()
+        return bool(first) and Path(first).expanduser().is_file()
+    except (OSError, ValueError): return False
+
+def _instead(path):
+    "What to give instead of a file, in the words of whoever called."
+    if Path(path).suffix.lower() in ('.txt', '.lst'):
+        if not _lists_photos(path): return 'It is a text, and its first line names no photo'
+        return 'Give instead: ' + _by_caller(_help_with(path), f'$(cat {shlex.quote(str(path))})')
+    if not (line := _help_with(path)):
+        return f"Give instead a jpg or png of it: magick {shlex.quote(str(path))} photo.png"
+    plain = any(line.startswith(w) for w in ('7z', 'ffmpeg')) # of the shell anyway
+    return (f"{'Give instead' if plain else _by_caller('Give instead', 'In Python give')}: {line}")
+
 def _refuse_file(path, suffixes):
-    line = _help_with(path) or "a jpg or png of it, such as: magick {0} photo.png".format(path)
     raise InputError(f"{path} is no photo by its name; photos end in {' '.join(suffixes)}, "
-                     f"tables in {' '.join(_TABLE_SUFFIXES)}. Give instead: {line}.")
+                     f"tables in {' '.join(_TABLE_SUFFIXES)}. {_instead(path)}.")
 
 # %% ../nbs/09_sources.ipynb #f1946689
 def _is_pattern(text): return any(c in text for c in '*?[')
@@ -161,8 +177,8 @@ def _as_bytes(shape, kind, given):
         line = ("if white is 4095: (x*(255/4095)).round().astype(np.uint8); "
                 "or, of grey ones, [Image.fromarray(a) for a in x], and the range is found")
     if 'float' in kind:
-        line = ("if white is 1: (255*x).round() as uint8; "
-                "if values are in [-1, 1]: (127.5*(x+1)).round()")
+        line = ("if white is 1: (255*x).round().astype(np.uint8); if values are in [-1, 1]: "
+                "(127.5*(x+1)).round().astype(np.uint8)")
     if not line and 'int' in kind: line = "if white is 255: x.clip(0, 255).astype(np.uint8)"
     raise InputError(f"{given}.{' '*bool(line)}{line[0].upper()+line[1:]+'.' if line else ''}")
 
@@ -298,7 +314,8 @@ def _list_table(table:_Table)->_Listing:
     "The photos of a table."
     files = [isinstance(p, (str, os.PathLike)) for p in table.photos] if isinstance(
         table.photos, list) else [False]
-    known = dict(labels=table.labels, parts=table.parts, classes=table.classes, name=table.name)
+    known = dict(labels=table.labels, parts=table.parts, classes=table.classes, name=table.name,
+                 columns=table.columns)
     if files and all(files):
         paths = [table.root/Path(p).expanduser() for p in table.photos]
         _check_there(paths, table)
@@ -375,7 +392,8 @@ def _list_path(data, suffixes, root=None):
     if path.is_file() and path.suffix.lower() not in suffixes and _help_with(path):
         _refuse_file(path, suffixes)
     if not path.exists() and not _is_pattern(str(data)):
-        raise InputError(f"{data} is not a photo: there is no such file, nor a folder.")
+        raise InputError(f"{data} is not a photo: there is no such file, nor a folder."
+                         f"{_near_path(path)}")
     found = _expand(data, suffixes)
     if not found: raise InputError(f"no photo in {data}: photos end in {' '.join(suffixes)}.")
     if not path.exists(): return _list_paths(found, 'pattern', name=str(data))
