@@ -214,7 +214,7 @@ class Answer:
     def text(self)->str: return ' '.join(p for p in (self.sentence, self.left) if p)
     def _repr_html_(self): return f'{self.table._repr_html_()}<p><b>{self.text}</b></p>'
 
-# %% ../nbs/84_answer.ipynb #82b76654
+# %% ../nbs/84_answer.ipynb #002c2d72
 def _say_few(records): # test photos
     n = next(r['n_test'] for r in records if r['kind'] == 'probe')
     if n >= _FEW_PHOTOS: return ''
@@ -231,6 +231,7 @@ def _say_left(work, done):
     return (f"Not run: {first.what} (about {cost([first])}){more}. The same call goes on with "
             f"{work.out}; it needs more minutes, or fewer updates in each training.")
 
+# %% ../nbs/84_answer.ipynb #82b76654
 def _conclude(work, name, stopped):
     done = _known(work.out)
     full = [s for s in work.steps if s not in work.left(done)]

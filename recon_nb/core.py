@@ -23,7 +23,7 @@ class InputError(ValueError):
     """A fault of the call, not of the program:
     says what was given, what is accepted and what to do."""
 
-# the command that runs, such as recon-train: what it says goes on in the shell's words; '' in Python
+# the command that runs, such as recon-train: it is answered in the shell's words; '' in Python
 _shell_command = ContextVar('shell_command', default='')
 
 def _by_caller(python, shell): # the line that would do it, for whoever called

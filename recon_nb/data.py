@@ -207,6 +207,7 @@ def load_photos(
     how = dict(size=size, cuts=cuts, workers=workers, progress=progress)
     return _say_skipped(_load(data, root, dict(how, window=window, whole=whole))[0])
 
+# %% ../nbs/14_data.ipynb #03d71822
 def _say_skipped(photos):
     "Warn of what was left out; returns the photos."
     lost = photos.skipped

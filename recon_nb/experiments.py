@@ -297,13 +297,14 @@ def _check_images(jobs, done, out):
                 "Give another file as `out`, or the set another name.")
     return prints
 
-# %% ../nbs/75_experiments.ipynb #97c50df9
+# %% ../nbs/75_experiments.ipynb #749d1e61
 def _run_job(j, done, device, tried):
     "The record of one job; where its recipe was searched, `done` has it."
     if j.kind == 'recipe': return _search(j, device, tried())
     recipe = Recipe(**done[j.search.key]['recipe']) if j.search else None
     return _probe(j, recipe, device)
 
+# %% ../nbs/75_experiments.ipynb #97c50df9
 def run_jobs(
     jobs, # from `list_jobs`; lists may be joined, then sorted by `in_order`
     *,

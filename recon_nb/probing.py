@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from .contenders import Contender,as_contender,fingerprint
-from .core import (InputError,TrainingDiverged,append_jsonl,_by_caller,check_name,describe_machine,
-                           progress_bar)
+from .core import (InputError,TrainingDiverged,append_jsonl,_by_caller,check_name,
+                           describe_machine,progress_bar)
 from .features import count_macs
 from .finetune import Recipe
 from .identity import _fingerprint_photos

@@ -88,7 +88,7 @@ def _meant(parser, option): # the option that was meant, or the place
     names = {o.lstrip('-').replace('-', '_').lower(): o for o in options}
     return names.get(_nearest(option.lstrip('-'), names, parser.also))
 
-# %% ../nbs/89_shell.ipynb #38e8c4f8
+# %% ../nbs/89_shell.ipynb #1ecbb125
 def _print_at_once(): # an announcement is to be read before the work, also through `tee`
     if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(line_buffering=True)
 
@@ -98,6 +98,7 @@ def _called_as(prog): # so that "goes on with" is a line of this shell
     try: yield
     finally: _shell_command.reset(token)
 
+# %% ../nbs/89_shell.ipynb #38e8c4f8
 def _run(parser, call, argv): # one command from its words to its exit status
     argv = [str(a) for a in (sys.argv[1:] if argv is None else argv)]
     args = _parse(_with_plugins(parser), argv)

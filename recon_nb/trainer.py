@@ -138,6 +138,7 @@ def _say_stopping(st, signum): # at once: an update may take minutes
     try: print(words, file=sys.stderr, flush=True)
     except RuntimeError: os.write(2, f'{words}{chr(10)}'.encode()) # amid another print
 
+# %% ../nbs/55_trainer.ipynb #969518ef
 @contextmanager
 def _stop_on_signal(st):
     """Ctrl-C and SIGTERM end the run after the step in progress;

@@ -29,8 +29,7 @@ from .devices import _end_together,_main_first,make_accelerator,_on_main
 from .machine import fork_random
 from .encoder import _encoder_choices,_knows_encoder
 from .evaluation import score_predictors
-from .folder import (_check_place,_fingerprint_run,_is_fingerprint,_own_folder,
-                              _write_ids)
+from .folder import _check_place,_fingerprint_run,_is_fingerprint,_own_folder,_write_ids
 from .health import _FEW_UPDATES,_more_updates
 from .metrics import best_psnr
 from .plugins import load_plugins,_plugins_of
@@ -253,6 +252,7 @@ def _say_if_it_takes_long(words, seconds=2.):
     try: yield
     finally: timer.cancel()
 
+# %% ../nbs/59_training.ipynb #b3b0e7b8
 def _announce(st, origin=''):
     first = 'trying a few steps, to say how long it takes ...'
     with _say_if_it_takes_long(first, 2. if st.acc.is_main_process else 1e6):

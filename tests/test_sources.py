@@ -203,7 +203,8 @@ WRONG = {   # what is given -> (the line that would do it, how it is made)
     'HDF5': ('h5py.File(', lambda d, t: touched(t/'a.h5')),
     'a folder without photos': ('Photos end in', lambda d, t: t),
     'floats': ('(255*x).round().astype(np.uint8); if', lambda d, t: SCENES/255),
-    'sixteen bits': ('(x*(255/4095)).round().astype(np.uint8)', lambda d, t: SCENES.astype(np.uint16)),
+    'sixteen bits of a Dataset': ('(x*(255/4095)).round().astype(np.uint8)', lambda d, t: Scenes(lambda i: SCENES[i].astype(np.uint16))),
+    'an empty axis of sixteen bits': ('without an empty axis', lambda d, t: SCENES[:0].astype(np.uint16)),
     'ones and zeros': ('255*x.astype(np.uint8)', lambda d, t: SCENES > 127),
     'whole numbers': ('.clip(0, 255).astype(np.uint8)', lambda d, t: SCENES.astype(int)),
     'four layers': ('x[..., :3]', lambda d, t: np.zeros((12,24,24,4), np.uint8)),
@@ -233,6 +234,22 @@ def test_wrong_ones_get_the_line_that_would_do_it(home, tmp_path, what):
     line, make = WRONG[what]
     with pytest.raises(InputError) as e: load_photos(make(home, tmp_path), **HOW)
     assert line in str(e.value), str(e.value)
+
+@pytest.mark.parametrize('kind', ['grey', 'colors', 'first', 'list', 'big-endian'])
+def test_arrays_of_sixteen_bits_are_read_like_files_of_them(kind):
+    "One range for all: 12 bits are found and said; a window of one's own is kept."
+    deep = SCENES.astype(np.uint16)*16
+    if kind == 'grey': deep = deep[..., 1]
+    given = dict(first=deep.transpose(0, 3, 1, 2) if deep.ndim == 4 else None, list=[*deep]).get(kind, deep)
+    if kind == 'big-endian': given = deep.astype('>u2')
+    with pytest.warns(UserWarning, match='12 bit: 0 to 4095 -> 0 to 255.*window='): photos = load_photos(given, **HOW)
+    right = np.rint(deep.astype(float)*(255/4095)).astype(np.uint8)
+    if kind == 'grey': right = np.repeat(right[..., None], 3, -1)
+    assert (photos.cuts['i_r'] == right).all() and set(photos.window.values()) == {(0, 4095)}
+    own = load_photos(given, **HOW, window=(0, 4080))
+    assert (own.cuts['i_r'] == (SCENES if kind != 'grey' else np.repeat(SCENES[..., 1:2], 3, -1))).all()
+    assert (cut_photos(given, size=24, window=(0, 4080)) == own.cuts['i_r']).all()
+    assert (cut_photos(deep[0], size=24, window=(0, 4080)) == own.cuts['i_r'][:1]).all()
 
 def test_a_csv_without_a_header(home):
     (home/'bare.csv').write_text('even/00.png,even\nodd/01.png,odd\n' if (home/'even/00.png').exists() else 'odd/00.png,odd\n')
