@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from PIL import Image
 from recon_nb.core import (InputError, append_jsonl, check_name, describe_machine, read_jsonl,
-                           sample_uniform, write_atomic)
+                           write_atomic)
 
 HERE = Path(__file__).resolve()
 RECORDS = HERE.parents[1]/'nbs'/'results'/'speed.jsonl'

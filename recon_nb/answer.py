@@ -17,10 +17,11 @@ from .contenders import as_contender
 from .core import InputError,duration,read_jsonl
 from .experiments import (_as_labels,_measure_speed,_set_fingerprint,_shared_window,
                                   estimate,list_jobs,run_jobs)
+from .intervals import _FEW_PHOTOS
 from .labelled import load_labelled
 from .machine import check_device
 from .overlap import overlap
-from .probing import _SEEN,_seen_in_training
+from .probing import _say_seen,_seen_in_training
 from .tables import Table,summarize
 
 # %% ../nbs/84_answer.ipynb #2410b2c7
@@ -74,7 +75,10 @@ class _Work:
     minutes:float|int|None
     progress:bool
     known:tuple = () # sentences on photos that are where they should not be
-    start:float = field(default_factory=time.monotonic)
+    start:float = field(default_factory=time.monotonic) # of the call
+
+    @property
+    def end(self): return None if self.minutes is None else self.start + 60*self.minutes
 
     @property
     def jobs(self): return [j for s in self.steps for j in s.jobs]
@@ -88,8 +92,7 @@ class _Work:
         return [s for s in self.steps if any(j.key not in done for j in s.jobs)]
 
     def fits(self, step, done):
-        if self.minutes is None or len(self.left(done)) == len(self.steps): return True
-        return time.monotonic()-self.start+self.cost([step], done) <= 60*self.minutes
+        return self.end is None or time.monotonic()+self.cost([step], done) <= self.end
 
 # %% ../nbs/84_answer.ipynb #4a782b2f
 def _run_steps(work):
@@ -99,9 +102,10 @@ def _run_steps(work):
         if not work.fits(step, done): return 'time'
         if work.progress:
             print(f'{step.what}: about {duration(work.cost([step], done))} ...', flush=True)
-        try: run_jobs(step.jobs, out=work.out, device=work.device, progress=False)
+        try: run_jobs(step.jobs, out=work.out, device=work.device, progress=False, until=work.end)
         except KeyboardInterrupt: return 'interrupted'
         done = _known(work.out)
+        if any(j.key not in done for j in step.jobs): return 'time'
     return ''
 
 # %% ../nbs/84_answer.ipynb #7ca4d17b
@@ -115,7 +119,8 @@ def _announce(work, rows, data, labels, asked):
           f"{', '.join(str(k or 'all') for k in labels)}{'' if asked else ' (by what there is)'}")
     for line in _bill(work, done): print(line)
     if work.minutes is not None and work.cost(work.steps, done) > 60*work.minutes:
-        print(f"{work.minutes:g} min are allowed: what does not fit is not begun")
+        print(f"{work.minutes:g} min may be spent: what does not fit is not begun, and what takes "
+              "longer than thought is left for another call")
     for line in work.known: print(line)
     print(f'records: {work.out}; the same call goes on with them', flush=True)
 
@@ -209,7 +214,14 @@ class Answer:
     def text(self)->str: return ' '.join(p for p in (self.sentence, self.left) if p)
     def _repr_html_(self): return f'{self.table._repr_html_()}<p><b>{self.text}</b></p>'
 
-# %% ../nbs/84_answer.ipynb #82b76654
+# %% ../nbs/84_answer.ipynb #002c2d72
+def _say_few(records): # test photos
+    n = next(r['n_test'] for r in records if r['kind'] == 'probe')
+    if n >= _FEW_PHOTOS: return ''
+    return (f"{n} test photo{'s are' if n > 1 else ' is'} too few to answer this: one photo is "
+            f"{100/n:.1f} points. Label more, so that 100 or more are there to test on, or test "
+            "on a larger part of them (split). ")
+
 def _say_left(work, done):
     "What was not run, and how long it would take."
     steps = work.left(done)
@@ -219,6 +231,7 @@ def _say_left(work, done):
     return (f"Not run: {first.what} (about {cost([first])}){more}. The same call goes on with "
             f"{work.out}; it needs more minutes, or fewer updates in each training.")
 
+# %% ../nbs/84_answer.ipynb #82b76654
 def _conclude(work, name, stopped):
     done = _known(work.out)
     full = [s for s in work.steps if s not in work.left(done)]
@@ -229,6 +242,7 @@ def _conclude(work, name, stopped):
                       work.out, stopped)
     s = summarize(records)
     said, cells = _compose(records, s, name)
+    said = _say_few(records)+said
     lacks = '; '.join(dict.fromkeys(x for c in cells for x in c['lacks'].split('; ') if x))
     starred = bool((s.star == True).any()) # noqa: E712
     notes = [_NOTES[0], *_NOTES[1:]*starred, *s.attrs['notes'], *work.known]
@@ -262,7 +276,7 @@ def _where_they_should_not_be(run, data):
     said = [f'{s}.' for s in overlap(data).lines]
     for r in run if isinstance(run, (list, tuple)) else [run]:
         seen = _seen_in_training(r, data)
-        if seen and seen[0]: said.append(f'{seen[1]}. {_SEEN}')
+        if seen and seen[0]: said.append(f'{seen[1]}. {_say_seen()}')
         elif seen is None:
             said.append("Whether the pretraining has seen test photos is not known: "
                         "only a run of 0.2.0 or later knows its photos.")
@@ -288,6 +302,9 @@ def does_it_help(
 )->Answer:
     """Does a pretrained encoder help on these photos? Frozen probes first, then fine-tuning
     against scratch. Can be interrupted; the same call goes on."""
+    start = time.monotonic()
+    if minutes is not None and not minutes > 0:
+        raise InputError(f"minutes={minutes:g}; it must be above 0, such as minutes=30.")
     found, device = _as_contenders(run, part, size), str(check_device(device))
     name, size = _name_run(found), found[0].size
     how = dict(window=_shared_window({name: found})) | how
@@ -298,6 +315,7 @@ def does_it_help(
     steps = _frozen_steps(encoders, data, counts, range(seeds), size=size)
     if tried: steps += _trained_steps(encoders, data, counts, range(seeds), recipe or {}, size=size)
     speed = _measure_speed(found[0], device=device) if tried else None
-    work = _Work(steps, out, device, speed, minutes, progress, _where_they_should_not_be(run, data))
+    known = _where_they_should_not_be(run, data)
+    work = _Work(steps, out, device, speed, minutes, progress, known, start)
     if progress: _announce(work, [name, *_ROWS.values()], data, counts, labels is not None)
     return _conclude(work, name, _run_steps(work))

@@ -135,7 +135,7 @@ def _front(run, source, licence): # YAML, which JSON is a part of
         library_name='recon_nb',
         pipeline_tag='image-feature-extraction',
         tags=['self-supervised', 'image-reconstruction', run.cfg.preset],
-        datasets=[source] if source in TERMS else [])
+        **(dict(datasets=[source]) if source in TERMS else {}))
     return ''.join(f'{k}: {json.dumps(v)}\n' for k,v in head.items())
 
 # %% ../nbs/78_card.ipynb #546d415b
@@ -182,6 +182,11 @@ def _training(run, source):
             f"({m.get('threads', '?')} threads, PyTorch {m.get('torch', '?')}).{first}")
 
 # %% ../nbs/78_card.ipynb #ae10f10f
+def _tried(records): # on what
+    if not records: return 'what it is worth on any was not measured'
+    return ('it was tried on small pictures of the sets above, and whatever those lack or show '
+            'askew, it does, too')
+
 def _say_sides(enc, place): # which pictures an encoder takes
     if getattr(enc, 'fixed', False): return 'It was made for pictures of one size; '
     return f'Any side that is a multiple of {place} works, from {2*place} px on; '
@@ -198,7 +203,7 @@ def model_card(
     if licence is not None and not re.fullmatch(r'[A-Za-z0-9.+-]+', licence):
         raise InputError(f"licence={licence!r}: give its SPDX name, "
                          "such as apache-2.0 or cc-by-4.0, or None.")
-    run = run if isinstance(run, GANRun) else GANRun.load(run)
+    run, records = run if isinstance(run, GANRun) else GANRun.load(run), list(records)
     source, enc = _source_of(run), run.encoder
     terms, link = TERMS.get(source, ('you know their terms', ''))
     n, sides = sum(w.numel() for w in enc.parameters()), enc.reductions
@@ -233,13 +238,12 @@ f"""centre square, resized (bicubic, antialiased), values in [-1, 1].
 
 ## Numbers
 
-{_numbers(run, list(records))}
+{_numbers(run, records)}
 
 ## Not for
 
 Decisions about people. Photos unlike those it has seen: """
-f"""it was tried on small pictures of the sets above, """
-f"""and whatever those lack or show askew, it does, too. It classifies nothing by itself.
+f"""{_tried(records)}. It classifies nothing by itself.
 
 ## Licence
 

@@ -11,7 +11,7 @@ __all__ = ['probe']
 import argparse,shlex,warnings
 from pathlib import Path
 from .config import PRESETS,_CALLED,field_docs
-from .core import InputError,write_atomic
+from .core import InputError,_plural,write_atomic
 from .shell import _Parser,_run
 
 # %% ../nbs/90_cli.ipynb #6ce0903f
@@ -226,7 +226,7 @@ def _embed(args):
     # a line a photo, whatever its name
     names = out.with_name(out.name+'.txt')
     write_atomic(names, ''.join(' '.join(n.splitlines())+'\n' for n in photos.names))
-    print(f"{out}: {n} photos, {d} features; names in {names}")
+    print(f"{out}: {_plural(n, 'photo')}, {d} features; names in {names}")
 
 # %% ../nbs/90_cli.ipynb #61a0c178
 def _check_out(path, suffix, what, option='--out'): # before the work, not after it
@@ -295,10 +295,10 @@ def _release_parser():
 # %% ../nbs/90_cli.ipynb #f79da13f
 def _release(args):
     from recon_nb.card import write_release
-    from recon_nb.core import read_jsonl
+    from recon_nb.core import _megabytes,read_jsonl
     records = [r for f in args.records for r in read_jsonl(_existing(f))]
     out = write_release(args.run, args.out, records=records, licence=args.licence)
-    for path in sorted(out.iterdir()): print(f'{path}: {path.stat().st_size/1e6:.2f} MB')
+    for path in sorted(out.iterdir()): print(f'{path}: {_megabytes(path.stat().st_size)}')
     print('to the Hugging Face Hub, after `hf auth login`: '
         f'hf upload USER/NAME {shlex.quote(str(out))}')
 

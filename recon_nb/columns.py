@@ -11,7 +11,7 @@ __all__ = []
 import math,os
 from dataclasses import dataclass
 from pathlib import Path
-from .core import InputError
+from .core import InputError,_by_caller
 
 # %% ../nbs/08_columns.ipynb #6b1a9083
 _PHOTO_COLUMNS = 'path', 'file', 'filename', 'file_name', 'filepath', 'image', 'img', 'photo'
@@ -31,6 +31,10 @@ def _is_file(value, root):
     except (OSError, ValueError): return False
 
 # %% ../nbs/08_columns.ipynb #49d1e772
+def _rename(column, name): # the line that does it
+    return _by_caller(f'table.rename(columns={{{column!r}: {name!r}}})',
+                      f'in the first line of the file write {name} for {column}')
+
 def _photo_column(columns, root):
     "The column of photos. Raises `InputError` if there is none, or two could be it."
     names = list(columns)
@@ -44,7 +48,7 @@ def _photo_column(columns, root):
            f"that lie in {root}")
     one = found[0] if found else next(iter(names), 'x')
     raise InputError(f"which column has the photos? {why[0].upper()+why[1:]}. "
-                     f"Name it: table.rename(columns={{{one!r}: 'path'}}); "
+                     f"Name it: {_rename(one, 'path')}; "
                      "paths are looked for from root=, if that is given.")
 
 # %% ../nbs/08_columns.ipynb #202b00b1
@@ -57,6 +61,7 @@ class _Table:
     classes:tuple|None = None # the names of labels that are numbers
     name:str = 'table' # what records may call it
     root:Path|None = None # where relative paths start
+    columns:tuple = () # the names of all, that of the photos first
 
 def _is_table(data): # a DataFrame of pandas or polars, a table of datasets
     return _is_frame(data) or _is_hub_table(data)
@@ -84,10 +89,11 @@ def _read_frame(
     columns = {n: _values(frame[n]) for n in names}
     if not names or not columns[names[0]]:
         raise InputError(f"the table {name} has no rows: there is no photo in it.")
-    photos = columns[_photo_column(columns, root)]
+    photo = _photo_column(columns, root)
     label, part = _column(names, _LABEL_COLUMNS, 'labels'), _column(names, _PART_COLUMNS, 'split')
-    return _Table(photos, None if label is None else columns[label],
-                  None if part is None else columns[part], name=name, root=root)
+    return _Table(columns[photo], None if label is None else columns[label],
+                  None if part is None else columns[part], name=name, root=root,
+                  columns=(photo, *(n for n in names if n != photo)))
 
 # %% ../nbs/08_columns.ipynb #2bf4c5a6
 _TABLE_SUFFIXES = '.csv', '.tsv', '.parquet'
@@ -166,7 +172,7 @@ def _read_hub(
     return _Table(photos, None if label is None else _values(table[label]),
                   None if part is None else _values(table[part]),
                   tuple(getattr(features.get(label), 'names', None) or ()) or None,
-                  _hub_name(table), start)
+                  _hub_name(table), start, (photo, *(n for n in names if n != photo)))
 
 # %% ../nbs/08_columns.ipynb #4a45f27d
 def _plain_label(y): # a name, a whole number, or None

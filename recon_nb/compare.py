@@ -51,6 +51,10 @@ def _open_run(run):
                          "Compare an intact copy.") from None
     return run
 
+def _told(values): # of a field: 0.333, not 0.3333333333333333, unless that hides a difference
+    short = [f'{v:.3g}' if isinstance(v, float) else str(v) for v in values]
+    return short if len(set(short)) == len(set(values)) else [*map(str, values)]
+
 def _unique(names): # the second run of a name gets its number
     return [n if names.index(n) == i else f'{n} ({i+1})' for i,n in enumerate(names)]
 
@@ -82,7 +86,7 @@ class RunComparison:
         the last score on held-out photos."""
         name, told = _last_scores(self.runs)
         return [['', *self.names],
-                *([f, *map(str, v)] for f,v in self.config.items()),
+                *([f, *_told(v)] for f,v in self.config.items()),
                 ['steps done', *(str(r.history[-1]['step']) for r in self.runs)],
                 [name, *told], *_photo_rows(self.scores)]
 
@@ -103,7 +107,9 @@ def _last_scores(runs):
         value = rows[-1].get(score.key) if rows else None
         text = '-' if value is None else score.text(value)
         plain = alike or value is None or score.unit not in ('', '%') # dB says it all
-        told.append(text if plain else f'{text} {score.key}')
+        late = value is not None and rows[-1].get('step', run.step) < run.step
+        told.append((text if plain else f'{text} {score.key}')
+                    + (f" (step {rows[-1]['step']})" if late else ''))
     return scores[0].name if alike else 'held-out score', told
 
 # %% ../nbs/61_compare.ipynb #5a0d7e11
@@ -326,15 +332,26 @@ def _draw_photos(fig, comparison, width):
 _style = {'axes.titlesize': 9, 'axes.labelsize': 8, 'xtick.labelsize': 8, 'ytick.labelsize': 8,
          'axes.spines.top': False, 'axes.spines.right': False, 'lines.linewidth': 1.4}
 
-def _draw_panels(part, records, keys):
+_OTHER_LOSSES = ('The runs have different losses: the heights of curves in one panel may not be '
+                 'compared, only their course.')
+_OTHER_QUESTIONS = ('The runs answer different questions: no score of one may be compared with '
+                    'that of another.')
+
+def _draw_panels(part, records, keys, note=''):
     "A panel for each quantity, beside each other."
     if not keys:
         part.suptitle('no scores on held-out photos yet', fontsize=9)
         return
+    if note: part.suptitle(note, fontsize=9)
     axes = part.subplots(1, len(keys), squeeze=False)[0]
     for ax,key in zip(axes, keys):
         _plot_quantity(ax, records, key)
         ax.set_title(textwrap.fill(ax.get_title(), 108//len(keys)))
+
+# %% ../nbs/61_compare.ipynb #2459902f
+def _losses_of(run): # what its curves measure
+    c = run.cfg
+    return c.target, c.idt_norm, c.idt_region, c.adv if c.lambda_adv else ''
 
 # %% ../nbs/61_compare.ipynb #d17e9322
 @patch
@@ -353,11 +370,9 @@ def figure(self:RunComparison,
         # one that pyplot does not keep
         fig = plt.Figure(figsize=(width, 4.2+low), layout='constrained')
         parts = fig.subfigures(3, 1, height_ratios=[2, 2, low])
-        _draw_panels(parts[0], records, losses)
-        _draw_panels(parts[1], records, scores)
-        if not self.alike and scores:
-            parts[1].suptitle('The runs answer different questions: no score of one may be '
-                              'compared with that of another.', fontsize=9)
+        apart = len({*map(_losses_of, self.runs)}) > 1
+        _draw_panels(parts[0], records, losses, _OTHER_LOSSES*apart)
+        _draw_panels(parts[1], records, scores, _OTHER_QUESTIONS*(not self.alike))
         if self.scores: _draw_photos(parts[2], self, width)
         else: _draw_grids(parts[2], self.runs, self.names, epoch)
         _draw_legend(fig, self.names)

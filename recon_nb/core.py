@@ -11,6 +11,7 @@ __all__ = ['InputError', 'TrainingDiverged', 'check_name', 'write_atomic', 'appe
 # %% ../nbs/00_core.ipynb #8a44c9cf
 import json,os,platform,sys,time
 from contextlib import contextmanager
+from contextvars import ContextVar
 from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import version, PackageNotFoundError
@@ -21,6 +22,12 @@ import numpy as np
 class InputError(ValueError):
     """A fault of the call, not of the program:
     says what was given, what is accepted and what to do."""
+
+# the command that runs, such as recon-train: it is answered in the shell's words; '' in Python
+_shell_command = ContextVar('shell_command', default='')
+
+def _by_caller(python, shell): # the line that would do it, for whoever called
+    return shell if _shell_command.get() else python
 
 class TrainingDiverged(RuntimeError):
     "A training has gone wrong: a loss, or a weight, is no number any more."
@@ -42,6 +49,15 @@ def _nearest(
     return names[near[0]] if near else None
 
 # %% ../nbs/00_core.ipynb #c5eb40bb
+def _near_path(
+    path, # that does not exist
+)->str: # such as " Did you mean 'my photos'?", or ''
+    "The neighbour in its folder of which a path is a misspelling."
+    path = Path(path).expanduser()
+    try: near = _nearest(path.name, os.listdir(path.parent))
+    except OSError: return ''
+    return f" Did you mean {str(path.with_name(near))!r}?" if near else ''
+
 def check_name(
     name:str, # what was given
     allowed, # the accepted names, in the order to print them
@@ -219,9 +235,19 @@ def duration(
 
 def _megabytes(
     n:int, # how many bytes
-)->str: # such as 12.3 MB or 4.5 kB
+)->str: # such as 1.5 GB, 12.3 MB or 4.5 kB
     "A number of bytes as a person reads it."
-    return f'{n/1e6:,.1f} MB' if n >= 1e5 else f'{n/1e3:.1f} kB'
+    if n >= 1e9: return f'{n/1e9:,.1f} GB'
+    return f'{n/1e6:.1f} MB' if n >= 1e5 else f'{n/1e3:.1f} kB'
+
+def _plural(
+    n:int, # how many
+    noun:str, # one of them
+    then:str='', # a word behind it, of one and of several, such as is/are
+)->str: # such as 1 file, 2,000 files, 1 file is
+    "A number of things as a person says it."
+    words = f"{n:,} {noun}{'s'*(n != 1)}"
+    return f"{words} {then.split('/')[n != 1]}" if then else words
 
 # %% ../nbs/00_core.ipynb #bcd52696
 def _version(name):

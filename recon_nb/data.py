@@ -16,7 +16,8 @@ from operator import itemgetter
 from pathlib import Path
 import numpy as np
 from .columns import _TABLE_SUFFIXES,_is_table,_name_labels,_sort_classes
-from .core import InputError,check_name,progress_bar,sample_uniform
+from .core import (InputError,_by_caller,check_name,_near_path,_plural,progress_bar,
+                           sample_uniform,_shell_command)
 from .decoding import _PHOTO_SUFFIXES,_say_unread,Ranges
 from .identity import _hash_bytes,_hash_file
 from .photos import (Photos,_Cuts,_cut_one,cache_rows,cut_files,_list_skipped,
@@ -209,12 +210,19 @@ def load_photos(
     how = dict(size=size, cuts=cuts, workers=workers, progress=progress)
     return _say_skipped(_load(data, root, dict(how, window=window, whole=whole))[0])
 
+# %% ../nbs/14_data.ipynb #03d71822
 def _say_skipped(photos):
     "Warn of what was left out; returns the photos."
     lost = photos.skipped
-    if lost: warnings.warn(f"skipped {len(lost)} of {len(photos)+len(lost)} photos: "
-                           f"{_list_skipped(lost)}. The whole list: `photos.skipped`, or "
-                           "skipped.jsonl of a run.", stacklevel=3)
+    if not lost: return photos
+    every = _by_caller('`photos.skipped`, or skipped.jsonl of a run', "skipped.jsonl in a run's "
+                       'folder')
+    # a probe has no such file, and four are named anyway
+    kept = not _shell_command.get() or _shell_command.get().endswith('train')
+    where = f' The whole list: {every}.' if kept else ''
+    warnings.warn(f"skipped {len(lost)} of {_plural(len(photos)+len(lost), 'photo')}: "
+                  f"{_list_skipped(lost)}. {_plural(len(photos), 'photo', 'goes/go')} on.{where}",
+                  stacklevel=3)
     return photos
 
 # %% ../nbs/14_data.ipynb #6bd622c1
@@ -253,6 +261,9 @@ def _check_text(data): # that is no path that exists
     if _is_pattern(data): return
     hub = (f" A set of the Hugging Face hub: datasets.load_dataset({data!r}, split='train')."
            if data.count('/') == 1 and data[0] not in '/.~' and '.' not in data else '')
+    if near := _near_path(data):
+        raise InputError(f"there is no folder, file or data set {data!r}.{near} The data sets: "
+                         f"{', '.join(SETS)}.")
     try: check_name(data, SETS, 'data set')
     except InputError as e:
         raise InputError(f"{e} Or the path of a folder or a file: {data!r} is none.{hub}") from None

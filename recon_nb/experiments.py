@@ -238,9 +238,13 @@ def _start(job): # the recipe to start from; None for a mode that has none
     start = Classification().recipe(job.mode)
     return start and replace(start, **fixed)
 
+class _TimeIsUp(Exception):
+    "Between two trainings of a search; those that are finished are kept."
+
 class _Trials(dict):
     "Scores of a search by recipe, kept in the file as they are made: it can be interrupted."
-    def __init__(self, job, images, out):
+    def __init__(self, job, images, out, until=None):
+        self.until = until
         self.what, self.out = dict(kind='trial', trial_of=job.known, images=images), out
         what = json.loads(json.dumps(self.what)) # as the file gives it back
         there = [r for r in read_jsonl(out) if all(r.get(k) == v for k,v in what.items())]
@@ -252,6 +256,7 @@ class _Trials(dict):
         last, self.last = self.last, time.monotonic()
         append_jsonl(self.out, dict(schema=1, **self.what, recipe=recipe, score=score,
                                     seconds=round(self.last-last, 2)))
+        if self.until and self.last > self.until: raise _TimeIsUp
 
 # %% ../nbs/75_experiments.ipynb #5b75a9ac
 def _search(job, device, tried):
@@ -292,20 +297,22 @@ def _check_images(jobs, done, out):
                 "Give another file as `out`, or the set another name.")
     return prints
 
-# %% ../nbs/75_experiments.ipynb #97c50df9
+# %% ../nbs/75_experiments.ipynb #749d1e61
 def _run_job(j, done, device, tried):
     "The record of one job; where its recipe was searched, `done` has it."
     if j.kind == 'recipe': return _search(j, device, tried())
     recipe = Recipe(**done[j.search.key]['recipe']) if j.search else None
     return _probe(j, recipe, device)
 
+# %% ../nbs/75_experiments.ipynb #97c50df9
 def run_jobs(
     jobs, # from `list_jobs`; lists may be joined, then sorted by `in_order`
     *,
     out='probe.jsonl', # the file of records; what it has is not run again
     device=None, # where to compute; the best there is, if not given
     progress:bool=True, # a line for each run
-)->list: # the records of all these jobs
+    until:float|None=None, # no run is begun when `time.monotonic()` is past this
+)->list: # the records of all these jobs, or of those there was time for
     "Run what is missing, a record each. Can be killed at any moment and called again."
     with _locked_records(out) as out:
         done = {json.dumps(r['job'], sort_keys=True): r for r in read_jsonl(out) if 'job' in r}
@@ -314,14 +321,16 @@ def run_jobs(
         if progress and len(missing) < len(jobs):
             print(f'{len(jobs)-len(missing)} of {len(jobs)} are there')
         for i,j in enumerate(missing):
-            tried = partial(_Trials, j, prints[id(j.images)], out)
-            r = dict(_run_job(j, done, device, tried), images=prints[id(j.images)])
+            if until and time.monotonic() > until: break
+            tried = partial(_Trials, j, prints[id(j.images)], out, until)
+            try: r = dict(_run_job(j, done, device, tried), images=prints[id(j.images)])
+            except _TimeIsUp: break
             append_jsonl(out, r)
             done[j.key] = json.loads(json.dumps(r)) # as the file gives it back
             if progress:
                 print(_line(i+1, missing, j, r, sum(estimate(missing[i+1:], jobs, done))),
                       flush=True)
-    return [done[j.key] for j in jobs]
+    return [done[j.key] for j in jobs if j.key in done]
 
 # %% ../nbs/75_experiments.ipynb #754ec12d
 def _line(i, jobs, j, r, left):

@@ -128,6 +128,7 @@ class Seen(NamedTuple):
 
 # %% ../nbs/47_health.ipynb #72a3800d
 _PAGE = 'https://recon-nb.github.io/recon_nb/health.html'
+_FEW_UPDATES = 300 # a run of fewer learns little
 
 class Symptom(NamedTuple):
     "Something is wrong with a run, or may be."
@@ -145,8 +146,10 @@ class Health(NamedTuple):
     "What the signs say of a run."
     findings: list # of `Symptom`, the gravest first
     unjudged: dict # sign -> why it could not be judged
+    early: str = '' # how far the run is, where nothing could show yet
     def __str__(self):
-        found = [f'! {f}' for f in self.findings] or ['health: nothing found']
+        none = f'health: too early to say, {self.early}' if self.early else 'health: nothing found'
+        found = [f'! {f}' for f in self.findings] or [none]
         return '\n'.join([*found, *(f'({k} is not judged: {v})' for k,v in self.unjudged.items())])
     def __repr__(self): return str(self)
 
@@ -210,9 +213,13 @@ def _asleep(s):
 # %% ../nbs/47_health.ipynb #fdd185c2
 _UNMEASURED = 'the run was evaluated by a version that did not measure it'
 
+def _why_unmeasured(row): # outputs can't differ from photo to photo where there is one
+    if row.get('n') == 1: return 'one held-out photo, and it takes two or more: give more photos'
+    return 'the held-out photos are all alike' if 'checkerboard' in row else _UNMEASURED
+
 def _alike(s):
     if not s.scores: return 'it was not evaluated yet'
-    if 'diversity' not in s.last: return _UNMEASURED
+    if 'diversity' not in s.last: return _why_unmeasured(s.last)
     d = s.last['diversity']
     if d >= .02 or s.last['step'] < 300*s.cfg.n_critic: return None
     turn = f'lr_g down (it is {s.cfg.lr_g:g})'
@@ -244,10 +251,14 @@ def _longer(s): # what makes a run longer
     if s.cfg.max_steps: return f'max_steps up (it is {s.cfg.max_steps})'
     return f'epochs up (they are {s.cfg.epochs})'
 
+def _before_the_end(s, key): # worse than a constant is bad early, too; a bar may yet be passed
+    if key == 'explained' and s.last['step'] >= _FEW_UPDATES and s.last[key] < -.1: return ''
+    return f'the run is at step {s.step} of {s.total}'
+
 def _trivial(s):
     key = s.headline.key
-    if not s.done: return None
     if key not in s.last: return 'it was not evaluated yet'
+    if not s.done and (why := _before_the_end(s, key)): return why
     value = s.last[key]
     if key != 'psnr': bar, name = dict(explained=.02).get(key, .01), 'a constant answer'
     elif not s.trivial: return 'the run knows no trivial predictors'
@@ -277,22 +288,28 @@ def _falling(s):
         dict(fall=fall))
 
 # %% ../nbs/47_health.ipynb #e9f8f1c8
+def _more_updates(cfg, train): # what makes enough of them
+    if cfg.max_steps: return f'max_steps={_FEW_UPDATES}'
+    bs = min(cfg.bs, train)
+    epochs = -(-_FEW_UPDATES//max(1, train//bs))
+    smaller = f', or a smaller bs (it is {bs})' if bs >= 32 else ''
+    return f'epochs={epochs} makes {epochs*max(1, train//bs)}{smaller}'
+
 def _few(s):
-    if s.total >= 200: return None
+    if s.total >= _FEW_UPDATES: return None
     if not s.train: return 'the run does not say how many photos it has'
-    bs = min(s.cfg.bs, s.train)
-    smaller = max(4, min(64, s.train*s.cfg.epochs//500))
-    turn, free = _longer(s), not s.cfg.max_steps
-    if free: turn += f', such as to {-(-500//max(1, s.train//bs))}'
-    if smaller <= bs//2 and free: turn = f'bs down (it is {bs}), such as to {smaller}'
-    return Symptom('few', 'few updates', f'{s.total} updates of {s.train} photos are too few to '
-        'learn from: some hundreds are needed before pictures show anything.', turn,
-        dict(updates=s.total))
+    are, photos = 'update is' if s.total == 1 else 'updates are', 'photo'+'s'*(s.train > 1)
+    return Symptom('few', 'few updates', f'{s.total} {are} too few to learn from {s.train} '
+        f'{photos}: some hundreds are needed before pictures show anything.',
+        _more_updates(s.cfg, s.train), dict(updates=s.total))
 
 # %% ../nbs/47_health.ipynb #dafeee98
 SIGNS = dict(won=_won, asleep=_asleep, alike=_alike, striped=_striped, trivial=_trivial,
              falling=_falling, few=_few)
 LIVE = 'won', 'asleep', 'alike'
+
+def _say_early(s): # most signs need some hundreds of updates
+    return '' if s.done or s.step >= 200 else f'at step {s.step} of {s.total:,}'
 
 def diagnose(
     seen:Seen, # a run's numbers
@@ -301,4 +318,4 @@ def diagnose(
     "Look for signs that a run goes wrong, or went wrong."
     said = {k: SIGNS[k](seen) for k in (signs or SIGNS)}
     return Health([f for f in said.values() if isinstance(f, Symptom)],
-                  {k: f for k,f in said.items() if isinstance(f, str)})
+                  {k: f for k,f in said.items() if isinstance(f, str)}, _say_early(seen))

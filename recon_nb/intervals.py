@@ -57,3 +57,30 @@ def crossed_interval(
     spread = sum(v**2/df for v,df in parts.values())
     half = max(_half(v, spread, level) for v in (total, total+more))
     return m, m-half, m+half
+
+# %% ../nbs/73_intervals.ipynb #96d7c0db
+_FEW_PHOTOS = 30 # of fewer to test on, no gain that is likely can be told
+
+def _wilson(share, n, level): # of n photos
+    z = stats.norm.ppf((1+level)/2)
+    half = z*(share*(1-share)/n + z**2/(4*n**2))**.5
+    middle, scale = share + z**2/(2*n), 1 + z**2/n
+    return max(0., (middle-half)/scale), min(1., (middle+half)/scale)
+
+def _newcombe(a, b, n, level): # a difference of shares of n photos
+    (la,ua), (lb,ub) = (_wilson(x, n, level) for x in (a, b))
+    return a-b - ((a-la)**2+(ub-b)**2)**.5, a-b + ((ua-a)**2+(b-lb)**2)**.5
+
+def _possible(
+    low, high, # an interval of shares, or of their differences; nan is none
+    *,
+    shares:tuple, # one, or two that are compared
+    n:int, # test photos
+    level:float=0.95,
+)->tuple: # (low, high), no narrower than n photos allow, and nothing that can't be
+    "The same interval where there are many photos."
+    if n < _FEW_PHOTOS or low == high:
+        least = (_wilson if len(shares) == 1 else _newcombe)(*shares, n, level)
+        low, high = np.fmin(low, least[0]), np.fmax(high, least[1])
+    floor = -1. if len(shares) == 2 else 0.
+    return tuple(float(min(max(x, floor), 1.)) if x == x else x for x in (low, high))

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 from fastcore.basics import patch
-from .columns import _sort_classes
-from .core import InputError,sample_uniform
+from .columns import _PHOTO_COLUMNS,_rename,_sort_classes
+from .core import InputError,_by_caller,sample_uniform
 from .data import SETS,_load,_read_listing,_say_skipped
 from .identity import _fingerprint_photos,_is_among,_one_id,_pixel_ids
 from .photos import _PHOTO_SUFFIXES
@@ -145,19 +145,29 @@ def _part_of(photos, name=None):
                  photos.classes, name or photos.name or photos.source)
 
 # %% ../nbs/15_labelled.ipynb #c55a7950
-def _refuse_unlabelled(kind, title): # and say what to do about it
+def _say_columns(columns): # of a table without labels
+    if not columns: return "it has no column label, class or target"
+    photo, *rest = map(str, columns)
+    if not rest: return f"its only column is {photo}, with the photos; add a column label"
+    line = _rename(rest[0], 'label')
+    also = '' if photo.lower() in _PHOTO_COLUMNS else f", and for {photo} better write path"
+    return (f"its columns are {', '.join([photo, *rest])}: the photos are in {photo}, and none is "
+            f"called label, class or target. If {rest[0]} has them, {line}{also}")
+
+def _refuse_unlabelled(kind, title, columns=()): # and say what to do about it
     lines = {
         'folder': "photos lie outside class folders; expected <class>/<photo>, or a table: "
-                  "pd.DataFrame({'path': paths, 'label': labels})",
-        'table': "it has no column label, class or target; if another one has them, "
-                 "table.rename(columns={'kind': 'label'})",
+                  + _by_caller("pd.DataFrame({'path': paths, 'label': labels})",
+                               'a .csv file with the columns path and label'),
+        'table': _say_columns(columns),
         'Dataset': "its items are no pairs (photo, label); give [(photo, label), ...] by a "
                    "Dataset, or a pair: (photos, labels)"}
     line = lines.get(kind, "a probe needs them: give a pair, (photos, labels)")
     raise InputError(f"labels are missing: {title} has none. {line[0].upper()+line[1:]}.")
 
 def _check_labels(found): # before a photo is read
-    if found.labels is None: _refuse_unlabelled(found.kind, f'{found.kind} {found.name}'.strip())
+    if found.labels is None:
+        _refuse_unlabelled(found.kind, f'{found.kind} {found.name}'.strip(), found.columns)
 
 # %% ../nbs/15_labelled.ipynb #6e95e30e
 def _drop_unlabelled(part):
@@ -233,7 +243,8 @@ def _load_folder(folder, how): # one part, or two
         raise InputError(f"{folder} holds {', '.join(found.values()) or 'no folders'}; a labelled "
                          "set has train/<class>/ and test/<class>/ (or val/<class>/), or a folder "
                          "for each class. Labels of another kind go into a table: "
-                         "pd.DataFrame({'path': paths, 'label': labels}).")
+                         + _by_caller("pd.DataFrame({'path': paths, 'label': labels}).",
+                                      'a .csv file with the columns path and label.'))
     return [_part_of(_say_skipped(_load(folder, None, how)[0]))]
 
 # %% ../nbs/15_labelled.ipynb #76cfd61b

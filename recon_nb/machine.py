@@ -16,9 +16,11 @@ from itertools import islice
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
-from .core import InputError
+from .core import InputError,_nearest
 
 # %% ../nbs/05_machine.ipynb #157b7253
+_device_words = dict(cuda='gpu nvidia rocm hip', mps='metal apple')
+
 def _best_device()->str: # a name
     "CUDA, else Apple's MPS, else the CPU; as Accelerate's environment says, if it does."
     asked = os.environ.get('ACCELERATE_USE_CPU', '').lower()
@@ -37,7 +39,9 @@ def check_device(
         + ['mps']*torch.backends.mps.is_available())
     try: return torch.empty(1, device=device).device
     except (RuntimeError, AssertionError, TypeError):
-        raise InputError(f"device={str(device)!r} is not there: "
+        near = _nearest(str(device), ('cpu', 'cuda', 'mps'), _device_words)
+        hint = f" Did you mean {near!r}?" if near and near != str(device) else ''
+        raise InputError(f"device={str(device)!r} is not there.{hint} "
             f"PyTorch {torch.__version__} finds {', '.join(there)}. "
             "`recon-selftest` says more.") from None
 

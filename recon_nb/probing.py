@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from .contenders import Contender,as_contender,fingerprint
-from .core import (InputError,TrainingDiverged,append_jsonl,check_name,describe_machine,
-                           progress_bar)
+from .core import (InputError,TrainingDiverged,append_jsonl,_by_caller,check_name,
+                           describe_machine,progress_bar)
 from .features import count_macs
 from .finetune import Recipe
 from .identity import _fingerprint_photos
@@ -181,8 +181,12 @@ def _check_recipe(task, mode, recipe, search):
     return recipe
 
 # %% ../nbs/70_probing.ipynb #5ff57a50
-_SEEN = ("No label was used in that; but the score is about photos that the encoder knows. "
-         "Photos of your own that it has not seen say more.")
+def _say_seen(): # what that means, and what to do
+    line = _by_caller("train_gan('labels.csv')", 'recon-train labels.csv')
+    return ("No label was used in that; but the score is about photos that the encoder knows. "
+            "To ask about others keep them out of the pretraining: give the table a column split "
+            f"with train and test, and pretrain on the table ({line}); or put them into a folder "
+            "test/ beside train/, and pretrain on train/.")
 
 def _seen_in_training(encoder, data):
     "How many test photos a run was trained on, and a sentence; None where it is not known."
@@ -205,7 +209,7 @@ def _set_up(task, encoder, data, *, mode, amount, recipe, search, root, name, de
     deep = dict(window=contender.window) if contender.window else {}
     data = task.load(data, size=contender.size, root=root, name=name, progress=progress, **deep)
     seen = _seen_in_training(encoder, data)
-    if seen and seen[0]: warnings.warn(f'{seen[1]}. {_SEEN}', stacklevel=4)
+    if seen and seen[0]: warnings.warn(f'{seen[1]}. {_say_seen()}', stacklevel=4)
     setup = Setup(contender, data, mode, amount, recipe, device, progress, seen and seen[0])
     task.check_set(setup)
     return setup

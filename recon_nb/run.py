@@ -205,7 +205,8 @@ class GANRun:
         "The last score on held-out photos, as a sentence."
         rows, headline = self.metrics, self.task.target.headline
         if not rows or headline.key not in rows[-1]: return ''
-        return headline.say(rows[-1], digits)
+        late = rows[-1].get('step', self.step) < self.step # the run was stopped since, or goes on
+        return headline.say(rows[-1], digits) + f" (at step {rows[-1]['step']})"*late
 
     def __repr__(self):
         said = self.say_score(1)

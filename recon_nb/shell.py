@@ -9,10 +9,11 @@ __all__ = []
 
 # %% ../nbs/89_shell.ipynb #8a28e4ab
 import argparse,os,re,shlex,sys,time,warnings
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from . import __version__
-from .core import InputError,TrainingDiverged,_nearest
+from .core import InputError,TrainingDiverged,_nearest,_shell_command
 
 # %% ../nbs/89_shell.ipynb #2ba3648f
 _phrases = { # said otherwise in a shell
@@ -87,15 +88,26 @@ def _meant(parser, option): # the option that was meant, or the place
     names = {o.lstrip('-').replace('-', '_').lower(): o for o in options}
     return names.get(_nearest(option.lstrip('-'), names, parser.also))
 
+# %% ../nbs/89_shell.ipynb #1ecbb125
+def _print_at_once(): # an announcement is to be read before the work, also through `tee`
+    if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(line_buffering=True)
+
+@contextmanager
+def _called_as(prog): # so that "goes on with" is a line of this shell
+    token = _shell_command.set(prog)
+    try: yield
+    finally: _shell_command.reset(token)
+
 # %% ../nbs/89_shell.ipynb #38e8c4f8
 def _run(parser, call, argv): # one command from its words to its exit status
     argv = [str(a) for a in (sys.argv[1:] if argv is None else argv)]
     args = _parse(_with_plugins(parser), argv)
+    _print_at_once()
     def say(words):
         words = _in_shell_words(' '.join(words.split()), parser, argv)
         print(f'{parser.prog}: {words}', file=sys.stderr, flush=True)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _called_as(parser.prog):
             warnings.showwarning = lambda message, *args, **kwargs: say(f'warning: {message}')
             _load_plugins(args)
             status = call(args) or 0

@@ -8,7 +8,7 @@ Docs: https://recon-nb.github.io/recon_nb/sources.html.md"""
 __all__ = []
 
 # %% ../nbs/09_sources.ipynb #3873f4ca
-import glob,os,warnings
+import glob,os,shlex,struct,warnings,zlib
 from collections import deque
 from dataclasses import dataclass,replace
 from io import BytesIO
@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from .columns import (_TABLE_SUFFIXES,_Table,_is_hub_table,_is_table,_read_frame,
                               _read_hub,_read_table_file)
-from .core import InputError
+from .core import InputError,_by_caller,_near_path
 
 # %% ../nbs/09_sources.ipynb #c7fda563
 @dataclass
@@ -31,6 +31,7 @@ class _Listing:
     labels:object = None # of each: a name, a number or None; a function, if only reading tells
     classes:tuple|None = None # the names of labels that are numbers
     parts:list|None = None # of each: train, test, ...
+    columns:tuple = () # of a table
 
     def __len__(self): return len(self.items)
     def photo(self, i): # a path, an open file, a PIL image, or bytes (h, w, 3)
@@ -99,10 +100,26 @@ def _help_with(path):
     name = Path(path).suffix.lower()
     return next((v.format(repr(str(path))) for k,v in _lines.items() if name in k.split()), '')
 
+# %% ../nbs/09_sources.ipynb #7ef7ba87
+def _lists_photos(path): # a file of text: does its first line name a file?
+    try:
+        with open(path, encoding='utf-8') as f: first = f.readline().strip()
+        return bool(first) and Path(first).expanduser().is_file()
+    except (OSError, ValueError): return False
+
+def _instead(path):
+    "What to give instead of a file, in the words of whoever called."
+    if Path(path).suffix.lower() in ('.txt', '.lst'):
+        if not _lists_photos(path): return 'It is a text, and its first line names no photo'
+        return 'Give instead: ' + _by_caller(_help_with(path), f'$(cat {shlex.quote(str(path))})')
+    if not (line := _help_with(path)):
+        return f"Give instead a jpg or png of it: magick {shlex.quote(str(path))} photo.png"
+    plain = any(line.startswith(w) for w in ('7z', 'ffmpeg')) # of the shell anyway
+    return (f"{'Give instead' if plain else _by_caller('Give instead', 'In Python give')}: {line}")
+
 def _refuse_file(path, suffixes):
-    line = _help_with(path) or "a jpg or png of it, such as: magick {0} photo.png".format(path)
     raise InputError(f"{path} is no photo by its name; photos end in {' '.join(suffixes)}, "
-                     f"tables in {' '.join(_TABLE_SUFFIXES)}. Give instead: {line}.")
+                     f"tables in {' '.join(_TABLE_SUFFIXES)}. {_instead(path)}.")
 
 # %% ../nbs/09_sources.ipynb #f1946689
 def _is_pattern(text): return any(c in text for c in '*?[')
@@ -163,19 +180,22 @@ def _take_once(
 # %% ../nbs/09_sources.ipynb #2e70326d
 def _is_array(data): return hasattr(data, 'shape') and hasattr(data, 'dtype')
 
+def _kind_of(data): # uint8 and so on, whichever byte comes first
+    return getattr(data.dtype, 'name', str(data.dtype).split('.')[-1])
+
 def _to_numpy(data):
     return data.detach().cpu().numpy() if hasattr(data, 'detach') else np.asarray(data)
 
-def _as_bytes(shape, kind, given):
+def _as_bytes(shape, kind, given, *, deep=False): # deep: are 16 bits welcome?
     "Refuse what is not bytes, with the line that makes bytes of it."
-    if kind == 'uint8' and 0 not in shape: return
+    if kind in ('uint8', *['uint16']*deep) and 0 not in shape: return
     line = '255*x.astype(np.uint8)' if kind == 'bool' else ''
     if kind == 'uint16': # which bits are in use, only the owner knows
-        line = ("if white is 4095: (x*(255/4095)).round().astype(np.uint8); "
-                "or, of grey ones, [Image.fromarray(a) for a in x], and the range is found")
+        line = ("if white is 4095: (x*(255/4095)).round().astype(np.uint8); or give all of them "
+                "as one array or list, and the range is found")
     if 'float' in kind:
-        line = ("if white is 1: (255*x).round() as uint8; "
-                "if values are in [-1, 1]: (127.5*(x+1)).round()")
+        line = ("if white is 1: (255*x).round().astype(np.uint8); if values are in [-1, 1]: "
+                "(127.5*(x+1)).round().astype(np.uint8)")
     if not line and 'int' in kind: line = "if white is 255: x.clip(0, 255).astype(np.uint8)"
     raise InputError(f"{given}.{' '*bool(line)}{line[0].upper()+line[1:]+'.' if line else ''}")
 
@@ -184,15 +204,28 @@ def _axes(shape):
     if len(shape) == 4: return [k for k,axis in (('last',3), ('first',1)) if shape[axis] in (1,3)]
     return ['grey']*(len(shape) == 3)
 
+# %% ../nbs/09_sources.ipynb #c0ffee16
+def _chunk(name, data): # of a PNG file
+    return struct.pack('>I', len(data))+name+data+struct.pack('>I', zlib.crc32(name+data))
+
+def _deep_picture(a): # uint16 (h, w, 1 or 3): what is read by the rules for files of 16 bits
+    h, w, bands = a.shape
+    if bands == 1: return Image.fromarray(np.ascontiguousarray(a[..., 0]))
+    lines = np.zeros((h, 1+6*w), np.uint8)    # Pillow has no such colors in memory: a file has
+    lines[:,1:] = np.ascontiguousarray(a.astype('>u2')).reshape(h, -1).view(np.uint8)
+    return BytesIO(b'\x89PNG\r\n\x1a\n'
+                   + _chunk(b'IHDR', struct.pack('>IIBBBBB', w, h, 16, 2, 0, 0, 0))
+                   + _chunk(b'IDAT', zlib.compress(lines.tobytes(), 0)) + _chunk(b'IEND', b''))
+
 # %% ../nbs/09_sources.ipynb #ae57f055
 def _photo_array(
     data, # an array or a tensor of photos
-)->np.ndarray: # bytes (n, h, w, 3), a view where that is possible
+): # bytes (n, h, w, 3), a view where that is possible; of 16 bits a list of pictures
     "Photos in an array. Raises `InputError` if they could be none, or could be two things."
-    shape, kind = tuple(data.shape), str(data.dtype).split('.')[-1]
-    given = (f"the array is {kind} of shape {shape}; it must be uint8, (n, h, w, 3), "
+    shape, kind = tuple(data.shape), _kind_of(data)
+    given = (f"the array is {kind} of shape {shape}; it must be uint8 or uint16, (n, h, w, 3), "
              "(n, 3, h, w), or grey (n, h, w), without an empty axis")
-    _as_bytes(shape, kind, given)
+    _as_bytes(shape, kind, given, deep=True)
     axes = _axes(shape)
     if len(shape) == 3 and 3 in (shape[0], shape[2]):
         raise InputError(f"{given}. Is this one photo or several grey ones? For one photo give "
@@ -207,6 +240,7 @@ def _photo_array(
     a = _to_numpy(data)
     if axes == ['grey']: a = a[..., None]
     if axes == ['first']: a = a.transpose(0, 2, 3, 1)
+    if kind == 'uint16': return [_deep_picture(x) for x in a]
     return np.broadcast_to(a, (*a.shape[:3], 3))
 
 # %% ../nbs/09_sources.ipynb #6836967f
@@ -214,18 +248,20 @@ def _one_array(
     x, # an array or a tensor: (h, w), (h, w, 3), (3, h, w), or with 1 for 3
     *,
     floats:bool=False, # are values from 0 to 1 welcome?
-)->np.ndarray: # bytes (h, w, 3)
+): # bytes (h, w, 3); of 16 bits a picture
     "One photo in an array. Raises `InputError` if it is none."
-    shape, kind = tuple(x.shape), str(x.dtype).split('.')[-1]
-    given = f"array of {kind}, shape {shape}: a photo is uint8, (h, w, 3), (3, h, w) or (h, w)"
+    shape, kind = tuple(x.shape), _kind_of(x)
+    given = (f"array of {kind}, shape {shape}: a photo is uint8{'' if floats else ' or uint16'}, "
+             "(h, w, 3), (3, h, w) or (h, w)")
     if floats and 'float' in kind: x, kind = _bytes_of_floats(_to_numpy(x), given), 'uint8'
-    _as_bytes(shape, kind, given)
+    _as_bytes(shape, kind, given, deep=not floats) # one by one, no range is found for all
     a = _to_numpy(x)
     if a.ndim == 2: a = a[..., None]
     if a.ndim == 3 and a.shape[2] not in (1,3) and a.shape[0] in (1,3): a = a.transpose(1, 2, 0)
     if a.ndim != 3 or a.shape[2] not in (1,3):
         line = " x[..., :3] leaves out the fourth." if a.shape[-1:] == (4,) else ''
         raise InputError(f"{given}.{line}")
+    if kind == 'uint16': return _deep_picture(a)
     return np.broadcast_to(a, (*a.shape[:2], 3))
 
 def _bytes_of_floats(x, given):
@@ -311,13 +347,15 @@ def _list_table(table:_Table)->_Listing:
     "The photos of a table."
     files = [isinstance(p, (str, os.PathLike)) for p in table.photos] if isinstance(
         table.photos, list) else [False]
-    known = dict(labels=table.labels, parts=table.parts, classes=table.classes, name=table.name)
+    known = dict(labels=table.labels, parts=table.parts, classes=table.classes, name=table.name,
+                 columns=table.columns)
     if files and all(files):
         paths = [table.root/Path(p).expanduser() for p in table.photos]
         _check_there(paths, table)
         return _list_paths(paths, 'table', **known)
     return _Listing(table.photos, [str(i) for i in range(len(table.photos))], 'table', **known)
 
+# %% ../nbs/09_sources.ipynb #4ba2d075
 def _check_there(paths, table):
     gone = [p for p in paths if not p.exists()]
     if 2*len(gone) <= len(paths): return
@@ -388,7 +426,8 @@ def _list_path(data, suffixes, root=None):
     if path.is_file() and path.suffix.lower() not in suffixes and _help_with(path):
         _refuse_file(path, suffixes)
     if not path.exists() and not _is_pattern(str(data)):
-        raise InputError(f"{data} is not a photo: there is no such file, nor a folder.")
+        raise InputError(f"{data} is not a photo: there is no such file, nor a folder."
+                         f"{_near_path(path)}")
     found = _expand(data, suffixes)
     if not found: raise InputError(f"no photo in {data}: photos end in {' '.join(suffixes)}.")
     if not path.exists(): return _list_paths(found, 'pattern', name=str(data))

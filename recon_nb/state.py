@@ -49,6 +49,7 @@ class TrainState:
     adv: AdvLoss
     run_dir: Path|None = None # nothing is written without one
     step: int = 0 # steps done
+    saved: int = 0 # of these, in the last checkpoint
     seconds: float = 0. # spent in training, over all sessions
     event: str = '' # why the hooks are called: begin, step, epoch, evaluate, end
     stop: bool = False # set it, and the loop ends after this step

@@ -15,7 +15,7 @@ import pandas as pd
 from scipy import stats
 from .core import InputError,check_name
 from .classification import FROZEN
-from .intervals import crossed_interval
+from .intervals import _possible,crossed_interval
 from .probing import unpack_bits
 from .show import line_style,_spread_labels
 
@@ -230,6 +230,11 @@ def _lacks(arm, ref, luck, chosen):
     return '; '.join(dict.fromkeys(said))
 
 # %% ../nbs/76_tables.ipynb #20b9ff62
+def _shown(rows, percents, low, high, level): # in per cent; few test photos widen it
+    shares = tuple(min(max(p/100, 0.), 1.) for p in percents) # rounded sums may be outside
+    found = _possible(low/100, high/100, shares=shares, n=int(rows.n_test.iloc[0]), level=level)
+    return tuple(100*v for v in found)
+
 def _difference(arm, ref, level):
     "How far an arm is from a reference, and how sure that is."
     ref = ref[ref.pair.isin(arm.pair)]
@@ -238,6 +243,8 @@ def _difference(arm, ref, level):
     found = (_independent if several else _level)(arm, ref, level)
     if found is None: return {}
     diff, low, high, luck = found
+    ours = arm.acc.mean()
+    low, high = _shown(arm, (ours, ours-diff), low, high, level)
     lone = luck['subsets'] == 1 and not luck['own']
     kinds = ['pretrainings']*(luck['pretrainings'] > 1) + ['label subsets']*(not lone)
     kinds.append('test photos' if luck['held'] else 'test photos (at most)')
@@ -271,11 +278,12 @@ def summarize(
         if len(means) > 1:
             most = f'-{seeds.max()}' if seeds.max() > seeds.min() else ''
             n = f'{len(means)}x{seeds.min()}{most}'
-        _,low,high,_ = _level(g, None, level)
+        m,low,high,_ = _level(g, None, level)
+        low, high = _shown(g, (m,), low, high, level)
         out.append(dict(
             mode=mode, data=data, labels=labels, arm=arm,
             mean=x.mean(), std=x.std(), n=n,
-            mean_low=max(low, 0.), mean_high=min(high, 100.),
+            mean_low=low, mean_high=high,
             chance=g.chance.max(), per_class=g.per_class.iloc[0],
             **(_difference(g, cell[cell.arm == ref], level) if arm != ref else {})))
     columns = ('mode data labels arm mean std n mean_low mean_high chance per_class '

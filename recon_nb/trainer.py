@@ -8,7 +8,7 @@ Docs: https://recon-nb.github.io/recon_nb/trainer.html.md"""
 __all__ = ['save', 'restore', 'fit']
 
 # %% ../nbs/55_trainer.ipynb #6bfacf48
-import json,math,signal,threading,time
+import json,math,os,signal,sys,threading,time
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np,torch
@@ -18,7 +18,8 @@ from accelerate.utils import gather_object
 from .batches import prefetch_batches
 from .checkpoint import (_kept_weights,load_checkpoint,_pack_optimizer,
                                  save_checkpoint,save_tensors,_unpack_optimizer)
-from .core import TrainingDiverged,append_jsonl,progress_bar,read_jsonl,write_atomic
+from .core import (TrainingDiverged,append_jsonl,_plural,progress_bar,read_jsonl,
+                           write_atomic)
 from .devices import _agree,_explain_memory,_mean_over
 from .machine import fork_random
 from .evaluation import evaluate,_evaluating,_evaluation_epochs
@@ -68,6 +69,7 @@ def save(
     Refuses weights that are not finite."""
     _read_losses(st)
     if st.run_dir and st.acc.is_main_process: _write_checkpoint(st)
+    st.saved = st.step
     st.acc.wait_for_everyone()
 
 def _named(st): # networks and optimisers: without an adversary there is no second one
@@ -111,6 +113,7 @@ def restore(
     for name,opt in opts: _unpack_optimizer(opt, name, tensors, state[name])
     if st.acc.scaler and state.get('scaler'): st.acc.scaler.load_state_dict(state['scaler'])
     st.step,st.seconds = state['step'],state['seconds']
+    st.saved = st.step
     if st.acc.is_main_process: _cut_records(st)
     st.acc.wait_for_everyone()
 
@@ -125,6 +128,17 @@ def _cut_records(st): # steps after the checkpoint will be made again
         if epoch > st.epoch: path.unlink()
 
 # %% ../nbs/55_trainer.ipynb #94fa833f
+def _say_stopping(st, signum): # at once: an update may take minutes
+    if not st.acc.is_main_process: return
+    words, back = 'stopping after this update', st.step-st.saved
+    if signum == signal.SIGINT and st.acc.num_processes == 1:
+        lost = f', without saving: the last checkpoint is {_plural(back, "step")} back'
+        words += f' (Ctrl-C again stops at once{lost*bool(st.run_dir)})'
+    words = f"{chr(10)*sys.stderr.isatty()}{words}"
+    try: print(words, file=sys.stderr, flush=True)
+    except RuntimeError: os.write(2, f'{words}{chr(10)}'.encode()) # amid another print
+
+# %% ../nbs/55_trainer.ipynb #969518ef
 @contextmanager
 def _stop_on_signal(st):
     """Ctrl-C and SIGTERM end the run after the step in progress;
@@ -134,6 +148,7 @@ def _stop_on_signal(st):
         if asked and st.acc.num_processes == 1: raise KeyboardInterrupt
         asked.append(signum)
         st.stop, st.why = True, 'signal'
+        _say_stopping(st, signum)
     if threading.current_thread() is not threading.main_thread():
         yield
         return

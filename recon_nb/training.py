@@ -8,8 +8,10 @@ Docs: https://recon-nb.github.io/recon_nb/training.html.md"""
 __all__ = ['train_gan']
 
 # %% ../nbs/59_training.ipynb #79ae6dea
-import json,math,os
+import json,math,os,shlex
+from contextlib import contextmanager
 from dataclasses import replace
+from threading import Timer
 from pathlib import Path
 
 # %% ../nbs/59_training.ipynb #574ca994
@@ -17,7 +19,8 @@ from .batches import check_state,_choose_evenly,make_teacher,teach
 from .choices import check_choices
 from .checkpoint import _has_checkpoint,load_tensors,save_tensors
 from .config import deviations
-from .core import InputError,describe_machine,duration,_megabytes,write_atomic
+from .core import (InputError,describe_machine,duration,_megabytes,_plural,_shell_command,
+                           write_atomic)
 from .cost import estimate_cost
 from .columns import _is_table
 from .data import SETS,load_photos,split_photos
@@ -26,8 +29,8 @@ from .devices import _end_together,_lacks_bf16,_main_first,make_accelerator,_on_
 from .machine import fork_random
 from .encoder import _encoder_choices,_knows_encoder
 from .evaluation import score_predictors
-from .folder import (_check_place,_fingerprint_run,_is_fingerprint,_own_folder,
-                              _write_ids)
+from .folder import _check_place,_fingerprint_run,_is_fingerprint,_own_folder,_write_ids
+from .health import _FEW_UPDATES,_more_updates
 from .metrics import best_psnr
 from .plugins import load_plugins,_plugins_of
 from .run import GANRun,_first_weights,load_encoder,_run_info
@@ -241,8 +244,19 @@ def _write_info(st, info):
     write_atomic(st.run_dir/'run.json', json.dumps(info, indent=1))
 
 # %% ../nbs/59_training.ipynb #9f05a751
+@contextmanager
+def _say_if_it_takes_long(words, seconds=2.):
+    timer = Timer(seconds, print, [words], dict(flush=True))
+    timer.daemon = True
+    timer.start()
+    try: yield
+    finally: timer.cancel()
+
+# %% ../nbs/59_training.ipynb #b3b0e7b8
 def _announce(st, origin=''):
-    seconds,memory = estimate_cost(st)
+    first = 'trying a few steps, to say how long it takes ...'
+    with _say_if_it_takes_long(first, 2. if st.acc.is_main_process else 1e6):
+        seconds,memory = estimate_cost(st)
     small = f' (the whole set: smaller than a batch of {st.cfg.bs})' if st.bs < st.cfg.bs else ''
     if (n := st.acc.num_processes) > 1: small += f', shared by {n} processes'
     if (n := st.cfg.accumulate) > 1: small += f', in {n} parts'
@@ -278,17 +292,17 @@ def _say_precision(st): # as a saving it may be a loss
         yield ("precision='bf16': this CPU has no units for it, and the run will be slower than "
                "with precision='no'")
 
-_few_updates, _few_photos = 300, 1000
+_few_photos = 1000
 
 def _say_small(st): # what will make a result poor, and what to do about it
     n, steps, each = len(st.train), st.total_steps, st.steps_per_epoch
-    if steps < _few_updates:
-        epochs = math.ceil(_few_updates/max(1, each))
-        more = (f'max_steps={_few_updates}' if st.cfg.max_steps else
-                f'epochs={epochs} makes {epochs*each}, a smaller bs makes more')
-        yield f'{steps} updates are few, and little is learned: {more}'
+    if steps < _FEW_UPDATES:
+        yield (f"{_plural(steps, 'update', 'is/are')} few, and little is learned: "
+               f"{_more_updates(st.cfg, n)}")
     if n < _few_photos:
-        yield (f'{n} photos are soon known by heart: each is seen {steps/max(1, each):.3g} times; '
+        times = steps/max(1, each)
+        seen = _plural(round(times), 'time') if times >= 10 or times == 1 else f'{times:.2g} times'
+        yield (f"{_plural(n, 'photo', 'is/are')} soon known by heart: each is seen {seen}; "
                'watch the held-out score, and give more photos')
     yield from _say_boxes(st)
     side, size = st.photos.side, st.cfg.size
@@ -318,32 +332,42 @@ def _smaller(shown, share): # sizes are multiples of 16
 def _say_reading(st): # what was decided about the photos, and what was left out
     if st.cfg.window: yield f'black and white of photos of more than 8 bits: {st.cfg.window}'
     if st.photos.skipped:
-        yield f"{len(st.photos.skipped)} files were skipped: {st.run_dir/'skipped.jsonl'}"
+        yield (f"{_plural(len(st.photos.skipped), 'file', 'was/were')} skipped: "
+               f"{st.run_dir/'skipped.jsonl'}")
 
 # %% ../nbs/59_training.ipynb #b5900001
 def _say_length(st): # epochs are whole, updates are counted
-    n, epochs = st.total_steps, st.cfg.epochs
-    if not st.cfg.max_steps: return f'{epochs} epochs = {n} updates'
-    if n < epochs*st.steps_per_epoch:
-        return f'{n} updates = {n/st.steps_per_epoch:.3g} of {epochs} epochs (max_steps)'
-    return f'{epochs} epochs = {n} updates (max_steps={st.cfg.max_steps} is not reached)'
+    n, epochs = st.total_steps, _plural(st.cfg.epochs, 'epoch')
+    updates = _plural(n, 'update')
+    if not st.cfg.max_steps: return f'{epochs} = {updates}'
+    if n < st.cfg.epochs*st.steps_per_epoch:
+        return f'{updates} = {n/st.steps_per_epoch:.3g} of {epochs} (max_steps)'
+    return f'{epochs} = {updates} (max_steps={st.cfg.max_steps} is not reached)'
 
 def _say_kept(st): # what it will cost on the disk
     every = st.cfg.keep_every
     if not every: return []
     n = st.total_steps//st.steps_per_epoch//every
     size = sum(v.nbytes for net in st.nets for v in net.state_dict().values())
-    files = f"{n} file{'s'*(n != 1)} of {_megabytes(size)}"
-    return [f'weights kept every {every} epochs: {files}']
+    files = f"{_plural(n, 'file')} of {_megabytes(size)}"
+    often = 'every epoch' if every == 1 else f'every {every} epochs'
+    return [f'weights kept {often}: {files}']
 
 # %% ../nbs/59_training.ipynb #bb768f6f
 def _summary(run, st):
     took = duration(st.seconds)
     done = (f'done in {took}' if st.step >= st.total_steps
             else f'stopped at step {st.step} of {st.total_steps} after {took} '
-                 '(to go on, resume it)')
+                 f'({_say_how_to_go_on(run)})')
     return (f"{done}: {_say_result(run)}\n{_say_pictures(run)}\n{run.health()}\n"
             f"run folder: {run.dir}")
+
+def _say_how_to_go_on(run): # in Python, or in the shell that was asked
+    prog, again = _shell_command.get(), run.cfg.data in _given
+    if not prog:
+        return f"train_gan({'photos, '*again}run_dir={str(run.dir)!r}, resume=True) goes on"
+    if not prog.endswith('train'): return 'the same command goes on'
+    return f"{prog} {'PHOTOS '*again}--run-dir {shlex.quote(str(run.dir))} --resume goes on"
 
 def _say_result(run):
     if not run.metrics: return 'not evaluated yet'

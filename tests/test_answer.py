@@ -109,10 +109,71 @@ def test_an_interrupted_search_goes_on_where_it_was(monkeypatch, tmp_path, toy):
     assert found(got) == found(want)
 
 
-def test_without_time_one_step_and_a_word_on_the_rest(monkeypatch, tmp_path, toy):
+def test_without_time_nothing_is_begun_and_a_word_on_the_rest(monkeypatch, tmp_path, toy):
     c = Counted(monkeypatch)
-    a = does_it_help(Few(1), toy, out=tmp_path/'a.jsonl', **{**HOW, 'minutes': 0})
-    assert a.stopped == 'time' and c.calls == 6 and 'a linear layer, 3 labels a class (about' in a.left and 'cannot be said yet' in a.sentence
+    a = does_it_help(Few(1), toy, out=tmp_path/'a.jsonl', **{**HOW, 'minutes': 1e-6})
+    assert a.stopped == 'time' and c.calls == 0 and 'nearest neighbours, 3 labels a class (about' in a.left and a.sentence == 'Nothing was finished.'
+    for minutes in (0, -1):
+        with pytest.raises(InputError, match='must be above 0'): does_it_help(Few(1), toy, out=tmp_path/'a.jsonl', **{**HOW, 'minutes': minutes})
+    assert c.calls == 0
+
+
+def clocked(monkeypatch, counted, seconds):
+    "A clock on which each run takes so many seconds, and nothing else takes any; runs are thought to take none."
+    from types import SimpleNamespace
+    from recon_nb import answer
+    clock = SimpleNamespace(monotonic=lambda: 1000. + seconds*counted.calls)
+    for m in (answer, experiments): monkeypatch.setattr(m, 'time', clock)
+    monkeypatch.setattr(answer, '_measure_speed', lambda *a, **k: 1e15)
+
+
+def test_a_step_that_takes_longer_than_thought_is_left_when_the_time_is_up(monkeypatch, tmp_path, toy):
+    whole = Counted(monkeypatch)
+    want, n = does_it_help(Few(1), toy, out=tmp_path/'whole.jsonl', **HOW), whole.calls
+    with monkeypatch.context() as m:
+        c = Counted(m)
+        clocked(m, c, 60)
+        a = does_it_help(Few(1), toy, out=tmp_path/'a.jsonl', **{**HOW, 'minutes': 2.5})
+        assert a.stopped == 'time' and c.calls == 3 and a.sentence == 'Nothing was finished.' and 'nearest neighbours' in a.left      # no pair is whole
+        b = does_it_help(Few(1), toy, out=tmp_path/'a.jsonl', **{**HOW, 'minutes': 2.5})
+        assert b.stopped == 'time' and c.calls == 6 and b.left.startswith('Not run: a linear layer') and len(b.table)
+    rest = Counted(monkeypatch)
+    got = does_it_help(Few(1), toy, out=tmp_path/'a.jsonl', **HOW)
+    assert rest.calls == n-6 and got.table.equals(want.table) and got.text == want.text
+
+
+def test_a_search_is_left_between_two_trainings(monkeypatch, tmp_path, toy):
+    how, trials = dict(HOW, seeds=1, recipe=dict(steps=2, epochs=1, bs=8)), []
+    real = experiments._Trials.__setitem__
+    def count(self, recipe, score):
+        trials.append(recipe)
+        if len(trials) == 3 and stop: self.until = -1.
+        real(self, recipe, score)
+    monkeypatch.setattr(experiments._Trials, '__setitem__', count)
+    stop = True
+    a = does_it_help(Few(1), toy, out=tmp_path/'a.jsonl', **how)
+    assert a.stopped == 'time' and len([r for r in read_jsonl(tmp_path/'a.jsonl') if r['kind'] == 'trial']) == 3
+    stop = False
+    b = does_it_help(Few(1), toy, out=tmp_path/'a.jsonl', **how)
+    assert b.stopped == '' and len(set(trials)) == len([r for r in read_jsonl(tmp_path/'a.jsonl') if r['kind'] == 'trial' and r['trial_of']['arm'] == 'Few'])
+
+
+@pytest.mark.parametrize('n, few', [(4, True), (29, True), (30, False)])
+def test_few_test_photos_are_said_and_no_interval_is_impossible(monkeypatch, tmp_path, n, few):
+    "0 of 4 right is not 0.0 [0.0, 0.0]: nothing was seen to vary, and little was seen."
+    import re
+    (x, y), (tx, ty) = draw_shapes(100, size=32), draw_shapes(240, size=32, seed=1)
+    keep, test = y < 2, np.flatnonzero(ty < 2)[:n]
+    small = LabelledSet('small', x[keep], y[keep], tx[test], ty[test], SHAPES[:2])
+    for better in (0., .5, 1.):
+        Counted(monkeypatch, better=better)
+        a = does_it_help(Few(1), small, out=tmp_path/f'{better}.jsonl', **HOW)
+        assert a.sentence.startswith(f'{n} test photos are too few to answer this: one photo is {100/n:.1f} points.') == few
+        shown = re.findall(r'([-+]?[\d.]+) \[([-+]?[\d.]+), ([-+]?[\d.]+)\]', f'{a.table.to_string()} {a.text}')
+        assert len(shown) > 10
+        for mean, low, high in shown:
+            least = -100 if mean[0] in '+-' else 0
+            assert least <= float(low) <= float(mean) <= float(high) <= 100 and float(low) < float(high), (better, mean, low, high)
 
 
 @pytest.mark.parametrize('better, says', [(.95, 'it helps'), (.5, 'no difference is shown'), (.05, 'it does harm')])
@@ -156,7 +217,7 @@ def test_photos_where_they_should_not_be_are_counted_and_named(monkeypatch, tmp_
     run = train_gan(str(tmp_path/'photos'), 'improved', size=32, width=4, epochs=1, run_dir=tmp_path/'mine', progress=False)
     Counted(monkeypatch)
     with pytest.warns(UserWarning, match='among those to learn from'):
-        a = does_it_help(run, str(tmp_path/'photos'), out=tmp_path/'a.jsonl', labels=5, seeds=1, minutes=0)
+        a = does_it_help(run, str(tmp_path/'photos'), out=tmp_path/'a.jsonl', labels=5, seeds=1, minutes=None)
     said = capsys.readouterr().out
     for notes in (said, '\n'.join(a.table.notes)):
         assert 'test photos are among those to learn from, such as' in notes and 'test photos were trained on, such as test: ' in notes and 'No label was used in that' in notes
@@ -178,13 +239,14 @@ def test_the_shell_says_its_cost_first_and_ends_in_a_sentence(monkeypatch, tmp_p
     run = train_gan(str(tmp_path/'photos/train'), 'improved', size=32, width=4, epochs=1, run_dir=tmp_path/'mine', progress=False)
     monkeypatch.chdir(tmp_path)
     call, counted = [str(run.dir), 'photos', '--labels', '5', '--seeds', '2', '--device', 'cpu'], Counted(monkeypatch)
-    assert cli.probe([*call, '--minutes', '0']) == 0
+    assert cli.probe([*call, '--minutes', '0']) == 2 and '--minutes 0; it must be above 0' in capsys.readouterr().err
+    assert cli.probe([*call, '--minutes', '1e-6']) == 0
     out = capsys.readouterr().out
-    first, last = out.index('fine-tuning, 5 labels a class: 4 runs and 2 searches'), out.index('nearest neighbours, 5 labels a class: about')
-    assert first < last and '0 min are allowed' in out and 'Not run: a linear layer' in out
+    assert '1e-06 min may be spent' in out and 'Not run: nearest neighbours' in out and counted.calls == 0
     assert cli.probe(call) == 0
     out = capsys.readouterr().out
-    assert 'of them are there' in out and 'Fine-tuned from mine instead of from scratch: ' in out and out.rstrip().endswith('One pretraining: its luck is not included.')
+    assert out.index('fine-tuning, 5 labels a class: 4 runs and 2 searches') < out.index('nearest neighbours, 5 labels a class: about')
+    assert 'Fine-tuned from mine instead of from scratch: ' in out and out.rstrip().endswith('One pretraining: its luck is not included.')
     kept, = tmp_path.glob('probe-photos-*.jsonl')
     assert counted.calls == len(read_jsonl(kept)) == 2*2*3 + 2 + 4
     assert all(json.loads(line)['test_pixels'] for line in kept.read_text().splitlines() if 'test_pixels' in line)

@@ -195,3 +195,11 @@ def test_recon_reconstruct_labels_its_rows_and_enlarges_by_whole_numbers(scale, 
     for i, row in enumerate(r.rows): assert all(np.array_equal(grid[i*34:i*34+32, j*34:j*34+32], p) for j, p in enumerate(row))
     labels = picture[:, :-w*k].min((1,2)) < 100                           # dark letters beside every row
     assert all(labels[i*34*k:(i*34+32)*k].any() for i in range(4))
+
+
+def test_numbers_are_short_unless_that_hides_a_difference_and_other_losses_are_said(runs):
+    from recon_nb.compare import _told
+    assert _told((1/3, 1.)) == ['0.333', '1'] and _told((2e-4, 1e-4)) == ['0.0002', '0.0001'] and _told(('a', 3)) == ['a', '3']
+    assert _told((.33333, .33334)) == ['0.33333', '0.33334']
+    said = lambda *names: [t.get_text() for part in compare_runs(*(runs[n] for n in names)).figure().subfigs for t in [part._suptitle] if t]
+    assert any('different losses' in t for t in said('one', 'edges')) and not any('different losses' in t for t in said('one', 'two'))

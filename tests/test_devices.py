@@ -116,3 +116,10 @@ def test_a_device_that_is_not_there(words, run_dir, tmp_path, monkeypatch):
 def test_one_process_where_several_were_asked_for(asked, said, recwarn):
     with mock.patch('recon_nb.devices._launched_as', lambda: asked.split()): make_accelerator()
     assert said == any('and started one' in str(w.message) for w in recwarn)
+
+
+@pytest.mark.parametrize('given, meant', [('gpu', 'cuda'), ('GPU', 'cuda'), ('cdua', 'cuda'), ('metal', 'mps'), ('tpu', None)])
+def test_a_device_by_another_name_is_told_its_own(given, meant):
+    from recon_nb.machine import check_device
+    with pytest.raises(InputError) as e: check_device(given)
+    assert (f'Did you mean {meant!r}?' in str(e.value)) if meant else 'Did you mean' not in str(e.value)

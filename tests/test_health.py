@@ -107,7 +107,7 @@ def test_few_updates(tmp_path, capsys):
     "Said before it begins and when it ends: twenty photos, the paper's batch, ten updates."
     run = train_gan(PHOTOS[:22], 'paper-sb', size=32, width=4, epochs=10, run_dir=tmp_path/'r')
     said = capsys.readouterr().out
-    assert '10 updates of 20 photos are too few' in said and '10 updates are few' in said and 'bs down (it is 20)' in said
+    assert '10 updates are too few to learn from 20 photos' in said and '10 updates are few' in said and said.count('epochs=300 makes 300') == 2
     assert [f.key for f in run.health().findings] == ['few'] and '! 10 updates' in said.splitlines()[-2]
     assert cli.health([str(run.dir)]) == 0 and '! 10 updates' in capsys.readouterr().out
 
@@ -129,6 +129,17 @@ def test_a_run_of_an_older_version(tmp_path, capsys):
     append_jsonl(tmp_path/'metrics.jsonl', *old)
     h = GANRun.load(tmp_path).health()
     assert set(h.unjudged) == {'alike', 'striped'} and 'did not measure' in str(h) and {f.key for f in h.findings} <= {'few', 'trivial', 'falling'}
+
+
+def test_one_held_out_photo_and_a_beginning_are_called_what_they_are(tmp_path):
+    "Of one photo nobody can say that outputs are alike, and after one update nobody can say anything."
+    stop = lambda st: setattr(st, 'stop', st.step == 1)
+    for n, bs, hooks in ((8, 4, ()), (60, 10, stop)):
+        run = train_gan(PHOTOS[:n], run_dir=tmp_path/str(n), size=32, width=4, bs=bs, epochs=200 if hooks else 2, hooks=hooks, progress=False)
+        said = str(run.health())
+        assert 'did not measure' not in said
+        if n == 8: assert run.metrics[-1]['n'] == 1 and 'alike is not judged: one held-out photo' in said
+        else: assert 'too early to say, at step 1 of 1,000' in said and 'nothing found' not in said and '(trivial is not judged: it was not evaluated yet)' in said
 
 
 def test_resumed_runs_judge_the_same(tmp_path):

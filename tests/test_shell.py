@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -103,6 +104,7 @@ def test_a_signal_saves_and_resume_ends_where_a_straight_run_ends(sig, tmp_path)
     p.send_signal(sig)
     out, err = p.communicate(timeout=60)
     assert p.returncode == 130 and 'Traceback' not in err, err
+    assert 'stopping after this update' in err and f"recon-train --run-dir {tmp_path/'a'} --resume goes on" in out
     steps = int(re.search(r'stopped at step (\d+)', out)[1])
     rows = [json.loads(line)['step'] for line in history.read_text().splitlines()]
     assert rows == list(range(1, steps+1))
@@ -337,3 +339,26 @@ def test_one_command_ends_as_the_others_do(tmp_path):
                        (['train', '--epoch', '3'], '(did you mean --epochs?)'), (['--verison'], '(did you mean --version?)'), (['zzz'], 'There are train, ')):
         rc, out, err = one(*argv, cwd=tmp_path)
         assert (rc, out) == (2, '') and says in err and err.count('\n') == 1, (argv, err)
+
+
+def test_what_is_said_arrives_when_it_is_said_also_through_a_pipe():
+    "A command that announces and then works until its standard input ends: the line is there before."
+    call = 'import sys\nfrom recon_nb.shell import _Parser,_run\ndef work(args):\n    print("about 3 h")\n    sys.stdin.read()\n    print("done")\nsys.exit(_run(_Parser("recon-toy"), work, []))'
+    p = subprocess.Popen([sys.executable, '-c', call], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    said = []
+    reader = threading.Thread(target=lambda: said.append(p.stdout.readline()), daemon=True)
+    reader.start(); reader.join(60)
+    assert said == ['about 3 h\n'] and p.poll() is None
+    p.stdin.close()
+    assert p.stdout.read() == 'done\n' and p.wait(60) == 0
+
+
+def test_every_command_says_things_at_once():
+    "All go through the one function that sees to it; the self-test flushes each line by itself."
+    import inspect
+    from importlib import import_module
+    from recon_nb.command import COMMANDS
+    for word, (place, _) in COMMANDS.items():
+        module, function = place.split(':')
+        source = inspect.getsource(getattr(import_module(f'recon_nb.{module}'), function))
+        assert '_run(' in source or source.count('flush=True') >= 2, word

@@ -196,3 +196,15 @@ def test_colab_leaves_out_marked_cells(monkeypatch):
     shell.run_cell(docs.COLAB.splitlines()[-1].strip())
     shell.run_cell('#| realdata\na = 1'); shell.run_cell('#| slow\nb = 1')
     assert 'a' not in shell.user_ns and shell.user_ns['b'] == 1
+
+
+def test_stages_in_prose_count_as_the_code_does():
+    "From 1: the third stage is `stage=3`."
+    import json, re
+    ordinals = dict(first=1, second=2, third=3, fourth=4)
+    pattern = re.compile(r'\b(first|second|third|fourth)\b[^.`]{0,80}\(?`stage=(\d)`')
+    assert pattern.search("the third of the encoder's four stages (`stage=2`)")
+    for path in sorted((ROOT/"nbs").rglob('*.ipynb')):
+        for cell in json.loads(path.read_text(encoding='utf-8'))['cells']:
+            if cell['cell_type'] != 'markdown': continue
+            for word, n in pattern.findall(''.join(cell['source'])): assert ordinals[word] == int(n), (path.name, word, n)

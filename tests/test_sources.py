@@ -178,6 +178,7 @@ def test_nothing_is_dropped_in_silence(home, tmp_path):
     with pytest.warns(UserWarning, match='3 of 15 photos are given twice'): assert len(load_photos([*by_number(home), *by_number(home)[:3]], **HOW)) == 12
     with pytest.raises(InputError, match='2 of 3 photos'): load_photos([PILS[0], io.BytesIO(b'no'), io.BytesIO(b'no')], **HOW)
 
+def listing(home, path): path.write_text(''.join(f'{p}\n' for p in by_number(home))); return path
 def touched(path):
     path.touch()
     return path
@@ -194,13 +195,16 @@ WRONG = {   # what is given -> (the line that would do it, how it is made)
     'a video': ('ffmpeg -i', lambda d, t: touched(t/'a.mp4')),
     'a file of numpy': ('np.load(', lambda d, t: touched(t/'a.npy')),
     'several arrays': ("['arr_0']", lambda d, t: touched(t/'a.npz')),
-    'a list in a text': ('.read_text().splitlines()', lambda d, t: touched(t/'a.txt')),
+    'a list in a text': ('.read_text().splitlines()', lambda d, t: listing(d, t/'a.txt')),
+    'a diary': ('Notizen.txt is no photo by its name', lambda d, t: touched(t/'Notizen.txt')),
+    'a text that names none': ('It is a text, and its first line names no photo.', lambda d, t: touched(t/'a.txt')),
     'a sheet': ('pd.read_excel(', lambda d, t: touched(t/'a.xlsx')),
     'JSON': ('pd.read_json(', lambda d, t: touched(t/'a.jsonl')),
     'HDF5': ('h5py.File(', lambda d, t: touched(t/'a.h5')),
     'a folder without photos': ('Photos end in', lambda d, t: t),
-    'floats': ('(255*x).round()', lambda d, t: SCENES/255),
-    'sixteen bits': ('(x*(255/4095)).round().astype(np.uint8)', lambda d, t: SCENES.astype(np.uint16)),
+    'floats': ('(255*x).round().astype(np.uint8); if', lambda d, t: SCENES/255),
+    'sixteen bits of a Dataset': ('(x*(255/4095)).round().astype(np.uint8)', lambda d, t: Scenes(lambda i: SCENES[i].astype(np.uint16))),
+    'an empty axis of sixteen bits': ('without an empty axis', lambda d, t: SCENES[:0].astype(np.uint16)),
     'ones and zeros': ('255*x.astype(np.uint8)', lambda d, t: SCENES > 127),
     'whole numbers': ('.clip(0, 255).astype(np.uint8)', lambda d, t: SCENES.astype(int)),
     'four layers': ('x[..., :3]', lambda d, t: np.zeros((12,24,24,4), np.uint8)),
@@ -230,6 +234,22 @@ def test_wrong_ones_get_the_line_that_would_do_it(home, tmp_path, what):
     line, make = WRONG[what]
     with pytest.raises(InputError) as e: load_photos(make(home, tmp_path), **HOW)
     assert line in str(e.value), str(e.value)
+
+@pytest.mark.parametrize('kind', ['grey', 'colors', 'first', 'list', 'big-endian'])
+def test_arrays_of_sixteen_bits_are_read_like_files_of_them(kind):
+    "One range for all: 12 bits are found and said; a window of one's own is kept."
+    deep = SCENES.astype(np.uint16)*16
+    if kind == 'grey': deep = deep[..., 1]
+    given = dict(first=deep.transpose(0, 3, 1, 2) if deep.ndim == 4 else None, list=[*deep]).get(kind, deep)
+    if kind == 'big-endian': given = deep.astype('>u2')
+    with pytest.warns(UserWarning, match='12 bit: 0 to 4095 -> 0 to 255.*window='): photos = load_photos(given, **HOW)
+    right = np.rint(deep.astype(float)*(255/4095)).astype(np.uint8)
+    if kind == 'grey': right = np.repeat(right[..., None], 3, -1)
+    assert (photos.cuts['i_r'] == right).all() and set(photos.window.values()) == {(0, 4095)}
+    own = load_photos(given, **HOW, window=(0, 4080))
+    assert (own.cuts['i_r'] == (SCENES if kind != 'grey' else np.repeat(SCENES[..., 1:2], 3, -1))).all()
+    assert (cut_photos(given, size=24, window=(0, 4080)) == own.cuts['i_r']).all()
+    assert (cut_photos(deep[0], size=24, window=(0, 4080)) == own.cuts['i_r'][:1]).all()
 
 def test_a_csv_without_a_header(home):
     (home/'bare.csv').write_text('even/00.png,even\nodd/01.png,odd\n' if (home/'even/00.png').exists() else 'odd/00.png,odd\n')
@@ -349,7 +369,10 @@ WRONG_LABELS = {
     'an array alone': ('(photos, labels)', lambda d, t: SCENES),
     'loose photos': ('pd.DataFrame(', lambda d, t: d/'even'),
     'train alone': ("/train'", lambda d, t: (tree(d, t/'s', ('train', 'train')))),
-    'a table without labels': ("table.rename(columns={'kind': 'label'})", lambda d, t: frame_of(d)[['image']]),
+    'a table without labels': ("table.rename(columns={'kind': 'label'})", lambda d, t: frame_of(d).rename(columns=dict(target='kind'))),
+    'a table of photos alone': ('add a column label', lambda d, t: frame_of(d)[['image']]),
+    'columns of other names': ("Its columns are datei, blume: the photos are in datei, and none is called label, class or target. If blume has them, table.rename(columns={'blume': 'label'}), and for datei better write path.",
+                               lambda d, t: frame_of(d).rename(columns=dict(image='datei', target='blume'))),
     'a Dataset without labels': ('(photo, label)', lambda d, t: Scenes(lambda i: PILS[i])),
     'fewer labels': ('12 photos and 11 labels', lambda d, t: (SCENES, Y[:11])),
     'a column for each class': ('y.argmax(1)', lambda d, t: (SCENES, np.eye(2)[Y])),
@@ -368,6 +391,45 @@ def test_wrong_labels_get_the_line_that_would_do_it(home, tmp_path, what):
     line, make = WRONG_LABELS[what]
     with pytest.raises(InputError) as e: load_labelled(make(home, tmp_path), size=24, progress=False)
     assert line in str(e.value), str(e.value)
+
+def in_a_shell(prog, call):
+    "What the caller of a command is told."
+    from recon_nb.core import _shell_command
+    token = _shell_command.set(prog)
+    try: return call()
+    finally: _shell_command.reset(token)
+
+def test_a_shell_is_answered_in_its_own_words(home, tmp_path, capsys):
+    frame_of(home).rename(columns=dict(image='datei', target='blume')).to_csv(tmp_path/'wrong.csv', index=False)
+    pd.DataFrame(dict(hoch=[3], breit=[4])).to_csv(tmp_path/'none.csv', index=False)
+    listing(home, tmp_path/'list of.txt')
+    for data, says in ((tmp_path/'wrong.csv', 'If blume has them, in the first line of the file write label for blume, and for datei better write path'),
+                       (tmp_path/'none.csv', 'Name it: in the first line of the file write path for hoch'),
+                       (tmp_path/'list of.txt', f"$(cat '{tmp_path}/list of.txt')"),
+                       (touched(tmp_path/'Notizen.txt'), 'It is a text, and its first line names no photo'),
+                       (touched(tmp_path/'a.npy'), 'In Python give: np.load('),
+                       (touched(tmp_path/'a.mp4'), 'Give instead: ffmpeg -i')):
+        with pytest.raises(InputError) as e: in_a_shell('recon-probe', lambda: load_labelled(str(data), size=24, progress=False))
+        assert says in str(e.value) and 'table.rename' not in str(e.value) and 'read_text' not in str(e.value), str(e.value)
+    assert cli.train([str(tmp_path/'wrong.csv'), '--preset', 'quik', '--quiet']) == 2 and 'quick' in capsys.readouterr().err
+
+def test_a_misspelt_folder_gets_its_neighbours_name(home, tmp_path, monkeypatch):
+    tree(home, tmp_path/'Meine Fotos')
+    monkeypatch.chdir(tmp_path)
+    for call in (load_photos, load_labelled):
+        with pytest.raises(InputError, match="Did you mean 'Meine Fotos'\\?"): call('Meine Foto', size=24, **({} if call is load_labelled else dict(cuts={'i_r': 1.})))
+    with pytest.raises(InputError, match="Did you mean '.*Meine Fotos'"): list_photos(tmp_path/'Meine_Fotos')
+    with pytest.raises(InputError) as e: load_photos('qwertz', **HOW)
+    assert 'Did you mean' not in str(e.value) and 'Accepted: ' in str(e.value)
+    with pytest.raises(InputError, match="Did you mean 'shapes'"): load_photos('shape', **HOW)
+
+def test_missing_photos_of_a_table_are_named_and_counted(home, tmp_path):
+    frame = frame_of(home)
+    frame.loc[0, 'image'] = 'gibtsnicht.jpg'
+    for prog, more in (('', '`photos.skipped`'), ('recon-train', "skipped.jsonl in a run's folder"), ('recon-probe', '')):
+        with pytest.warns(UserWarning, match='skipped 1 of 12 photos: .*gibtsnicht.jpg .*11 photos go on') as w: in_a_shell(prog, lambda: load_photos(frame, **HOW))
+        said, = (str(x.message) for x in w if 'skipped 1' in str(x.message))
+        assert more in said and ('The whole list' in said) == bool(more)
 
 def test_a_split_without_effect_is_refused(home, tmp_path):
     with pytest.raises(InputError, match='has no effect'): load_labelled(home/'split.csv', size=24, split=.3, progress=False)

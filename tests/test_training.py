@@ -245,6 +245,55 @@ def test_signal_handlers_are_put_back(monkeypatch):
     assert {*set_to} == {signal.SIGINT} and {s: find(s) for s in before} == before
 
 
+def test_an_interrupt_is_answered_at_once_and_says_what_a_second_one_loses(tmp_path, capsys):
+    "An update may take minutes: the line is there before it ends."
+    heard = []
+    def interrupt(st):
+        if st.event == 'step' and st.step == 3:
+            signal.raise_signal(signal.SIGINT)
+            heard.append(capsys.readouterr().err)
+    st = fit(toy_state(run_dir=tmp_path/'a'), [interrupt], progress=False)
+    assert heard == ['stopping after this update (Ctrl-C again stops at once, without saving: the last checkpoint is 3 steps back)\n'] and st.saved == st.step == 3
+    heard.clear()
+    fit(toy_state(), [interrupt], progress=False)
+    assert heard == ['stopping after this update (Ctrl-C again stops at once)\n']           # nothing is kept anyway
+    def end(st):
+        if st.event == 'step' and st.step == 1:
+            signal.raise_signal(signal.SIGTERM)
+            heard.append(capsys.readouterr().err)
+    heard.clear()
+    fit(toy_state(run_dir=tmp_path/'b'), [end], progress=False)
+    assert heard == ['stopping after this update\n']
+
+
+def test_a_stopped_run_says_how_to_go_on_and_when_it_was_measured(tmp_path, capsys):
+    from recon_nb.core import _shell_command
+    x = draw_shapes(60, size=32)[0]
+    def stop_at(n): return lambda st: setattr(st, 'stop', st.stop or st.step == n)
+    run = train_gan(x, run_dir=tmp_path/'my run', size=32, width=4, bs=16, epochs=50, hooks=stop_at(5))
+    out = capsys.readouterr().out
+    assert f"(train_gan(photos, run_dir={str(tmp_path/'my run')!r}, resume=True) goes on)" in out
+    assert run.say_score().endswith(' (at step 3)') and '(at step 3)' in repr(run) and '(at step 3)' in out      # three steps are an epoch
+    for prog, line in (('recon-train', f"(recon-train PHOTOS --run-dir '{tmp_path}/my run' --resume goes on)"), ('recon-table', '(the same command goes on)')):
+        token = _shell_command.set(prog)
+        train_gan(x, run_dir=tmp_path/'my run', resume=True, hooks=stop_at(run.step+1))
+        _shell_command.reset(token)
+        assert line in capsys.readouterr().out
+        run = GANRun.load(run.dir)
+    done = train_gan(x, run_dir=tmp_path/'done', size=32, width=4, bs=16, epochs=1, progress=False)
+    assert 'at step' not in done.say_score()
+
+
+def test_a_long_trial_of_the_cost_is_said(tmp_path, capsys, monkeypatch):
+    import time
+    from recon_nb import training
+    slow = training.estimate_cost
+    monkeypatch.setattr(training, 'estimate_cost', lambda st: time.sleep(3) or slow(st))
+    train_gan(draw_shapes(60, size=32)[0], run_dir=tmp_path/'a', size=32, width=4, bs=16, epochs=1)
+    out = capsys.readouterr().out
+    assert out.index('trying a few steps') < out.index('54 photos to train') and '1 epoch = 3 updates' in out and 'each is seen 1 time;' in out
+
+
 def test_an_announcement_says_who_sits_out_and_what_is_seen(tmp_path, capsys):
     x = draw_shapes(60, size=32)[0]                                              # 54 to train
     for preset, bs, says in (('quick', 16, '6 of 54 photos sit out of each epoch, others each time; 10% of a picture is seen'),
