@@ -394,7 +394,8 @@ def _command(work, target):
         return f"train_gan(photos, 'improved', {', '.join(f'{k}={v!r}' for k,v in said.items())})"
     def option(k, v):
         name = k.replace('_', '-')
-        return f"--{'' if v else 'no-'}{name}" if isinstance(v, bool) else f'--{name} {v}'
+        if isinstance(v, bool): return f'--{name}' if v else f'--no-{name}'
+        return f'--{name} {v}'
     return ' '.join(['recon-train', *(shlex.quote(str(p)) for p in paths), '--preset improved',
                      *(option(k, v) for k,v in said.items())])
 

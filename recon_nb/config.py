@@ -125,7 +125,8 @@ class GANConfig:
 
 # %% ../nbs/02_config.ipynb #73eebb0b
 _FIELD_GROUPS = dict(
-    data=('preset','data','valid','window','flip','scale','ratio','store','crop','light','negative'),
+    data=('preset','data','valid','window','flip','scale','ratio','store','crop',
+        'light','negative'),
     task=('size','visible','view','mask','target','teacher','init'),
     networks=('encoder','stem','width','between','dropout','decoder','width_dec','std_last'),
     adversary=('adv','lambda_adv','scale_bias','norm_d','width_d','lambda_gp','clip_d',

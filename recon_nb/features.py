@@ -147,6 +147,7 @@ def _encode_to_file(
 
 _memory, _most = OrderedDict(), 1.5e9 # bytes of features to remember
 
+# %% ../nbs/64_features.ipynb #550d640c
 def _hash_weights(
     h, # from hashlib
     net:nn.Module, # a network

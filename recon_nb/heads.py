@@ -130,6 +130,7 @@ def fit_linear(
     opt.step(loss)
     return Linear(mean, scale, w.float(), l2)
 
+# %% ../nbs/66_heads.ipynb #80179aac
 def _standardise(f): # (standardised features, their means, one over their standard deviations)
     mean = f.mean(0)
     x = torch.sub(f, mean, out=_beside(f))

@@ -65,6 +65,7 @@ def measure_outputs(
     return {k: v for k,v in found.items() if v is not None}
 
 # %% ../nbs/47_health.ipynb #ca2bd4b4
+# long: one class
 class Trail:
     "A run's losses as means of at most 128 blocks of equal length, whatever the run's length."
     most = 128

@@ -110,6 +110,7 @@ def _read_many(text): # whole lines, with their ends -> `Rows`; None if they are
         tables.append(table.set_axis(at) if at else table)
     return _join(tables)
 
+# %% ../nbs/39_records.ipynb #b060000c
 def _join(tables): # by the places of their rows
     import pandas as pd
     whole = {k for t in tables for k in t if all(t[k].dtype.kind == 'i' for t in tables if k in t)}

@@ -50,6 +50,7 @@ def _is_dir(e): # an entry of `os.scandir`
     try: return e.is_dir()
     except OSError: return False # a link that leads in circles
 
+# %% ../nbs/09_sources.ipynb #6e67048c
 def _walk(root):
     """The files below `root`, hidden ones left out: relative paths, and the entries of
     `os.scandir`. A folder that can't be read has a slash behind it, and no entry."""
@@ -74,6 +75,7 @@ def _walk(root):
         todo.extendleft(b for b,away in zip(below[::-1], linked[::-1]) if not away)
         todo.extend(b for b,away in zip(below, linked) if away)
 
+# %% ../nbs/09_sources.ipynb #6e67048d
 def _suffix(name): # '.jpg' of 'a/b.JPG'; millions are asked, and a `Path` of each takes seconds
     return name[name.rfind('.'):].lower()
 

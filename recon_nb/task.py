@@ -98,6 +98,7 @@ def _sample_encoder(
     "An encoder as a run will have it, for its shape; nobody's random numbers are touched."
     with fork_random(): return _check_attributes(_encoder_of(cfg))
 
+# %% ../nbs/44_task.ipynb #f5144f3c
 def _fit_target(
     target:Target, # told about the encoder, if it wants to know
     cfg:GANConfig, # names the encoder

@@ -294,6 +294,7 @@ def _say_precision(st): # as a saving it may be a loss
 
 _few_photos = 1000
 
+# %% ../nbs/59_training.ipynb #75ac112c
 def _say_small(st): # what will make a result poor, and what to do about it
     n, steps, each = len(st.train), st.total_steps, st.steps_per_epoch
     if steps < _FEW_UPDATES:
@@ -313,6 +314,7 @@ def _say_small(st): # what will make a result poor, and what to do about it
             yield (f'enlarged: {part} of photos of {side} px is {shown} px, shown at {size}, and '
                    f'blurred: give larger photos{_smaller(shown, share)}')
 
+# %% ../nbs/59_training.ipynb #75ac112d
 def _say_boxes(st): # that are enlarged
     c, side, least = st.cfg, st.photos.side or math.inf, min(st.task.cuts.values())
     if c.store > side:
