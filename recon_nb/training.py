@@ -294,7 +294,7 @@ def _say_precision(st): # as a saving it may be a loss
 
 _few_photos = 1000
 
-# %% ../nbs/59_training.ipynb #75ac112c
+# %% ../nbs/59_training.ipynb #ea2ea073
 def _say_small(st): # what will make a result poor, and what to do about it
     n, steps, each = len(st.train), st.total_steps, st.steps_per_epoch
     if steps < _FEW_UPDATES:
