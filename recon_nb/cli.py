@@ -428,6 +428,7 @@ def probe(
     return _run(_probe_parser(), _probe, argv)
 
 # %% ../nbs/90_cli.ipynb #370520dc
+# long: an option a line
 def _table_parser():
     p = _Parser('recon-table', allow_abbrev=False,
         description='The table of an experiment: pretraining, probes, numbers. '

@@ -116,6 +116,7 @@ _GAMES = {
     'improved-gan': 'improved-gan'}
 
 # %% ../nbs/79_protocols.ipynb #7958b06a
+# long: a field a line
 PROTOCOLS |= {p.name: p for p in [
     Protocol('ablations', width=32, sizes=dict(cifar10=32), photos='own', bs=128,
         fields=dict(epochs=4, valid=0.02, precision='bf16'), like='improved',

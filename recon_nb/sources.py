@@ -99,7 +99,8 @@ def _instead(path):
     if Path(path).suffix.lower() in ('.txt', '.lst'):
         if not _lists_photos(path): return 'It is a text, and its first line names no photo'
         return 'Give instead: ' + _by_caller(_help_with(path), f'$(cat {shlex.quote(str(path))})')
-    if not (line := _help_with(path)):
+    line = _help_with(path)
+    if not line:
         return f"Give instead a jpg or png of it: magick {shlex.quote(str(path))} photo.png"
     plain = any(line.startswith(w) for w in ('7z', 'ffmpeg')) # of the shell anyway
     return (f"{'Give instead' if plain else _by_caller('Give instead', 'In Python give')}: {line}")
