@@ -398,7 +398,8 @@ def _drop_single(part, single, test):
     if not single: return part, test
     keep = [i for i,y in enumerate(part.labels) if y not in single]
     named = ', '.join(sorted(single)[:5]) + (', ...' if len(single) > 5 else '')
-    some = f"{len(single)} of {len(set(part.labels))} classes have one photo only ({named})"
+    have = 'has' if len(single) == 1 else 'have'
+    some = f"{len(single)} of {len(set(part.labels))} classes {have} one photo only ({named})"
     if len(set(part.labels)) - len(single) < 2:
         raise InputError(f"{part.name}: {some}, so that no test part can be made. Give more photos "
                          "of each class, or parts of your own: (train, test).")

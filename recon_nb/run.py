@@ -23,7 +23,7 @@ from torch import nn
 from .checkpoint import _kept_weights,load_tensors
 from .choices import check_choices
 from .config import GANConfig,config_from_dict
-from .core import InputError,read_jsonl
+from .core import InputError,_near_path,read_jsonl
 from .machine import check_device,fork_random
 from .evaluation import generate
 from .encoder import _encoder_choices,stage_index
@@ -63,7 +63,7 @@ def _weights_of(
     if epoch is not None and run.is_dir(): return _kept_at(run, epoch)
     path = run/'weights.safetensors'
     if not run.is_dir():
-        raise InputError(f"there is no folder {run}; give the folder of a run.")
+        raise InputError(f"there is no folder {run}; give the folder of a run.{_near_path(run)}")
     if not path.exists():
         raise InputError(f"{run} holds no weights.safetensors: it is not the folder of a run, "
                          "or the run was stopped before its first checkpoint.")

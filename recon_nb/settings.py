@@ -12,7 +12,7 @@ import json,re
 from dataclasses import asdict
 from pathlib import Path
 from .config import GANConfig,config_from_dict,get_preset,with_overrides
-from .core import InputError
+from .core import InputError,_near_path
 from .decoding import Ranges
 
 # %% ../nbs/48_settings.ipynb #273995aa
@@ -74,7 +74,8 @@ def _open_like(like, preset): # the folder of a run, or a run
         raise InputError(f"like= has the preset of that run: leave preset={preset!r} out.")
     if there is not None: return there, str(found)
     if not found.is_dir():
-        raise InputError(f"there is no folder {found}; like= takes the folder of a run.")
+        raise InputError(f"there is no folder {found}; like= takes the folder of a run."
+                         f"{_near_path(found)}")
     if not (found/'config.json').exists():
         raise InputError(f"{found} holds no config.json; like= takes the folder of a run.")
     return config_from_dict(json.loads((found/'config.json').read_text())), str(found)
@@ -89,7 +90,7 @@ def _same_window(kept, given): # whether a run's ranges are the one that is give
 def _resumed_config(run_dir, overrides, *, seed, preset):
     path = Path(run_dir).expanduser()/'config.json'
     if not path.parent.is_dir():
-        raise InputError(f"there is no folder {run_dir}: nothing to resume.")
+        raise InputError(f"there is no folder {run_dir}: nothing to resume.{_near_path(run_dir)}")
     if not path.exists():
         raise InputError(f"{run_dir} holds no config.json: there is nothing to resume.")
     cfg = config_from_dict(json.loads(path.read_text()))

@@ -355,7 +355,7 @@ def test_labels_of_all_sorts():
     assert len(s.train_y) + len(s.test_y) == 10
 
 def test_a_class_with_one_photo_is_named():
-    with pytest.warns(UserWarning, match='1 of 3 classes have one photo only \\(2\\): left out'): s = load_labelled((SCENES, [2, *Y[1:]]), size=24, progress=False)
+    with pytest.warns(UserWarning, match='1 of 3 classes has one photo only \\(2\\): left out'): s = load_labelled((SCENES, [2, *Y[1:]]), size=24, progress=False)
     assert s.classes == ('0', '1') and len(s.train_y)+len(s.test_y) == 11
 
 def test_doubles_and_two_labels_are_named():

@@ -332,3 +332,10 @@ def test_a_batch_in_parts_is_the_batch_in_bf16_too():
         return torch.cat([p.grad.flatten() for net in st.nets for p in net.parameters() if p.grad is not None])
     one, parts, other = gradient(), gradient(accumulate=4), gradient(seed=1)
     assert (one-parts).norm() < .02*one.norm() < .2*(one-other).norm()
+
+
+def test_a_misspelt_run_gets_its_neighbours_name(tmp_path, monkeypatch):
+    save(toy_state(run_dir=tmp_path/'runs'/'quick-001'))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"there is no folder runs/quick001; give the folder of a run. Did you mean 'runs/quick-001'\?"): GANRun.load('runs/quick001')
+    with pytest.raises(InputError, match=r'give the folder of a run\.$'): GANRun.load('nowhere/at-all')
