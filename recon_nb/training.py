@@ -246,7 +246,7 @@ def _write_info(st, info):
 # %% ../nbs/59_training.ipynb #9f05a751
 @contextmanager
 def _say_if_it_takes_long(words, seconds=2.):
-    timer = Timer(seconds, print, [words], dict(flush=True))
+    timer = Timer(seconds, print, [words], dict(file=sys.stderr, flush=True)) # no result
     timer.daemon = True
     timer.start()
     try: yield

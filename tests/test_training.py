@@ -287,11 +287,16 @@ def test_a_stopped_run_says_how_to_go_on_and_when_it_was_measured(tmp_path, caps
 def test_a_long_trial_of_the_cost_is_said(tmp_path, capsys, monkeypatch):
     import time
     from recon_nb import training
-    slow = training.estimate_cost
-    monkeypatch.setattr(training, 'estimate_cost', lambda st: time.sleep(3) or slow(st))
+    real, heard = training.estimate_cost, []
+    def slow(st):
+        time.sleep(3)
+        heard.append(capsys.readouterr())
+        return real(st)
+    monkeypatch.setattr(training, 'estimate_cost', slow)
     train_gan(draw_shapes(60, size=32)[0], run_dir=tmp_path/'a', size=32, width=4, bs=16, epochs=1)
+    assert 'trying a few steps' in heard[0].err and heard[0].out == ''      # before the announcement, and no part of what a script reads
     out = capsys.readouterr().out
-    assert out.index('trying a few steps') < out.index('54 photos to train') and '1 epoch = 3 updates' in out and 'each is seen 1 time;' in out
+    assert '1 epoch = 3 updates' in out and 'each is seen 1 time;' in out
 
 
 def test_an_announcement_says_who_sits_out_and_what_is_seen(tmp_path, capsys):
