@@ -8,7 +8,7 @@ Docs: https://recon-nb.github.io/recon_nb/training.html.md"""
 __all__ = ['train_gan']
 
 # %% ../nbs/59_training.ipynb #79ae6dea
-import json,math,os,shlex
+import json,math,os,shlex,sys
 from contextlib import contextmanager
 from dataclasses import replace
 from threading import Timer
