@@ -60,7 +60,7 @@ def cut_boxes(
     boxes:Float[Tensor, 'b 4'], # top, left, height, width, as shares of the sides
     *,
     size:int, # side of the result in pixels
-)->Images: # `b c size size`
+)->Float[Tensor, 'b c h2 w2']: # `h2 = w2 = size`
     "A box of each picture, resized with Pillow's antialiased bicubic filter."
     (top, left, high, wide), (h, w) = boxes.float().unbind(1), x.shape[2:]
     rows = _weights(top*h, high*h, n=h, size=size)

@@ -73,10 +73,11 @@ def _impossible_view(p): # yields the same, of view and mask
     if view.needs_window and mask.window is None:
         yield (f"view {c.view!r} shows the window in the centre, and mask {c.mask!r} hides other "
             "places: choose mask='centre', or view='canvas'.")
-    if min(c.crop, c.scale) < 1 and len(view.cuts) > 1 and not c.store:
+    boxes = min(c.crop, c.scale) < 1 or c.ratio > 1
+    if boxes and len(view.cuts) > 1 and not c.store:
         enough = math.ceil(c.size/min(view.cuts.values()))
-        yield (f"scale={min(c.crop, c.scale):g} and view {c.view!r}: what is seen and what is "
-            "asked for are kept apart there, and would not fit any more. Choose "
+        yield (f"scale={min(c.crop, c.scale):g}, ratio={c.ratio:.3g} and view {c.view!r}: what is "
+            "seen and what is asked for are kept apart there, and would not fit any more. Choose "
             f"store={enough}, to cut both from one square, or view='canvas'.")
     if 0 < c.store < c.size:
         yield (f"store={c.store} is less than size={c.size}: photos would be enlarged. Choose "
