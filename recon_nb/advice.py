@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from .answer import _choose_labels
-from .augmentation import mirror,random_crop
+from .augmentation import cut_boxes,mirror,random_boxes
 from .batches import _choose_evenly
 from .choices import check_choices
 from .classification import _last_stages
@@ -64,10 +64,10 @@ def _features(c, seed, x, device): # as neighbours see them, and as a linear lay
 def _views(x, flip, seed):
     "A crop of each photo, mirrored or not; three times, others each time."
     for draw in range(_VIEWS):
-        u = sample_uniform(seed, draw, np.arange(len(x)), stream='views', k=4)
+        u = sample_uniform(seed, draw, np.arange(len(x)), stream='views', k=5)
         u = torch.from_numpy(u).float()
-        v = random_crop(to_model(x), u[:,:3], least=.3)
-        yield to_pixels(mirror(v, u[:,3:]) if flip else v)
+        v = cut_boxes(to_model(x), random_boxes(u[:,:4], scale=.3), size=x.shape[1])
+        yield to_pixels(mirror(v, u[:,4:]) if flip else v)
 
 def _spread(f):
     "Participation ratio: in how many directions features vary, as if in each equally."

@@ -80,7 +80,9 @@ class Mask:
         raise InputError(f"mask {type(self).__name__} does not say what it hides: "
             "give it a `__call__` (see how_to/add_a_mask), or `draw` and `expand`.")
 
-    def expand(self, drawn:Tensor)->Hidden: raise NotImplementedError # there where `drawn` is
+    def expand(self, drawn:Tensor)->Hidden: # there where `drawn` is
+        raise InputError(f"mask {type(self).__name__} draws numbers and does not say what they "
+            "hide: give it `expand`, too, or a `__call__` instead of both (see how_to/add_a_mask).")
 
 # %% ../nbs/20_masks.ipynb #9d01aac4
 class _Constant:
