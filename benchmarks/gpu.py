@@ -41,7 +41,7 @@ from recon_nb.cost import count_flops
 from recon_nb.run import GANRun
 from recon_nb.selftest import CHECKS, run_checks
 from recon_nb.shapes import draw_shapes
-from recon_nb.batches import batch_index, fetch
+from recon_nb.batches import batch_index, fetch, prefetch_batches
 from recon_nb.state import make_state
 from recon_nb.steps import set_lr, train_step
 from recon_nb.task import Sample, make_task
@@ -154,12 +154,28 @@ def list_checks(s):
     for name in CHECKS:
         if s.toy and name not in TOY_CHECKS: continue
         yield Item(name, 1 if s.toy else slow.get(name, 6), {}, partial(run_check, s, name))
+    if s.device == 'cuda': yield Item('never waits', 10, {}, partial(check_waits, s))
 
 
 def run_check(s, name):
     "A check: ok, failed, or not to be had here."
     found, = run_checks(s.device, [name])
     return dict(status=found.status, says=found.says)
+
+
+def check_waits(s, presets=('paper-sb', 'wgan-gp', 'improved-gan', 'improved')):
+    "PyTorch raises if a step, or the making of its batch, reads the device before it is asked to."
+    for preset in presets:
+        st = open_state(s, get_preset(preset, size=32, width=8, bs=16, epochs=2))
+        try:
+            with prefetch_batches(st) as batches:
+                for batch in batches:
+                    set_lr(st)
+                    train_step(st, batch)
+                    st.step += 1
+                    torch.cuda.set_sync_debug_mode('error')    # the first sends what all need
+        finally: torch.cuda.set_sync_debug_mode('default')
+    return dict(says=f"{', '.join(presets)}: no step reads the device", n=len(presets))
 
 
 # Stage 2: how fast?
@@ -242,10 +258,12 @@ def open_state(s, cfg):
     return make_state(cfg, photos, train, valid, acc=open_accelerator(s, cfg.precision))
 
 
-def step_like_fit(st):
-    "One round of the loop in `trainer.fit`, its look at the losses included."
+def step_like_fit(st, batches=None):
+    """One round of the loop in `trainer.fit`, its look at the losses included; with `batches` made
+    ahead, as there, or each made when it is needed."""
     set_lr(st)
-    losses = train_step(st, fetch(st, batch_index(st), epoch=st.epoch, augment=True))
+    batch = next(batches) if batches else fetch(st, batch_index(st), epoch=st.epoch, augment=True)
+    losses = train_step(st, batch)
     st.step += 1
     st.pending.append((st.step, losses))
     if len(st.pending) >= 20:                  # numbers, so it waits for the device
@@ -290,7 +308,7 @@ def time_product(s, precision):
 
 def time_training(s, *, tf32, benchmark, channels_last, **config):
     "A training step: with the batch on the device, with `fetch` in the loop, beside a product."
-    cfg = get_preset(**{'name' if k == 'preset' else k: v for k, v in config.items()})
+    cfg = get_preset(**{'name' if k == 'preset' else k: v for k, v in config.items()}, epochs=1000)
     flops = count_once(replace(cfg, bs=8, precision='no', compile=False))
     with torch_flags(tf32=tf32, benchmark=benchmark):
         if s.device == 'cuda': torch.cuda.reset_peak_memory_stats()
@@ -302,22 +320,25 @@ def time_training(s, *, tf32, benchmark, channels_last, **config):
         losses = {k: v.item() for k, v in train_step(st, batch).items()}
         seconds, n = time_steps(s, lambda: train_step(st, batch))
         peak = torch.cuda.max_memory_allocated()/2**30 if s.device == 'cuda' else None
-        whole = busy = None                    # `fetch` makes channels-last batches only
+        whole = ahead = busy = None            # `fetch` makes channels-last batches only
         if channels_last:
             whole = time_steps(s, lambda: step_like_fit(st))[0]
-            busy = profile_busy(s, lambda: step_like_fit(st))
+            with prefetch_batches(st) as batches:
+                ahead = time_steps(s, lambda: step_like_fit(st, batches))[0]
+                busy = profile_busy(s, lambda: step_like_fit(st, batches))
         product = time_product(s, cfg.precision)
     if cfg.compile: torch._dynamo.reset()
     rate, share = cfg.bs/seconds, flops*cfg.bs/seconds/product
-    waits = None if busy is None else max(0., 1-busy/whole)
+    waits, waited = (None if busy is None else max(0., 1-busy/t) for t in (ahead, whole))
     says = f'{rate:,.0f} images/s'
-    if whole: says += f', {cfg.bs/whole:,.0f} with fetch'
+    if whole: says += f', {cfg.bs/whole:,.0f} with fetch, {cfg.bs/ahead:,.0f} made ahead'
     says += f'; {share:.0%} of a matrix product'
     if peak: says += f'; {peak:.1f} GiB'
     if waits is not None: says += f'; the device waits {waits:.0%} of the time'
     return dict(says=says, n=n, images_per_s=rate, images_per_s_with_fetch=whole and cfg.bs/whole,
                 flops_per_image=flops, product_flops_per_s=product, share_of_product=share,
-                waits_for_host=waits, peak_gib=peak, losses=losses)
+                images_per_s_ahead=ahead and cfg.bs/ahead, waits_for_host=waits,
+                waits_for_host_with_fetch=waited, peak_gib=peak, losses=losses)
 
 
 def open_probe(size, width, n):

@@ -21,7 +21,7 @@ from .core import InputError,check_name,sample_uniform
 from .detector import _BoxHead,_ask,_grid_side,_shrink,decode_boxes,detection_loss
 from .features import frozen,_in_batches,_stage_sides
 from .finetune import Recipe,_choose_lr,train_model
-from .machine import check_device,fork_random
+from .machine import check_device,fork_random,_place_network
 from .pixels import Photo8,_as_bytes
 from .probing import Finding,ProbeResult,ProbeTask,_fit_finite,_pack_shares,run_probe
 from .segmentation import Segmentation,_Given,_Standard,encode_places
@@ -67,7 +67,7 @@ def _fit_all(enc, head, photos, boxes, r, remember, ask, how):
         theta, moved = _move_boxes([boxes[k] for k in i], u, size=photos.shape[1],
                                    flip=r.flip, shift=r.shift)
         return (_as_bytes(photos[i]), theta), ask(moved)
-    model = _Detector(enc, head).to(how['device'], memory_format=torch.channels_last)
+    model = _place_network(_Detector(enc, head), how['device'])
     return train_model(model, batch, r, ready=lambda x: _enlarge_windows(*x), **how)
 
 class _Way(NamedTuple):

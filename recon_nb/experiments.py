@@ -20,7 +20,7 @@ from filelock import FileLock,Timeout
 from .classification import FROZEN,MODES,Classification,probe
 from .contenders import Contender,as_contender,fingerprint
 from .core import InputError,append_jsonl,check_name,describe_machine,read_jsonl,duration
-from .machine import check_device
+from .machine import check_device,_place_network
 from .features import count_macs
 from .finetune import Recipe
 from .labelled import development_images,label_subset,load_labelled
@@ -408,7 +408,7 @@ def _measure_speed(
 )->float: # multiply-adds a second, in training
     "How fast this machine trains an encoder: the better of three steps."
     device = check_device(device)
-    model = net.build(0).to(device, memory_format=torch.channels_last).train()
+    model = _place_network(net.build(0), device).train()
     x, ticks = torch.randn(bs, 3, net.size, net.size, device=device).contiguous(
         memory_format=torch.channels_last), []
     for _ in range(4):

@@ -18,7 +18,7 @@ from jaxtyping import Float,Int64,UInt8
 from torch import Tensor,nn
 from .core import InputError,check_name,epoch_order,sample_uniform
 from .features import _as_input,frozen,_in_batches
-from .machine import check_device,fork_random,prefetch
+from .machine import check_device,fork_random,_place_network,prefetch
 from .pixels import Photo8,_as_bytes
 
 # %% ../nbs/67_finetune.ipynb #47dd745f
@@ -278,10 +278,9 @@ def finetune(
         return _augmented(photos[i], r, u=u), target[i]
     with fork_random(device):
         torch.manual_seed(seed)
-        model = _Classifier(enc, classes, mode=r.mode, size=photos.shape[1]).to(
-            device, memory_format=torch.channels_last)
-        return train_model(model, batch, r, n=len(y), seed=seed, ready=_as_input, device=device,
-                           watch=watch, tick=tick)
+        model = _Classifier(enc, classes, mode=r.mode, size=photos.shape[1])
+        return train_model(_place_network(model, device), batch, r, n=len(y), seed=seed,
+                           ready=_as_input, device=device, watch=watch, tick=tick)
 
 # %% ../nbs/67_finetune.ipynb #a02127b4
 @torch.no_grad()

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
 import torch
-from torch import Tensor
+from torch import Tensor,nn
 from torch.utils._pytree import tree_map_only
 from .core import InputError,_nearest
 
@@ -44,6 +44,29 @@ def check_device(
         raise InputError(f"device={str(device)!r} is not there.{hint} "
             f"PyTorch {torch.__version__} finds {', '.join(there)}. "
             "`recon-selftest` says more.") from None
+
+# %% ../nbs/05_machine.ipynb #05aeadc2
+def _at_once(): # channels that this processor's convolutions handle together
+    name = torch.backends.cpu.get_cpu_capability()
+    return next((n for k,n in dict(AVX512=16, AVX2=8).items() if name.startswith(k)), 0)
+
+def _place_network(
+    net:nn.Module, # to be trained
+    device, # cpu, cuda, mps, or a `torch.device`
+)->nn.Module: # `net`
+    """A network on its device, its weights channels last.
+    Raises `InputError` for a layer whose gradient this CPU gets wrong."""
+    if torch.device(device).type == 'cpu':
+        for name,m in net.named_modules():
+            if (isinstance(m, nn.Conv2d) and m.groups == 1 and m.kernel_size == (1,1)
+                and max(m.stride) > 1 and m.in_channels < (least := _at_once())):
+                raise InputError(
+                    f"{type(net).__name__}: the layer {name} (1 x 1, stride {m.stride[0]}, "
+                    f"{m.in_channels} channels in) can't be trained on this CPU: PyTorch's "
+                    "library for it writes past its memory (oneDNN, issue 6035). "
+                    f"Give it {least} channels or more; or leave out every second place before "
+                    "it, x[..., ::2, ::2], and take stride 1.")
+    return net.to(device, memory_format=torch.channels_last)
 
 # %% ../nbs/05_machine.ipynb #b2c4b92a
 @contextmanager

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from .core import InputError,check_name,sample_uniform
 from .features import _as_input,encode,frozen,_in_batches,_stage_sides
 from .finetune import Recipe,augment,_augmented,_choose_lr,train_model
-from .machine import check_device,fork_random
+from .machine import check_device,fork_random,_place_network
 from .pixels import Photo8
 from .probing import Finding,ProbeResult,ProbeTask,_fit_finite,_pack_shares,run_probe
 from .segmented import VOID,load_segmentation,paint_masks
@@ -147,7 +147,7 @@ def _fit_all(enc, head, photos, masks, r, remember, how):
         u = sample_uniform(how['seed'], step, i, stream='augment', k=3)
         moved = augment(masks[i], u, flip=r.flip, shift=r.shift)
         return _augmented(photos[i], r, u=u), _target(moved)
-    model = Segmenter(enc, head).to(how['device'], memory_format=torch.channels_last)
+    model = _place_network(Segmenter(enc, head), how['device'])
     return train_model(model, batch, r, ready=_as_input, **how)
 
 class _Way(NamedTuple):

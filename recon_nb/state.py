@@ -19,7 +19,7 @@ from torch import nn
 from .choices import check_choices
 from .config import GANConfig,get_preset
 from .devices import _check_accelerator,_check_share,make_accelerator,_prepare
-from .machine import fork_random
+from .machine import fork_random,_place_network
 from .discriminator import Discriminator
 from .encoder import check_encoder,_encoder_of
 from .generator import Generator
@@ -118,8 +118,7 @@ def make_state(
         torch.manual_seed(cfg.seed)
         made = make_networks(cfg)
     check_encoder(made[0].enc, cfg.size)
-    nets = [net.to(acc.device, memory_format=torch.channels_last)
-            for net in made if net is not None]
+    nets = [_place_network(net, acc.device) for net in made if net is not None]
     if cfg.compile:
         for net in nets: net.compile()
     gen,disc,opt_g,opt_d = _make_ready(acc, nets, _make_optimizers(cfg, nets, acc.device))

@@ -58,8 +58,8 @@ class Block(nn.Module):
     def __init__(self, ni, nf):
         super().__init__()
         self.way = nn.Sequential(nn.Conv2d(ni, nf, 3, 2, 1), nn.BatchNorm2d(nf), nn.ReLU(), nn.Conv2d(nf, nf, 3, 1, 1))
-        self.short = nn.Conv2d(ni, nf, 1, 2)
-    def forward(self, x): return (self.way(x) + self.short(x)).relu()
+        self.short = nn.Conv2d(ni, nf, 1)
+    def forward(self, x): return (self.way(x) + self.short(x[..., ::2, ::2])).relu()
 
 class SmallResNet(nn.Module):
     "Three stages, of 4, 8 and 16 pixels a place."
@@ -190,6 +190,8 @@ WRONG = {
     'values to 255': (target('127.5*(i_r.mean(1, keepdim=True)+1)', 'Output(1, picture=True)'), 'grey', r'a picture lies in \[-1, 1\]'),
     'an encoder with other channels': (RESIDUAL.replace('    def features', '        self.channels = width, 2*width, 8*width\n    def features'), 'residual', 'they should be'),
     'an encoder without reductions': (RESIDUAL.replace('    reductions = 4, 8, 16\n', ''), 'residual', 'no reductions'),
+    'a shortcut that a CPU gets wrong': (RESIDUAL.replace('nn.Conv2d(ni, nf, 1)', 'nn.Conv2d(ni, nf, 1, 2)').replace('x[..., ::2, ::2]', 'x'),
+                                         'residual', 'the layer .*short'),
     'a loss that is no number': (COMPARE.replace('softplus(real-fake).mean()', 'softplus(real-fake)'), 'compare', 'one finite number'),
     'a loss without an end': (COMPARE.replace('softplus(fake-real).mean()', '(fake/0).mean()'), 'compare', 'one finite number'),
     'a name that is taken': (LEFT.replace("MASKS['left']", "MASKS['centre']"), 'left', 'exists already'),
@@ -197,7 +199,8 @@ WRONG = {
 
 
 @pytest.mark.parametrize('what', WRONG)
-def test_refused_before_the_first_update(what, write, tmp_path):
+def test_refused_before_the_first_update(what, write, tmp_path, monkeypatch):
+    monkeypatch.setattr('torch.backends.cpu.get_cpu_capability', lambda: 'AVX2')
     text, name, says = WRONG[what]
     steps = []
     with pytest.raises(InputError, match=says) as e:

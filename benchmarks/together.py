@@ -1,0 +1,284 @@
+"""Small networks leave most of a GPU idle: here many processes share one.
+
+    python benchmarks/together.py --data FOLDER --list          # what is recorded
+    python benchmarks/together.py --data FOLDER --processes 14 --minutes 8
+    python benchmarks/together.py --data FOLDER --device cpu --processes 1 --minutes 60
+    python benchmarks/together.py --data FOLDER --toy           # tries the script itself
+
+The plans are protocols (`recon_nb.protocols`), in the order of their worth. Its probes wait for a
+plan's pretrainings, a fine-tuning for the search of its recipe; what is ready goes to the next free
+process. Each record is appended to OUT/<plan>.jsonl as soon as it is there, in the library's own
+form; what is recorded is not run again. When the minutes are over, what still runs is stopped, and
+the same command goes on."""
+import os
+
+if __name__ in ('__main__', '__mp_main__'):
+    os.environ |= dict(TQDM_DISABLE='1', OMP_NUM_THREADS='1')    # a core for each process
+import argparse, heapq, json, multiprocessing, sys, time
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
+from itertools import count
+from pathlib import Path
+
+import torch
+from gpu import describe_run
+from recon_nb.core import InputError, append_jsonl, check_name, duration, read_jsonl
+from recon_nb.cost import describe_pretraining
+from recon_nb.experiments import _Trials, _in_order, _locked_records, _run_job, _set_fingerprint
+from recon_nb.protocols import (PROTOCOLS, Block, Protocol, _config, _is_done, _jobs, _root_of,
+                                _train, find_labelled, photos_of, run_folder)
+from recon_nb.run import GANRun
+
+SCENES = 'voc2012_square240/train'             # a folder in --data: photos of scenes, no labels
+
+
+# The plans
+
+SMALL = dict(width=32, bs=128, pretrainings=3, like='improved', fields=dict(valid=.02))
+RECIPES = {'*': dict(bs=64), 'svhn': dict(flip=False)}
+LONG = dict(epochs=315)                        # 63 passes, as in improved.jsonl, times five
+TRANSFER = Protocol(                           # photos of one kind, labels of another
+    'transfer', **SMALL, photos=SCENES, recipes=RECIPES,
+    sizes=dict(cifar10=32, svhn=32, imagenette=32),
+    arms={'edges': ('improved-edges', dict(epochs=63)), 'hues': ('improved', dict(epochs=63)),
+          'edges, five times as long': ('improved-edges', LONG),
+          'hues, five times as long': ('improved', LONG),
+          'hues, five times, crops': ('improved', LONG | dict(store=96, scale=.35))},
+    blocks=(Block(('knn', 'linear'), (25, 100), 5),
+            Block(('finetune',), (25, 100), 3, sets=('cifar10',), search=100, matched=True)))
+
+SEEN = {'a third': 1/3, 'six tenths': .6, 'nine tenths': .9}   # of the side
+
+
+def see(name, view, mask, target='pixels'):
+    "An arm for each share of the side that the generator sees."
+    how = dict(view=view, mask=mask, target=target)
+    return {f'{name}, {words}': ('improved-edges', how | dict(visible=v))
+            for words, v in SEEN.items()}
+
+
+INPUTS = Protocol(                             # the paper's last page: larger inputs
+    'larger-inputs', **SMALL, photos='own', updates=1000, sizes=dict(cifar10=32, imagenette=32),
+    arms=see('zoomed', 'zoom', 'centre') | see('window', 'canvas', 'window')
+    | see('window, edges', 'canvas', 'window', 'gradients'),
+    blocks=(Block(('knn', 'linear'), (25, 100), 3),))
+
+LOSSES = Protocol(                             # the paper's last page: stability
+    'losses', **SMALL | dict(bs=64), photos=SCENES, updates=1500, sizes=dict(cifar10=32), blocks=(),
+    arms={'bce': 'paper-sb', 'least squares': ('paper-sb', dict(adv='ls')),
+          'hinge, spectral norm': ('paper-sb', dict(adv='hinge', norm_d='spectral')),
+          'bce, spectral norm': ('paper-sb', dict(norm_d='spectral')),
+          'wgan': 'wgan', 'wgan-gp': 'wgan-gp',
+          'wgan-gp with batch norm': ('wgan-gp', dict(norm_d='batch')),
+          'wgan without a bound': ('wgan-gp', dict(lambda_gp=0.))})
+PLANS = {p.name: p for p in (PROTOCOLS['four-sets'], TRANSFER, INPUTS, LOSSES)}
+
+
+def resolve(p, data, toy):
+    "A plan with the folder of its photos, or at toy size."
+    if p.photos == SCENES: p = replace(p, photos=str(data/SCENES))
+    if not toy: return p
+    arms = {k: ((v, {}) if isinstance(v, str) else v) for k, v in list(p.arms.items())[:2]}
+    arms = {k: (preset, {f: x for f, x in changes.items() if f != 'epochs'})
+            for k, (preset, changes) in arms.items()}
+    blocks = tuple(replace(b, labels=(5,), seeds=1, search=b.search and 5) for b in p.blocks)
+    return replace(p, width=8, bs=64, pretrainings=1, updates=3, arms=arms, blocks=blocks,
+                   sizes=dict(list(p.sizes.items())[-1:]), recipes={'*': dict(steps=2, epochs=1)})
+
+
+# In a process of the pool
+
+MET = {}                                       # plans and device, as this process was told
+
+
+def begin(device):
+    "One thread: as many processes as cores do the rest."
+    torch.set_num_threads(1)
+    MET['device'] = device
+
+
+def quietly(f, log, *args):
+    "Call f; what it prints goes to a file of this process."
+    with open(f'{log}-{os.getpid()}.log', 'a') as to, redirect_stdout(to), redirect_stderr(to):
+        return f(*args)
+
+
+def run_training(p, runs, data, row, seed, root):
+    "Train a run, or go on with it; returns its record."
+    folder, cfg = run_folder(p, runs, row, data=data, seed=seed), _config(p, row, data, seed)
+    if not _is_done(p, folder, cfg):
+        where = _root_of(data, root) if p.photos == 'own' else root
+        _train(p, folder, cfg, photos_of(p, data, root), where)
+    record = describe_pretraining(folder, row)
+    if p.photos == 'own': record |= dict(data=data)
+    if not p.blocks:                           # nothing is probed: the curves are the answer
+        d = describe_run(GANRun.load(folder, device='cpu'))
+        record |= {k: d[k] for k in ('metrics', 'opinions', 'deviations', 'trivial')}
+    return record | dict(gpu=torch.cuda.get_device_name() if MET['device'] == 'cuda' else None)
+
+
+@cache
+def open_set(name, size, root): return find_labelled(name, size=size, root=root)
+
+
+@cache
+def find_jobs(plan, runs, data, root):
+    "Key -> job, for all jobs of a plan on a set; and the set's fingerprint."
+    p = MET[plan]
+    s = open_set(data, p.sizes[data], root)
+    of = {(row, data): [run_folder(p, runs, row, data=data, seed=k) for k in range(p.pretrainings)]
+          for row in p.arms}
+    jobs = _in_order([j for b in p.blocks for j in _jobs(p, b, of, {data: s})])
+    return {j.key: j for j in jobs}, _set_fingerprint(s)
+
+
+
+
+def list_keys(p, runs, data, root):
+    "Of each job: its key, the key of the search it waits for, and whether it is quick."
+    MET[p.name] = p
+    jobs, _ = find_jobs(p.name, runs, data, root)
+    return [(k, j.search and j.search.key, j.kind, str(j)) for k, j in jobs.items()]
+
+
+def run_probe(p, runs, data, root, key, found):
+    "A probe or a search; returns its record."
+    MET[p.name] = p
+    jobs, images = find_jobs(p.name, runs, data, root)
+    j = jobs[key]
+    done = {j.search.key: found} if j.search else {}
+    tried = partial(_Trials, j, images, runs/f'trials-{os.getpid()}.jsonl')
+    return dict(_run_job(j, done, MET['device'], tried), images=images)
+
+
+# In the process that hands out
+
+@dataclass(order=True)
+class Task:
+    "What can be handed out; the smaller is handed out first."
+    rank: tuple
+    name: str = field(compare=False)
+    plan: str = field(compare=False)
+    call: tuple = field(compare=False)         # a function of this file, and its arguments
+    then: object = field(compare=False, default=None)          # called with what it returned
+
+
+class Desk:
+    "What is ready, what waits, what is recorded."
+    def __init__(self, plans, runs, root, out):
+        self.plans, self.runs, self.root, self.out = plans, runs, root, out
+        self.ready, self.waiting, self.order, self.failed = [], {}, count(), []
+        self.done = {p: [r for r in read_jsonl(out/f'{p}.jsonl')] for p in plans}
+        for i, p in enumerate(plans.values()):
+            shared = p.photos != 'own'         # one pretraining for all sets
+            for data in list(p.sizes)[:1] if shared else p.sizes:
+                left = {(row, seed) for row in p.arms for seed in range(p.pretrainings)}
+                sets = list(p.sizes) if shared else [data]
+                for row, seed in sorted(left):
+                    self.put((i, 0, seed), f'pretraining {data} {row} {seed}', p.name,
+                             (run_training, p, runs, data, row, seed, root),
+                             partial(self.trained, p, i, sets, left, (row, seed)))
+
+    def put(self, rank, name, plan, call, then=None):
+        heapq.heappush(self.ready, Task((*rank, next(self.order)), name, plan, call, then))
+
+    def keep(self, plan, record):
+        append_jsonl(self.out/f'{plan}.jsonl', record)
+        self.done[plan].append(json.loads(json.dumps(record)))
+
+    def trained(self, p, i, sets, left, which, record):
+        who = [(r['row'], r['seed'], r.get('data')) for r in self.done[p.name] if 'row' in r]
+        if (record['row'], record['seed'], record.get('data')) not in who: self.keep(p.name, record)
+        left.discard(which)
+        if left or not p.blocks: return
+        for data in sets:
+            self.put((i, 1), f'list {data}', p.name, (list_keys, p, self.runs, data, self.root),
+                     partial(self.listed, p, i, data))
+
+    def listed(self, p, i, data, keys):
+        known = {json.dumps(r['job'], sort_keys=True): r
+                 for r in self.done[p.name] if 'job' in r and 'trial_of' not in r}
+        for key, search, kind, name in keys:
+            if key in known: continue
+            place = dict(rank=(i, 1 if kind == 'recipe' else 2), name=name, plan=p.name)
+            how = partial(self.put_probe, p, data, key, kind, place)
+            if not search or search in known: how(known.get(search))
+            else: self.waiting.setdefault((p.name, search), []).append(how)
+
+    def put_probe(self, p, data, key, kind, place, found):
+        def then(record):
+            self.keep(p.name, record)
+            for how in self.waiting.pop((p.name, key), []): how(record)
+        call = run_probe, p, self.runs, data, self.root, key, found
+        self.put(**place, call=call, then=then)
+
+
+def work(desk, device, processes, end):
+    "Hand out until nothing is left or the time is over."
+    context = multiprocessing.get_context('spawn')
+    pool = ProcessPoolExecutor(processes, context, initializer=begin, initargs=(device,))
+    busy, start, n = {}, time.monotonic(), 0
+    while (desk.ready or busy) and time.monotonic() < end:
+        while desk.ready and len(busy) < processes:
+            t = heapq.heappop(desk.ready)
+            f, *args = t.call
+            busy[pool.submit(quietly, f, desk.runs/'said', *args)] = t, time.monotonic()
+        ended, _ = wait(busy, timeout=max(0, end-time.monotonic()), return_when=FIRST_COMPLETED)
+        for future in ended:
+            t, since = busy.pop(future)
+            n += 1
+            took = f'{time.monotonic()-start:5.0f} s  {time.monotonic()-since:5.1f} s'
+            try: value = future.result()
+            except Exception as e:
+                desk.failed.append(t.name)
+                says = f'failed: {type(e).__name__}: {e}'[:400]
+                print(f'{took}  {t.plan}: {t.name} {says}', flush=True)
+                continue
+            t.then(value)
+            if t.call[0] is not list_keys: print(f'{took}  {t.plan}: {t.name}', flush=True)
+    for p in list((pool._processes or {}).values()): p.kill()        # they are resumable
+    waits = sum(map(len, desk.waiting.values()))
+    print(f'{n} done, {len(desk.failed)} failed, {len(busy)} stopped, {len(desk.ready)} ready, '
+          f'{waits} waiting for a search', flush=True)
+    return int(bool(desk.failed))
+
+
+def main(argv=None):
+    "0 if nothing failed, 1 if something did, 2 for a wrong call."
+    p = argparse.ArgumentParser('together.py', description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--data', type=Path, default=os.environ.get('RECON_NB_DATA'))
+    p.add_argument('--out', type=Path, default=Path('runs/together'))
+    p.add_argument('--runs', type=Path, help='the run folders; OUT/runs if not given')
+    p.add_argument('--plans', nargs='+', default=[*PLANS], help=f"of {', '.join(PLANS)}")
+    p.add_argument('--sets', nargs='+', help='only these; all if not given')
+    p.add_argument('--processes', type=int, default=max(1, (os.cpu_count() or 2)-2))
+    p.add_argument('--minutes', type=float, default=8)
+    p.add_argument('--device', choices=('cuda', 'cpu'), default='cuda')
+    p.add_argument('--toy', action='store_true', help='all tiny, on a CPU')
+    p.add_argument('--list', action='store_true', help='only say what is recorded')
+    a = p.parse_args(argv)
+    try:
+        if a.data is None: raise InputError('--data is not given, and RECON_NB_DATA is not set.')
+        plans = {n: resolve(PLANS[check_name(n, PLANS, 'plan')], a.data, a.toy) for n in a.plans}
+        if a.sets: plans = {n: replace(q, sizes={k: v for k, v in q.sizes.items() if k in a.sets})
+                            for n, q in plans.items() if {*q.sizes} & {*a.sets}}
+        if a.list:
+            for n in plans: print(f"{n}: {len(read_jsonl(a.out/f'{n}.jsonl'))} records")
+            return 0
+        end, runs = time.monotonic()+60*a.minutes, a.runs or a.out/'runs'
+        runs.mkdir(parents=True, exist_ok=True)
+        with _locked_records(a.out/'together.jsonl'):
+            for q in plans.values():           # read once, before all processes ask for it
+                for data, size in q.sizes.items(): find_labelled(data, size=size, root=a.data)
+            print(f'sets read: {duration(60*a.minutes-(end-time.monotonic()))}', flush=True)
+            desk = Desk(plans, runs, a.data, a.out)
+            return work(desk, 'cpu' if a.toy else a.device, a.processes, end)
+    except InputError as e:
+        print(f'together.py: {e}', file=sys.stderr)
+        return 2
+
+
+if __name__ == '__main__': sys.exit(main())
