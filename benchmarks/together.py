@@ -24,14 +24,17 @@ from pathlib import Path
 
 import torch
 from gpu import describe_run
-from recon_nb.core import InputError, append_jsonl, check_name, duration, read_jsonl
+from recon_nb.advice import advise
+from recon_nb.core import (InputError, append_jsonl, check_name, describe_machine, duration,
+                           read_jsonl)
 from recon_nb.cost import describe_pretraining
 from recon_nb.experiments import _Trials, _in_order, _locked_records, _run_job, _set_fingerprint
 from recon_nb.protocols import (PROTOCOLS, Block, Protocol, _config, _is_done, _jobs, _root_of,
                                 _train, find_labelled, photos_of, run_folder)
 from recon_nb.run import GANRun
 
-SCENES = 'voc2012_square240/train'             # a folder in --data: photos of scenes, no labels
+# Folders in --data, from benchmarks/animals.py: photos without labels, the same ones, whole or cut
+SCENES, INSTANCES = 'scenes', 'instances'
 
 
 # The plans
@@ -45,9 +48,18 @@ TRANSFER = Protocol(                           # photos of one kind, labels of a
     arms={'edges': ('improved-edges', dict(epochs=63)), 'hues': ('improved', dict(epochs=63)),
           'edges, five times as long': ('improved-edges', LONG),
           'hues, five times as long': ('improved', LONG),
-          'hues, five times, crops': ('improved', LONG | dict(store=96, scale=.35))},
+          'hues, five times, crops': ('improved', LONG | dict(store=64, scale=.35))},
     blocks=(Block(('knn', 'linear'), (25, 100), 5),
             Block(('finetune',), (25, 100), 3, sets=('cifar10',), search=100, matched=True)))
+
+ANIMALS = replace(PROTOCOLS['four-sets'], name='animals', sizes=dict(animals=32))   # a fifth set
+
+# One instance a picture, against whole scenes: the same photos, as many updates
+ONE = Protocol('instances', **SMALL, photos=INSTANCES, updates=2000, recipes=RECIPES,
+               sizes=dict(animals=32, cifar10=32, imagenette=32),
+               arms={'hues': 'improved', 'pixels': ('improved-edges', dict(target='pixels'))},
+               blocks=(Block(('knn', 'linear'), (25, 100), 5),))
+WHOLE = replace(ONE, name='scenes', photos=SCENES)
 
 SEEN = {'a third': 1/3, 'six tenths': .6, 'nine tenths': .9}   # of the side
 
@@ -73,12 +85,13 @@ LOSSES = Protocol(                             # the paper's last page: stabilit
           'wgan': 'wgan', 'wgan-gp': 'wgan-gp',
           'wgan-gp with batch norm': ('wgan-gp', dict(norm_d='batch')),
           'wgan without a bound': ('wgan-gp', dict(lambda_gp=0.))})
-PLANS = {p.name: p for p in (PROTOCOLS['four-sets'], TRANSFER, INPUTS, LOSSES)}
+PLANS = {p.name: p for p in (PROTOCOLS['four-sets'], ANIMALS, TRANSFER, INPUTS, ONE, WHOLE, LOSSES)}
+ADVISED = 'cifar10', 'svhn', 'imagenette', 'flowers128', 'animals', 'shapes'
 
 
 def resolve(p, data, toy):
     "A plan with the folder of its photos, or at toy size."
-    if p.photos == SCENES: p = replace(p, photos=str(data/SCENES))
+    if p.photos in (SCENES, INSTANCES): p = replace(p, photos=str(data/p.photos))
     if not toy: return p
     arms = {k: ((v, {}) if isinstance(v, str) else v) for k, v in list(p.arms.items())[:2]}
     arms = {k: (preset, {f: x for f, x in changes.items() if f != 'epochs'})
@@ -117,6 +130,18 @@ def run_training(p, runs, data, row, seed, root):
         d = describe_run(GANRun.load(folder, device='cpu'))
         record |= {k: d[k] for k in ('metrics', 'opinions', 'deviations', 'trivial')}
     return record | dict(gpu=torch.cuda.get_device_name() if MET['device'] == 'cuda' else None)
+
+
+def run_advice(name, updates, runs, root):
+    "What `recon-advise` says of a set; returns a record."
+    there = name != 'shapes'
+    how = dict(flip=False) if name == 'svhn' else {}
+    a = advise(str(root/name/'train') if there else name, str(root/name) if there else name,
+               updates=updates, device=MET['device'], out=runs/f'advice-{name}-{updates}',
+               progress=False, **how)
+    return dict(schema=1, kind='advice', data=name, updates=updates, target=a.target, sure=a.sure,
+                worth=a.worth, says=a.sentence, table=a.table.to_dict('records'),
+                machine=describe_machine())
 
 
 @cache
@@ -167,11 +192,12 @@ class Task:
 
 class Desk:
     "What is ready, what waits, what is recorded."
-    def __init__(self, plans, runs, root, out):
+    def __init__(self, plans, runs, root, out, advised=()):
         self.plans, self.runs, self.root, self.out = plans, runs, root, out
         self.ready, self.waiting, self.order, self.failed = [], {}, count(), []
-        self.done = {p: [r for r in read_jsonl(out/f'{p}.jsonl')] for p in plans}
+        self.done = {p: read_jsonl(out/f'{p}.jsonl') for p in (*plans, 'advice')}
         for i, p in enumerate(plans.values()):
+            if p.name == 'four-sets': self.ask_advice(i, advised)
             shared = p.photos != 'own'         # one pretraining for all sets
             for data in list(p.sizes)[:1] if shared else p.sizes:
                 left = {(row, seed) for row in p.arms for seed in range(p.pretrainings)}
@@ -180,6 +206,16 @@ class Desk:
                     self.put((i, 0, seed), f'pretraining {data} {row} {seed}', p.name,
                              (run_training, p, runs, data, row, seed, root),
                              partial(self.trained, p, i, sets, left, (row, seed)))
+
+    def ask_advice(self, i, names):
+        "As many updates as two cores manage in ten minutes, and twice that."
+        known = [(r['data'], r['updates']) for r in read_jsonl(self.out/'advice.jsonl')]
+        for name in names:
+            for updates in (200, 400):
+                if (name, updates) in known: continue
+                self.put((i, 3), f'advice {name} {updates}', 'advice',
+                         (run_advice, name, updates, self.runs, self.root),
+                         partial(self.keep, 'advice'))
 
     def put(self, rank, name, plan, call, then=None):
         heapq.heappush(self.ready, Task((*rank, next(self.order)), name, plan, call, then))
@@ -238,7 +274,7 @@ def work(desk, device, processes, end):
                 continue
             t.then(value)
             if t.call[0] is not list_keys: print(f'{took}  {t.plan}: {t.name}', flush=True)
-    for p in list((pool._processes or {}).values()): p.kill()        # they are resumable
+    for p in list((getattr(pool, '_processes', None) or {}).values()): p.kill()    # resumable
     waits = sum(map(len, desk.waiting.values()))
     print(f'{n} done, {len(desk.failed)} failed, {len(busy)} stopped, {len(desk.ready)} ready, '
           f'{waits} waiting for a search', flush=True)
@@ -266,7 +302,8 @@ def main(argv=None):
         if a.sets: plans = {n: replace(q, sizes={k: v for k, v in q.sizes.items() if k in a.sets})
                             for n, q in plans.items() if {*q.sizes} & {*a.sets}}
         if a.list:
-            for n in plans: print(f"{n}: {len(read_jsonl(a.out/f'{n}.jsonl'))} records")
+            for n in (*plans, 'advice'):
+                print(f"{n}: {len(read_jsonl(a.out/f'{n}.jsonl'))} records")
             return 0
         end, runs = time.monotonic()+60*a.minutes, a.runs or a.out/'runs'
         runs.mkdir(parents=True, exist_ok=True)
@@ -274,7 +311,7 @@ def main(argv=None):
             for q in plans.values():           # read once, before all processes ask for it
                 for data, size in q.sizes.items(): find_labelled(data, size=size, root=a.data)
             print(f'sets read: {duration(60*a.minutes-(end-time.monotonic()))}', flush=True)
-            desk = Desk(plans, runs, a.data, a.out)
+            desk = Desk(plans, runs, a.data, a.out, () if a.toy else ADVISED)
             return work(desk, 'cpu' if a.toy else a.device, a.processes, end)
     except InputError as e:
         print(f'together.py: {e}', file=sys.stderr)

@@ -1,0 +1,106 @@
+"""benchmarks/together.py hands out what is ready, in its order, and records each thing once; animals.py cuts by boxes."""
+import json, time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from recon_nb.core import read_jsonl
+from recon_nb.protocols import Block, Protocol
+
+BENCHMARKS = Path(__file__).parents[1]/'benchmarks'
+
+
+@pytest.fixture
+def together(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import together
+    monkeypatch.setattr(together, 'ProcessPoolExecutor', lambda n, context, initializer, initargs: ThreadPoolExecutor(n))
+    monkeypatch.setattr(together, 'quietly', lambda f, log, *args: f(*args))
+    return together
+
+
+def plan(name, photos='own', **sizes):
+    return Protocol(name, width=8, sizes=sizes, blocks=(Block(('knn',), (5,), 1),), photos=photos, pretrainings=2,
+                    arms={'a': 'improved', 'b': 'improved-edges'})
+
+
+@pytest.fixture
+def play(together, monkeypatch, tmp_path):
+    "Run plans with stand-ins for the work itself; returns what was done, in its order."
+    def train(p, runs, data, row, seed, root):
+        done.append(('train', p.name, data, row, seed))
+        return dict(kind='pretraining', row=row, seed=seed, **(dict(data=data) if p.photos == 'own' else {}))
+    def keys(p, runs, data, root):
+        jobs = {k: dict(data=data, job=k) for k in ('frozen', 'search', 'tuned')}
+        key = {k: json.dumps(v, sort_keys=True) for k,v in jobs.items()}
+        return [(key['frozen'], None, 'probe', 'frozen'), (key['search'], None, 'recipe', 'search'), (key['tuned'], key['search'], 'probe', 'tuned')]
+    def probe(p, runs, data, root, key, found):
+        job = json.loads(key)
+        if job['job'] in fails: raise ValueError('no')
+        done.append((job['job'], p.name, data, found and found['job']['job']))
+        return dict(kind='probe', job=job)
+    done, fails = [], set()
+    for name,f in dict(run_training=train, list_keys=keys, run_probe=probe).items(): monkeypatch.setattr(together, name, f)
+    def go(*plans, fail=()):
+        done.clear(); fails.clear(); fails.update(fail)
+        desk = together.Desk({p.name: p for p in plans}, tmp_path/'runs', tmp_path, tmp_path)
+        return together.work(desk, 'cpu', 1, time.monotonic()+30), list(done)
+    return go
+
+
+def test_each_thing_once_and_in_its_order(play, tmp_path):
+    first, second = plan('first', x=32), plan('second', photos='somewhere', x=32, y=32)
+    status, done = play(first, second)
+    assert status == 0
+    assert [d[:2] for d in done[:7]] == [('train', 'first')]*4 + [('search', 'first'), ('frozen', 'first'), ('tuned', 'first')]
+    assert ('tuned', 'first', 'x', 'search') in done, 'a fine-tuning is given what its search found'
+    assert sum(d[:2] == ('train', 'second') for d in done) == 4, 'one pretraining for both sets'
+    assert {d[2] for d in done if d[:2] == ('tuned', 'second')} == {'x', 'y'}
+    records = {n: read_jsonl(tmp_path/f'{n}.jsonl') for n in ('first', 'second')}
+    assert {n: len(r) for n,r in records.items()} == dict(first=4+3, second=4+6)
+    status, again = play(first, second)                                # pretrainings are opened again, and found done
+    assert status == 0 and {d[0] for d in again} == {'train'}
+    assert records == {n: read_jsonl(tmp_path/f'{n}.jsonl') for n in records}, 'nothing is recorded twice'
+
+
+def test_what_fails_is_said_and_leaves_the_rest(play, tmp_path, capsys):
+    status, done = play(plan('first', x=32), fail=['search'])
+    assert status == 1 and [d[0] for d in done[4:]] == ['frozen']
+    said = capsys.readouterr().out
+    assert 'search failed: ValueError: no' in said and '1 waiting for a search' in said
+    status, done = play(plan('first', x=32))
+    assert status == 0 and [d[0] for d in done[4:]] == ['search', 'tuned']
+
+
+def test_every_plan_can_be_made(together):
+    for toy in (False, True):
+        for p in together.PLANS.values():
+            p = together.resolve(p, Path('photos'), toy)
+            folders = {together.run_folder(p, 'runs', row, data=data, seed=s) for row in p.arms for data in p.sizes for s in range(p.pretrainings)}
+            assert len(folders) == len(p.arms)*p.pretrainings*(len(p.sizes) if p.photos == 'own' else 1), 'no two runs share a folder'
+            for row in p.arms: assert together._config(p, row, list(p.sizes)[0], 0).width == p.width
+
+
+def test_animals_are_cut_by_their_boxes(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import animals
+    voc = tmp_path/'VOC2012'
+    for d in ('JPEGImages', 'Annotations', 'ImageSets/Main'): (voc/d).mkdir(parents=True)
+    box = '<object><name>{}</name><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>'
+    notes = dict(a=box.format('cat', 20, 20, 60, 80) + box.format('sofa', 0, 0, 100, 100) + box.format('dog', 100, 40, 130, 70),
+                 b=box.format('sheep', 10, 10, 20, 90), c=box.format('cow', 0, 0, 90, 60))
+    for name,note in notes.items():
+        im = Image.new('RGB', (160,100), 'blue')
+        im.paste((255,0,0), (16,14,64,86))
+        im.save(voc/'JPEGImages'/f'{name}.png')
+        (voc/'Annotations'/f'{name}.xml').write_text(f'<annotation>{note}</annotation>')
+    (voc/'ImageSets'/'Main'/'train.txt').write_text('a\nb\n'); (voc/'ImageSets'/'Main'/'val.txt').write_text('c\n')
+    assert animals.main([str(voc), str(tmp_path/'out')]) == 0
+    made = sorted(p.relative_to(tmp_path/'out').as_posix() for p in (tmp_path/'out').rglob('*.jpg'))
+    assert made == ['animals/test/cow/c_0.jpg', 'animals/train/cat/a_0.jpg', 'animals/train/dog/a_1.jpg', 'instances/a.jpg', 'scenes/a.jpg']
+    with Image.open(tmp_path/'out'/'instances'/'a.jpg') as im:         # the cat, with a tenth around it: all of it is red
+        assert im.size == (64,96) and im.convert('RGB').resize((1,1), Image.Resampling.BOX).getpixel((0,0))[0] > 240
+    with Image.open(tmp_path/'out'/'scenes'/'a.jpg') as im: assert im.size == (64,64)
+    assert 'train: 2 animals in 1 photos' in capsys.readouterr().out
+    with pytest.raises(SystemExit): animals.main([str(tmp_path), str(tmp_path)])
