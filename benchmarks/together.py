@@ -74,7 +74,12 @@ def see(name, view, mask, target='pixels'):
 INPUTS = Protocol(                             # the paper's last page: larger inputs
     'larger-inputs', **SMALL, photos='own', updates=1000, sizes=dict(cifar10=32, imagenette=32),
     arms=see('zoomed', 'zoom', 'centre') | see('window', 'canvas', 'window')
-    | see('window, edges', 'canvas', 'window', 'gradients'),
+    | see('window, edges', 'canvas', 'window', 'gradients')
+    | {f'window, {name}': ('improved-edges', dict(
+        view='canvas', mask='window', target='pixels', visible_from=first, visible=last) | more)
+       for name, first, last, more in (
+           ('from nine tenths to a third', .9, 1/3, {}), ('from a third to nine tenths', 1/3, .9, {}),
+           ('another share for each photo', 1/3, .9, dict(visible_mixed=True)))},
     blocks=(Block(('knn', 'linear'), (25, 100), 3),))
 
 LOSSES = Protocol(                             # the paper's last page: stability

@@ -37,7 +37,7 @@ def _gather(st, index, *, epoch=0, augment=False): # -> _OnHost; draws no number
     wanted = [*_boxes(st.cfg), *_changes(st.cfg), *_lights(st.cfg)] if augment else []
     u = [np.empty((len(index), 0)), *(
         sample_uniform(st.cfg.seed, epoch, index, stream=stream, k=k) for stream,k,_ in wanted)]
-    return _OnHost(photos, st.task.draw_mask(index, epoch=epoch),
+    return _OnHost(photos, st.task.draw_mask(index, epoch=epoch, varied=augment),
                    torch.from_numpy(np.concatenate(u, 1)).float())
 
 def _boxes(cfg): # what the config asks for: (stream, its numbers, function of the numbers)

@@ -17,6 +17,7 @@ from .encoder import _encoder_choices
 from .generator import DECODERS
 from .losses import ADV,AdvLoss
 from .plugins import check_parts
+from .masks import MASKS
 from .task import Task,check_mask,make_task,_sample_encoder
 
 # %% ../nbs/46_choices.ipynb #b486e143
@@ -79,14 +80,19 @@ def _impossible_view(p): # yields the same, of view and mask
         yield (f"scale={min(c.crop, c.scale):g}, ratio={c.ratio:.3g} and view {c.view!r}: what is "
             "seen and what is asked for are kept apart there, and would not fit any more. Choose "
             f"store={enough}, to cut both from one square, or view='canvas'.")
+    if c.visible_from and len(view.cuts) > 1:
+        yield (f"visible_from={c.visible_from:g} and view {c.view!r}: the window is cut out of "
+            "each photo once, by visible, and can't change. Choose view='canvas'.")
     if 0 < c.store < c.size:
         yield (f"store={c.store} is less than size={c.size}: photos would be enlarged. Choose "
             f"store={2*c.size} or more, or 0.")
-    asked = p.task.target.asked(mask(range(64), epoch=0, seed=0))
-    if not all(a.flatten(1).any(1).all() for a in asked):
-        px = ', '.join(f'{o.stride} px' for o in p.task.target.outputs)
-        yield (f"visible={c.visible:g} with mask {c.mask!r} hides no whole place of target "
-            f"{c.target!r} ({px}): nothing is left to predict. Choose a smaller share.")
+    ends = dict(visible=mask, visible_from=c.visible_from and MASKS[c.mask](c.size, c.visible_from))
+    for field,m in ends.items():
+        asked = p.task.target.asked(m(range(64), epoch=0, seed=0)) if m else ()
+        if not all(a.flatten(1).any(1).all() for a in asked):
+            px = ', '.join(f'{o.stride} px' for o in p.task.target.outputs)
+            yield (f"{field}={getattr(c, field):g} with mask {c.mask!r} hides no whole place of "
+                f"target {c.target!r} ({px}): nothing is left to predict. Choose a smaller share.")
 
 # %% ../nbs/46_choices.ipynb #b4600001
 def _impossible_update(p): # yields the same, of an update and what goes into it
@@ -122,6 +128,7 @@ def _known_wrong(p): # yields what is said of each rule that is broken
             "choose adv='wgan', or leave it out.")
 
 # %% ../nbs/46_choices.ipynb #6277fcf6
+# long: one table of all such rules
 def _plain_blocks(p): # is there a plain decoder with blocks of its own?
     outputs = p.task.target.outputs[1:] if p.reads else p.task.target.outputs
     return any(o.stride < p.reductions[-1] for o in outputs)
@@ -143,6 +150,10 @@ _EFFECTS = [ # fields, when they have an effect, and what would give them one
     (('store',),
         lambda p: not p.cfg.store or p.cfg.scale < 1 or p.cfg.ratio > 1,
         'every epoch shows the whole photo: choose scale below 1 (0.35, say), or ratio above 1'),
+    (('visible_from',),
+        lambda p: p.cfg.visible_from != p.cfg.visible, 'visible is the same: choose another'),
+    (('visible_mixed',),
+        lambda p: p.cfg.visible_from > 0, 'every photo shows `visible`: choose visible_from, too'),
     (('on_purpose',),
         lambda p: any(_known_wrong(p)), 'nothing in this run is known to be wrong: leave it out')]
 

@@ -29,6 +29,10 @@ class GANConfig:
     size:       int   = _opt(80, 'side of the pictures in pixels; a multiple of 16 (§2: 80)')
     visible:    float = _opt(1/3, 'how much stays visible, in (0, 1): the share of the side '
                              '(§2: one third), for mask patches the share of the patches')
+    visible_from: float = _opt(0., 'how much is visible in the first epoch; from there it '
+                             'changes evenly to `visible`. 0: `visible` throughout')
+    visible_mixed: bool = _opt(False, 'another share for each photo and epoch, between '
+                             '`visible_from` and `visible`, instead of one for all')
     view:       str   = _opt('zoom', 'what the generator is shown: a name in `masks.VIEWS`')
     mask:       str   = _opt('centre', 'what is hidden: a name in `masks.MASKS`')
     target:     str   = _opt('pixels', 'what is predicted: a name in `targets.TARGETS`')
@@ -127,7 +131,7 @@ class GANConfig:
 _FIELD_GROUPS = dict(
     data=('preset','data','valid','window','flip','scale','ratio','store','crop',
         'light','negative'),
-    task=('size','visible','view','mask','target','teacher','init'),
+    task=('size','visible','visible_from','visible_mixed','view','mask','target','teacher','init'),
     networks=('encoder','stem','width','between','dropout','decoder','width_dec','std_last'),
     adversary=('adv','lambda_adv','scale_bias','norm_d','width_d','lambda_gp','clip_d',
         'n_critic','lr_d','on_purpose'),
@@ -161,7 +165,7 @@ _choices = dict(
 _ranges = dict(
     visible=('in (0, 1)', lambda v: 0 < v < 1),
     valid=('in (0, 1)', lambda v: 0 < v < 1),
-    **{k: ('in [0, 1)', lambda v: 0 <= v < 1) for k in ('dropout','warmup')},
+    **{k: ('in [0, 1)', lambda v: 0 <= v < 1) for k in ('dropout','warmup','visible_from')},
     **{k: ('in (0, 1]', lambda v: 0 < v <= 1) for k in ('crop','scale')},
     ratio=('1 to 10', lambda v: 1 <= v <= 10),
     store=('0, or 32 or more', lambda v: v == 0 or v >= 32),

@@ -9,6 +9,7 @@ __all__ = ['VIEWS', 'MASKS', 'window_size', 'window_slice', 'scale_bias', 'compo
            'at_stride']
 
 # %% ../nbs/20_masks.ipynb #78ba80ac
+from functools import lru_cache
 import numpy as np
 import torch
 from jaxtyping import Bool,Int64
@@ -180,6 +181,37 @@ class PatchMask(Mask):
         return drawn.index_select(2, at).index_select(1, at)[:,None]
 
 VIEWS['canvas'], MASKS['window'], MASKS['patches'] = _CanvasView, _WindowMask, PatchMask
+
+# %% ../nbs/20_masks.ipynb #ca5ca102
+class _Varying:
+    "Masks whose visible share changes with the epochs, or from photo to photo."
+    def __init__(self,
+        make, # a mask's class: called with (size, visible)
+        size:int, # side of the picture in pixels
+        ends:tuple, # the visible share in the first epoch, and in the last
+        *,
+        epochs:int, # of the run
+        mixed:bool=False, # another share for each photo and epoch, between the two
+    ):
+        self.size, self.ends, self.epochs, self.mixed = size, ends, epochs, mixed
+        self._of = lru_cache(maxsize=64)(lambda share: make(size, share))
+
+    def shares(self, index, *, epoch:int, seed:int)->np.ndarray: # of each photo
+        "A pure function of its arguments; mixed ones come in 64ths."
+        (first, last), index = self.ends, np.asarray(index)
+        if not self.mixed:
+            done = min(1., epoch/max(1, self.epochs-1))
+            return np.full(len(index), first + (last-first)*done)
+        u = sample_uniform(seed, epoch, index, stream='visible')[:,0]
+        return (np.floor(64*(first + (last-first)*u)) + .5)/64
+
+    def __call__(self, index, *, epoch:int, seed:int)->Hidden:
+        index, shares = np.asarray(index), self.shares(index, epoch=epoch, seed=seed)
+        hidden = torch.empty(len(index), 1, self.size, self.size, dtype=torch.bool)
+        for share in np.unique(shares):
+            at = shares == share
+            hidden[torch.from_numpy(at)] = self._of(share)(index[at], epoch=epoch, seed=seed)
+        return hidden
 
 # %% ../nbs/20_masks.ipynb #f6c030bb
 def at_stride(

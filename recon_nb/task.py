@@ -18,7 +18,7 @@ from .core import InputError,check_name
 from .encoder import _check_attributes,_encoder_of
 from .generator import Output
 from .machine import fork_random
-from .masks import MASKS,VIEWS,Mask
+from .masks import MASKS,VIEWS,Mask,_Varying
 from .pixels import Hidden,Images
 from .targets import TARGETS,Target
 from .teacher import CodeTarget # noqa: F401 (registered there)
@@ -41,8 +41,10 @@ class Task:
         target, # from `TARGETS`
         *,
         seed:int=0, # of random masks
+        varying=None, # masks of training, where their share changes
     ):
         self.view,self.mask,self.target,self.seed = view,mask,target,seed
+        self.varying = varying
         self.cuts = view.cuts # a cut's name -> its share of the centre square's side
         self.has_picture = target.picture # is a picture asked for, alone or beside other things?
 
@@ -57,7 +59,8 @@ class Task:
     )->Sample:
         i_r = cuts['i_r']
         if drawn is None: drawn = self.draw_mask(index, epoch=epoch).to(i_r.device)
-        hidden = drawn if _is_whole(self.mask) else self.mask.expand(drawn)
+        whole = _is_whole(self.mask) or self.varying is not None and drawn.ndim == 4
+        hidden = drawn if whole else self.mask.expand(drawn)
         i_in = self.view(seen or cuts, hidden)
         return Sample(i_in, i_r, hidden, self.target(i_r), self.target.asked(hidden))
 
@@ -70,8 +73,10 @@ def draw_mask(self:Task,
     index, # the images' indices in their set
     *,
     epoch:int=0, # for random masks
+    varied:bool=False, # as training sees them, if their share changes there
 )->Tensor: # on the CPU, a row for each image
-    "The part of a mask that the host must know."
+    "The part of a mask that the host must know; all of one whose share changes."
+    if varied and self.varying: return self.varying(index, epoch=epoch, seed=self.seed)
     draw = self.mask if _is_whole(self.mask) else self.mask.draw
     return draw(index, epoch=epoch, seed=self.seed)
 
@@ -90,7 +95,10 @@ def make_task(
         if not all(isinstance(o, Output) for o in target.outputs):
             raise TypeError(f'outputs={target.outputs!r}: an Output, or a tuple of them, is due')
     _fit_target(target, cfg)
-    return Task(view, mask, target, seed=cfg.seed)
+    varying = (_Varying(MASKS[cfg.mask], cfg.size, (cfg.visible_from, cfg.visible),
+                        epochs=cfg.epochs, mixed=cfg.visible_mixed)
+               if cfg.visible_from else None)
+    return Task(view, mask, target, seed=cfg.seed, varying=varying)
 
 def _sample_encoder(
     cfg:GANConfig, # names the encoder

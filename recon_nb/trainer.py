@@ -30,6 +30,11 @@ from .steps import set_lr,train_step
 # %% ../nbs/55_trainer.ipynb #77b79564
 _kept = "The last good checkpoint is kept. Start a new run with a lower lr_g or lr_d."
 
+def _share(st, epoch): # what is visible in an epoch, where that changes
+    v = st.task.varying
+    if v is None or v.mixed: return {}
+    return dict(visible=round(v.shares([0], epoch=epoch, seed=0).item(), 4))
+
 def _read_losses(st): # the pending ones: from the device, checked, into the history
     if not st.pending: return
     losses = torch.stack([v.float() for _,found in st.pending for v in found.values()])
@@ -38,8 +43,9 @@ def _read_losses(st): # the pending ones: from the device, checked, into the his
         row = {k: next(numbers) for k in found}
         bad = [k for k,v in row.items() if not np.isfinite(v)]
         if bad: raise TrainingDiverged(f"{bad[0]} is {row[bad[0]]} at step {step}. {_kept}")
-        rows.append(dict(step=step, epoch=(step-1)//st.steps_per_epoch + 1,
-                         seconds=round(st.seconds, 2), **{k: round(v, 6) for k,v in row.items()}))
+        epoch = (step-1)//st.steps_per_epoch
+        rows.append(dict(step=step, epoch=epoch + 1, seconds=round(st.seconds, 2),
+                         **{k: round(v, 6) for k,v in row.items()}, **_share(st, epoch)))
         st.losses = {**st.losses, **row} # G's last ones, where it sat out
     st.pending.clear()
     st.trail.add(*rows)
