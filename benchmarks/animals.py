@@ -2,12 +2,12 @@
 
     python benchmarks/animals.py VOCdevkit/VOC2012 FOLDER
 
-FOLDER/animals/{train,test}/<class>/    every animal cut out with a margin: one kind of picture, labelled
+FOLDER/animals/{train,test}/<class>/    every animal cut out with a margin, labelled
 FOLDER/instances/                       the largest animal of each training photo
-FOLDER/scenes/                          the centre square of the very same photos: as many, with surroundings
+FOLDER/scenes/                          the centre square of the very same photos
 
-JPEGs of quality 92 whose short side has 64 pixels: small enough to travel to a GPU. The parts are VOC's
-own, train and val."""
+JPEGs of quality 92, short side 64 pixels: small enough to travel to a GPU. The parts are VOC's own,
+train and val."""
 import argparse
 import sys
 from pathlib import Path
@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 from PIL import Image
 
 CLASSES = 'cat', 'dog', 'horse', 'cow', 'sheep'
-SIDE, MARGIN, LEAST = 64, .1, 24               # pixels; of the box's sides; pixels, of a box worth cutting
+SIDE, MARGIN, LEAST = 64, .1, 24       # pixels; of the box's sides; pixels, of a box worth cutting
 
 
 def read_boxes(path):
@@ -72,7 +72,7 @@ def cut_part(voc, out, part, name):
 def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('voc', type=Path, help='a folder with JPEGImages, Annotations and ImageSets/Main')
+    p.add_argument('voc', type=Path, help='with JPEGImages, Annotations and ImageSets/Main')
     p.add_argument('out', type=Path)
     a = p.parse_args(argv)
     if not (a.voc/'ImageSets'/'Main'/'train.txt').exists():

@@ -78,7 +78,8 @@ INPUTS = Protocol(                             # the paper's last page: larger i
     | {f'window, {name}': ('improved-edges', dict(
         view='canvas', mask='window', target='pixels', visible_from=first, visible=last) | more)
        for name, first, last, more in (
-           ('from nine tenths to a third', .9, 1/3, {}), ('from a third to nine tenths', 1/3, .9, {}),
+           ('from nine tenths to a third', .9, 1/3, {}),
+           ('from a third to nine tenths', 1/3, .9, {}),
            ('another share for each photo', 1/3, .9, dict(visible_mixed=True)))},
     blocks=(Block(('knn', 'linear'), (25, 100), 3),))
 
