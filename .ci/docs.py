@@ -20,7 +20,8 @@ ORDER = {   # pages that are not named here follow theirs, in the order of their
                'how_to/encoder_elsewhere', 'how_to/log_elsewhere', 'how_to/add_a_data_set', 'how_to/add_a_target', 'how_to/add_a_mask',
                'how_to/add_a_loss', 'how_to/add_an_encoder'],
     'Explanations': ['explanations/where_the_paper_is_silent', 'explanations/adversarial_losses', 'explanations/stl10_mystery',
-                     'explanations/beat_scratch', 'explanations/photos_nobody_tuned_for',
+                     'explanations/beat_scratch', 'explanations/which_change_mattered', 'explanations/papers_own_pretext',
+                     'explanations/longer_and_second_round', 'explanations/how_fair_is_it', 'explanations/photos_nobody_tuned_for',
                      'explanations/resnet18', 'explanations/where_the_field_went', 'explanations/glossary',
                      'explanations/bibliography'],
     'The library': ['api']}
