@@ -64,7 +64,8 @@ def _cut(st, host): # -> (the task's cuts, in boxes; the numbers that are left)
     photos, cfg = {k: _scale_bytes(v) for k,v in host.photos.items()}, st.cfg
     u, drawn = host.u, host.u.shape[1] > 0 and _boxes(cfg)
     if not (drawn or cfg.store): return photos, u
-    x, boxes = photos['i_r'], torch.tensor([0., 0., 1., 1.], device=u.device).expand(len(u), 4)
+    x, boxes = photos['i_r'], u.new_zeros(len(u), 4)
+    boxes[:,2:] = 1 # the whole photo; made where it is needed, so that nobody waits
     for _,k,draw in drawn or (): boxes, u = draw(u[:,:k]), u[:,k:]
     return {name: cut_boxes(x, _centre_boxes(boxes, share), size=cfg.size)
             for name,share in st.task.cuts.items()}, u
