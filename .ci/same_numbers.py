@@ -31,6 +31,7 @@ except ImportError:                                # before training was split i
 from recon_nb.teacher import Teacher, fit_codebook
 from recon_nb.pixels import to_model
 for name in names:
+    if name not in PRESETS: continue
     small = dict(size=32, width=4, bs=8, epochs=9)
     if PRESETS[name].width_dec: small['width_dec'] = 4
     if PRESETS[name].target == 'codes': small['teacher'] = 'an/earlier/run'
@@ -71,6 +72,9 @@ def main():
         for where,out in ((tree, old), (ROOT, new)): run(where, out, args.updates, PRESETS)
         differ = 0
         for name in PRESETS:
+            if not (old/f'{name}.safetensors').exists():
+                print(f'{name:16}not there at the base')
+                continue
             a, b = (load_file(x/f'{name}.safetensors') for x in (old, new))
             gap = max((a[k].double()-b[k].double()).abs().max().item() for k in a) if a.keys() == b.keys() else float('inf')
             differ += gap > 0
