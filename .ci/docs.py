@@ -12,24 +12,27 @@ from urllib.parse import unquote, urlsplit
 
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = {   # pages that are not named here follow theirs, in the order of their names
-    'Start': ['index', 'tutorials/first_run'],
+    'Start': ['index', 'start/the_idea', 'tutorials/first_run', 'start/the_answer_so_far', 'start/see_it_beat_scratch',
+              'start/try_your_photos'],
     'Tutorials': ['tutorials/paper_walkthrough', 'tutorials/paper_pictures', 'tutorials/why_the_baseline_copies',
                   'tutorials/does_it_help', 'tutorials/another_target', 'tutorials/table_3', 'tutorials/your_photos'],
     'How-to': ['how_to/own_photos', 'how_to/probe_your_photos', 'how_to/resume', 'how_to/choose_an_epoch', 'how_to/several_gpus',
                'how_to/a_backbone',
                'how_to/encoder_elsewhere', 'how_to/log_elsewhere', 'how_to/add_a_data_set', 'how_to/add_a_target', 'how_to/add_a_mask',
                'how_to/add_a_loss', 'how_to/add_an_encoder'],
-    'Explanations': ['explanations/where_the_paper_is_silent', 'explanations/adversarial_losses', 'explanations/stl10_mystery',
+    'Explanations': ['explanations/which_numbers',
+                     'explanations/where_the_paper_is_silent', 'explanations/adversarial_losses', 'explanations/stl10_mystery',
                      'explanations/beat_scratch', 'explanations/which_change_mattered', 'explanations/papers_own_pretext',
                      'explanations/longer_and_second_round', 'explanations/how_fair_is_it', 'explanations/photos_nobody_tuned_for',
                      'explanations/resnet18', 'explanations/where_the_field_went', 'explanations/glossary',
                      'explanations/bibliography'],
     'The library': ['api']}
-FOLDERS = dict(tutorials='Tutorials', how_to='How-to', explanations='Explanations')
+FOLDERS = dict(start='Start', tutorials='Tutorials', how_to='How-to', explanations='Explanations')
 LAST = ['contributing']
 BANDS = {0: 'Shared by all', 10: 'Images', 20: 'Masks, networks, losses, targets', 49: 'Training', 60: 'Use a trained run',
          70: 'Does it help?', 80: 'Figures, widgets, answers', 89: 'The shell'}
-LIMITS = dict(page_bytes=3_000_000)
+LIMITS = dict(page_bytes=3_000_000, path_words=700, path_columns=88)
+PATH = ORDER['Start'][1:]                                         # the short pages that are read one after the other
 
 # ---- the sidebar
 
@@ -423,6 +426,57 @@ def no_colab(root=ROOT):
         if code[:1] != [COLAB]: faults.append(f'{n}: its first code cell is not the one for Colab, which nbs/contributing.ipynb shows')
     return faults
 
+def in_order(nbs):
+    "Every page in the order of the sidebar, which is that of the arrows at the pages' feet."
+    groups_, bands, last = groups(sources(nbs))
+    return [n for ns in [*groups_.values(), *bands.values(), last] for n in ns]
+
+def words(cells):
+    "How many words of prose: neither code nor formulas nor addresses."
+    text = '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'markdown')
+    other = r'```.*?```|\$\$.*?\$\$|`[^`\n]*`|\$[^$\n]+\$|\]\([^)]*\)'
+    return len(re.findall(r'[^\W\d_][\w’\'-]*', re.sub(other, ' ', text, flags=re.S)))
+
+def wide_code(cells):
+    "Lines of shown code that the column would cut."
+    shown = [''.join(c['source']) for c in cells if c['cell_type'] == 'code']
+    lines = [l for source in shown if not re.search(r'^#\|\s*hide\b', source, re.M) for l in source.splitlines()]
+    return [l for l in lines if len(l) > LIMITS['path_columns'] and not l.startswith('#|')]
+
+def leads_to(name, cells):
+    "The words and the page of the first link below a page's last heading, Next."
+    prose = [''.join(c['source']) for c in cells if c['cell_type'] == 'markdown']
+    m = re.search(r'^## Next\s+\[([^\]]+)\]\(([^)#]+)\.ipynb\)', prose[-1] if prose else '', re.M)
+    return (m[1], os.path.normpath(PurePosixPath(name).parent/m[2])) if m else ('', '')
+
+def arrow(out, name):
+    "The page that the arrow at the foot of a built page leads to."
+    text = (out/f'{name}.html').read_text(encoding='utf-8')
+    m = re.search(r'nav-page-next">\s*<a href="([^"#]+)\.html"', text)
+    return os.path.normpath(PurePosixPath(name).parent/m[1]) if m else ''
+
+def first_path(root=ROOT, out=None, path=PATH):
+    "The faults of the short pages at the beginning: each ends where the next begins, and stays short."
+    order, faults = in_order(root/'nbs'), []
+    for n in path:
+        if n not in order:
+            faults.append(f'{n}, a page of the first path, is missing')
+            continue
+        cells = json.loads((root/f'nbs/{n}.ipynb').read_text(encoding='utf-8'))['cells']
+        after, (said, target) = order[order.index(n)+1], leads_to(n, cells)
+        if target != after: faults.append(f'{n}: Next leads to {target or "nothing"}; the sidebar goes on with {after}')
+        elif said not in (titles := page_titles(root, after)): faults.append(f'{n}: Next calls {after} {said!r}; its title is {titles}')
+        if out and (there := arrow(out, n)) != after:
+            faults.append(f'{n}: the arrow at its foot leads to {there or "nothing"}, not to {after}')
+        if (w := words(cells)) > LIMITS['path_words']: faults.append(f"{n} has {w} words; allowed {LIMITS['path_words']}")
+        faults += [f"{n}: a line of code has more than {LIMITS['path_columns']} columns: {l[:60]}..." for l in wide_code(cells)]
+    return faults
+
+def page_titles(root, name):
+    "The title of a page, in a list."
+    cells = json.loads((root/f'nbs/{name}.ipynb').read_text(encoding='utf-8'))['cells']
+    return [h for c in cells if c['cell_type'] == 'markdown' for h in headings(''.join(c['source']))][:1]
+
 def stale_sidebar(root=ROOT):
     "Whether nbs/sidebar.yml is not what `--sidebar` would write."
     f = root/'nbs/sidebar.yml'
@@ -444,7 +498,7 @@ def main():
         print(e, file=sys.stderr)
         return 1
     print(*(f'warning: {w}' for w in warnings), sep='\n', end='\n' if warnings else '')
-    faults = check(a.out) if a.check else []
+    faults = check(a.out) + first_path(out=a.out) if a.check else []
     print(*faults, f'{a.out}/index.html', sep='\n')
     return bool(faults)
 

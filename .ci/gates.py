@@ -160,14 +160,14 @@ def cpu_seconds(*cmd, n=3):
 
 @gate
 def site():
-    "The site builds without Quarto and holds: links, sizes, words for pictures, no other hosts, an entry for each name, the sidebar."
+    "The site builds without Quarto and holds: links, sizes, words for pictures, no other hosts, names, the sidebar, the first path."
     if sys.version_info < (3, 11):                          # smalldocs needs it; the pages must go through nbdev's half all the same
         with tempfile.TemporaryDirectory() as d: docs.process(ROOT, Path(d))
         raise Skip('the pages are processed, but their layout needs Python 3.11')
     warnings = [w for w in docs.build(ROOT) if 'broken link' not in w]           # the check names those with their pages
     sizes = [p.stat().st_size/1e6 for p in (ROOT/'_docs').rglob('*.html')]
     print(f'     {len(sizes)} pages, {sum(sizes):.0f} MB; the largest has {max(sizes):.1f}')
-    return warnings + docs.check(ROOT/'_docs', ROOT) + docs.stale_sidebar(ROOT) + docs.no_colab(ROOT)
+    return warnings + docs.check(ROOT/'_docs', ROOT) + docs.stale_sidebar(ROOT) + docs.no_colab(ROOT) + docs.first_path(ROOT, ROOT/'_docs')
 
 # A run of one checkpoint is written to the folder that is given.
 MAKE_RUN = """

@@ -76,7 +76,12 @@ def main():
                 print(f'{name:16}not there at the base')
                 continue
             a, b = (load_file(x/f'{name}.safetensors') for x in (old, new))
-            gap = max((a[k].double()-b[k].double()).abs().max().item() for k in a) if a.keys() == b.keys() else float('inf')
+            shapes = [{k: v.shape for k,v in x.items()} for x in (a, b)]
+            if shapes[0] != shapes[1]:
+                differ += 1
+                print(f'{name:16}other networks')
+                continue
+            gap = max((a[k].double()-b[k].double()).abs().max().item() for k in a)
             differ += gap > 0
             print(f"{name:16}{'bit for bit' if gap == 0 else f'largest difference of a weight {gap:.1e}'}")
     return int(differ > 0)

@@ -1,7 +1,7 @@
 """The built site in a real browser with the network cut off, and the checks of `.ci/docs.py` shown something bad.
 
 Needs Chromium (CHROMIUM=/path/to/it, or one on PATH) and playwright. With CI=true their absence is a failure, otherwise a skip."""
-import os, shutil, subprocess, sys
+import json, os, shutil, subprocess, sys
 from pathlib import Path
 
 import pytest
@@ -187,6 +187,39 @@ def test_alternative_text_and_sidebar():
     g, bands, last = docs.groups(['00_core', '20_masks', 'api', 'contributing', 'how_to/new', 'how_to/resume', 'index', 'tutorials/first_run', 'tutorials/zzz'])
     assert g['Start'] == ['index', 'tutorials/first_run'] and g['Tutorials'] == ['tutorials/zzz'] and g['How-to'] == ['how_to/resume', 'how_to/new']
     assert bands == {'Shared by all': ['00_core'], 'Masks, networks, losses, targets': ['20_masks']} and last == ['contributing'] and g['The library'] == ['api']
+
+
+@pytest.fixture
+def pages(tmp_path):
+    "Three pages of a path, and their built pages; `page` writes one of them anew."
+    (tmp_path/'nbs/start').mkdir(parents=True); (tmp_path/'nbs/tutorials').mkdir()
+    def page(name, title, ending, code='x = 1', arrow=''):
+        cells = [dict(cell_type='markdown', source=f'# {title}\n\n> a line'), dict(cell_type='code', source=code), dict(cell_type='markdown', source=ending)]
+        (tmp_path/f'nbs/{name}.ipynb').write_text(json.dumps(dict(cells=cells)))
+        (tmp_path/f'out/{name}.html').parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path/f'out/{name}.html').write_text(f'<div class="nav-page nav-page-next"><a href="{arrow}" class="pagination-link">')
+    page('start/the_idea', 'The idea', '## Next\n\n[A run](../tutorials/first_run.ipynb): do it.', arrow='../tutorials/first_run.html')
+    page('tutorials/first_run', 'A run', '## Next\n\n[What came of it](paper_walkthrough.ipynb).', arrow='../tutorials/paper_walkthrough.html')
+    page('tutorials/paper_walkthrough', 'What came of it', 'The end.')
+    return page, lambda: docs.first_path(tmp_path, tmp_path/'out', ['start/the_idea', 'tutorials/first_run'])
+
+
+def test_the_first_path_is_one(pages):
+    "Each page ends where the next begins, in words, link and arrow, and stays short."
+    page, faults = pages
+    assert faults() == []
+    end = '## Next\n\n[A run](../tutorials/first_run.ipynb): do it.'
+    for how, fault in [(dict(ending='## Next\n\n[What came of it](../tutorials/paper_walkthrough.ipynb)'), 'the sidebar goes on with tutorials/first_run'),
+                       (dict(ending='That is all.'), 'Next leads to nothing'),
+                       (dict(ending=end.replace('A run', 'Run it')), "calls tutorials/first_run 'Run it'"),
+                       (dict(ending=end, arrow='first_run.html'), 'the arrow at its foot leads to start/first_run'),
+                       (dict(ending='word '*800 + '\n\n' + end), 'words; allowed 700'),
+                       (dict(ending=end, code='x = ' + '1'*90), 'more than 88 columns')]:
+        page('start/the_idea', 'The idea', **{'arrow': '../tutorials/first_run.html', **how})
+        found = faults()
+        assert len(found) == 1 and fault in found[0], found
+    page('start/the_idea', 'The idea', end, code='#| hide\nx = ' + '1'*90, arrow='../tutorials/first_run.html')
+    assert faults() == []                                              # nobody sees a hidden cell
 
 
 def test_colab_leaves_out_marked_cells(monkeypatch):
