@@ -35,11 +35,24 @@ END = '<!-- end of speed -->'
 
 # why a row is under its floor, or short of its aim: written beside it, and never instead of it
 REASONS = {
+    'step-16': ("83 % of the step is oneDNN's convolutions, the same as in the textbook step; what "
+                'can be left out, D\'s weight gradients in the move of G, is left out'),
+    'step-64': "92 % of the step is oneDNN's convolutions, the same as in the textbook step",
+    'flops-64': ('a processor with AVX2 and no AVX-512: two thirds of the time are the gradients '
+                 'of convolutions, which oneDNN computes slower than a square product'),
+    'flops-16': ('56 % of the time are gradients of convolutions, at 16 to 128 channels; the '
+                 'element-wise layers take 12 %'),
     'large-photos': ('JPEGs are read with four times the pixels that even the zoomed cut needs, so '
                      'at half size; a quarter would give other pixels than earlier runs saw'),
     'first-zoom': 'each photo is also hashed, file and pixels, by which doubles are found',
     'first-canvas': ('each photo is also hashed, file and pixels, by which doubles are found: a '
                      'quarter of its time; decoding and resizing are the same code in both'),
+    'two-processes': ('two processes that only multiply matrices manage 1.5 to 1.8 here: the two '
+                      'cores share a memory bus, or a core'),
+    'history-open': ('149 MB, on a core on which `json.loads` needs 7.1 s: a third is replacing '
+                     'letters, a quarter translating bytes, a fifth pandas'),
+    'listing': ("half of its time is each file's stat, as in the other; the rest is Python's: it "
+                'walks, looks at suffixes and makes an entry for each photo'),
     'probe-linear': ('both spend their time in the same two matrix products, about as many'),
     'probe-knn': ('both need one product of all features, half of the time scikit-learn takes; it '
                   'runs as fast as the machine multiplies'),
