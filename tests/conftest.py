@@ -1,7 +1,7 @@
 """What every test runs under: checked types, no network, a cache of its own, one thread.
 
 The order matters: thread counts are read when torch is imported, and the type checks are woven in when recon_nb is."""
-import ipaddress, os, socket, tempfile
+import ipaddress, os, signal, socket, tempfile
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ['MPLBACKEND'] = 'Agg'
@@ -16,6 +16,7 @@ import pytest
 import torch
 
 torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
+signal.signal(signal.SIGINT, signal.default_int_handler)      # whoever starts the tests in the background may have Ctrl-C ignored
 
 
 class NetworkBlocked(RuntimeError):

@@ -33,7 +33,7 @@ names = lambda registry: lambda value: [n for n in registry if n != value]
 flipped = lambda value: [not value]
 
 OTHERS = {                                                     # field -> what a preset's value is changed to
-    'size': lambda v: [48], 'visible': lambda v: [0.6], 'view': names(VIEWS), 'mask': names(MASKS), 'target': names(TARGETS),
+    'size': lambda v: [48], 'visible': lambda v: [0.6], 'visible_from': lambda v: [0.7], 'visible_mixed': flipped, 'view': names(VIEWS), 'mask': names(MASKS), 'target': names(TARGETS),
     'scale_bias': flipped, 'encoder': lambda v: ['slim'], 'width': lambda v: [6], 'width_d': lambda v: [6], 'between': flipped,
     'decoder': names(('plain', 'reading')), 'width_dec': lambda v: [6], 'dropout': lambda v: [0.3], 'std_last': lambda v: [0.05],
     'adv': names(ADV), 'norm_d': names(D_NORMS), 'lambda_gp': lambda v: [0., 3.], 'clip_d': lambda v: [0., 0.02],
