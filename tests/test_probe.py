@@ -300,9 +300,9 @@ def test_encoding_in_blocks_is_encoding(data, monkeypatch):
     from recon_nb import features
     torch.manual_seed(0); enc = Encoder(4)
     whole = encode(enc, data.test_x, stages=(1, -1), side=None, remember=False)
-    sizes, batch = [], features._batch
+    sizes, as_input = [], features._as_input
     monkeypatch.setattr(features, '_BLOCK', 4*(4*256+8*64+16*16+32*4)*7)
-    monkeypatch.setattr(features, '_batch', lambda photos, device: sizes.append(len(photos)) or batch(photos, device))
+    monkeypatch.setattr(features, '_as_input', lambda x: sizes.append(len(x)) or as_input(x))
     assert torch.allclose(encode(enc, data.test_x, stages=(1, -1), side=None, remember=False), whole, atol=1e-6) and sizes == [7]*7+[1]
 
 
