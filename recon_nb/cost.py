@@ -175,5 +175,6 @@ def predict_seconds(
     ops = few + (many-few)*(min(cfg.bs, photos)-8)/8 # straight lines in the batch
     slower = np.maximum(ops[:,0]/flops, ops[:,1]/bandwidth).sum()
     step = max(slower, len(ops)/cfg.n_critic*launch)
-    steps = cfg.max_steps or cfg.epochs*max(1, photos//cfg.bs)
+    steps = cfg.epochs*max(1, photos//cfg.bs)
+    steps = min(steps, cfg.max_steps or steps)
     return steps*step + photos/decode
