@@ -55,9 +55,10 @@ TRANSFER = Protocol(                           # photos of one kind, labels of a
 ANIMALS = replace(PROTOCOLS['four-sets'], name='animals', sizes=dict(animals=32))   # a fifth set
 
 # One instance a picture, against whole scenes: the same photos, as many updates
-ONE = Protocol('instances', **SMALL, photos=INSTANCES, updates=2000, recipes=RECIPES,
+ONE = Protocol('instances', **SMALL | dict(bs=64), photos=INSTANCES, updates=1000, recipes=RECIPES,
                sizes=dict(animals=32, cifar10=32, imagenette=32),
-               arms={'hues': 'improved', 'pixels': ('improved-edges', dict(target='pixels'))},
+               arms={'hues': 'improved',
+                     'pixels': ('improved-edges', dict(target='pixels', width_dec=16))},
                blocks=(Block(('knn', 'linear'), (25, 100), 5),))
 WHOLE = replace(ONE, name='scenes', photos=SCENES)
 
@@ -72,7 +73,8 @@ def see(name, view, mask, target='pixels'):
 
 
 INPUTS = Protocol(                             # the paper's last page: larger inputs
-    'larger-inputs', **SMALL, photos='own', updates=1000, sizes=dict(cifar10=32, imagenette=32),
+    'larger-inputs', **SMALL | dict(bs=64, fields=dict(valid=.02, width_dec=16)), photos='own',
+    updates=800, sizes=dict(cifar10=32, imagenette=32),
     arms=see('zoomed', 'zoom', 'centre') | see('window', 'canvas', 'window')
     | see('window, edges', 'canvas', 'window', 'gradients')
     | {f'window, {name}': ('improved-edges', dict(
