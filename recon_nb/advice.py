@@ -21,7 +21,7 @@ from .choices import check_choices
 from .classification import _last_stages
 from .config import get_preset
 from .contenders import as_contender
-from .core import (InputError,append_jsonl,check_name,duration,progress_bar,read_jsonl,
+from .core import (_as_path,InputError,append_jsonl,check_name,duration,progress_bar,read_jsonl,
                            sample_uniform)
 from .cost import _seconds_per_photo
 from .data import load_photos,split_photos
@@ -489,7 +489,7 @@ def advise(
                                     progress=progress))
         counts = tuple(_choose_labels(data.train_y)[:-1])
     shown = found.cuts['i_r'][_choose_evenly(valid, 1000)]
-    out = Path(out or f'advice-{found.name or found.source}').expanduser()
+    out = _as_path(out or f'advice-{found.name or found.source}')
     work = _Work(photos, cfgs, how, shown, len(train), data, counts, out, device, minutes,
                  updates, progress)
     work.say(_announce(work))

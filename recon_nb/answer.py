@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from .contenders import as_contender
-from .core import InputError,duration,read_jsonl
+from .core import _as_path,InputError,duration,read_jsonl
 from .experiments import (_as_labels,_measure_speed,_set_fingerprint,_shared_window,
                                   estimate,list_jobs,run_jobs)
 from .intervals import _FEW_PHOTOS
@@ -310,7 +310,7 @@ def does_it_help(
     how = dict(window=_shared_window({name: found})) | how
     data = load_labelled(data, size=size, progress=progress, **how)
     counts = _choose_labels(data.train_y) if labels is None else _as_labels(labels)
-    out = Path(out or f'probe-{data.name}-{_set_fingerprint(data)[:6]}.jsonl').expanduser()
+    out = _as_path(out or f'probe-{data.name}-{_set_fingerprint(data)[:6]}.jsonl')
     encoders, tried = {name: found, 'scratch': None, 'raw pixels': 'pixels'}, found[0].trainable
     steps = _frozen_steps(encoders, data, counts, range(seeds), size=size)
     if tried: steps += _trained_steps(encoders, data, counts, range(seeds), recipe or {}, size=size)

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from PIL import ExifTags,Image
 from torch.nn import functional as F
-from .core import InputError,check_name,sample_uniform
+from .core import _as_path,InputError,_brief,check_name,sample_uniform
+from .labelled import _check_classes
 from .sources import _list_visible
 from .decoding import _PHOTO_SUFFIXES
 from .photos import cut_files
@@ -58,8 +59,9 @@ def _check_photos(s, part):
         or x.shape[1] != x.shape[2] or x.shape[3] != 3 or 0 in x.shape):
         raise InputError(f"{s.name}: {part}_x is {getattr(x, 'dtype', type(x).__name__)} of shape "
                          f"{shape}; it must be uint8, (n, size, size, 3), and not empty.")
-    if len(y) != len(x):
-        raise InputError(f"{s.name}: {len(x)} photos to {part} on and {len(y)} arrays of boxes; "
+    given = len(y) if isinstance(y, (list, tuple)) else _brief(y)
+    if given != len(x):
+        raise InputError(f"{s.name}: {len(x)} photos to {part} on and {given} arrays of boxes; "
                          "each photo needs one, which may be np.zeros((0, 6)).")
     for i,b in enumerate(y):
         if wrong := _fault(b, s.size, len(s.classes)):
@@ -80,6 +82,7 @@ def _fault(b, size, classes): # what is wrong with the boxes of a photo
 
 # %% ../nbs/19_boxed.ipynb #a3fd6405
 def _check_set(s):
+    _check_classes(s.name, s.classes)
     if not s.classes: raise InputError(f"{s.name} has no classes; there must be 1 or more.")
     for part in ('train', 'test'): _check_photos(s, part)
     if s.test_x.shape[1] != s.size:
@@ -421,7 +424,7 @@ def _open_boxed(data, lists, root, how): # a name or a folder -> name, parts, cl
         at = _locate_voc('JPEGImages', 'Annotations', *needs, root=root,
                          progress=how['progress'])
         return data, *_read_parts(at, _pair_lists(at, lists), _VOC_CLASSES[1:], **how)
-    at = Path(data).expanduser()
+    at = _as_path(data)
     if not at.is_dir():
         try: check_name(str(data), ('voc2012', 'objects'), 'boxed set')
         except InputError as e:

@@ -15,7 +15,7 @@ from . import __version__
 from .checkpoint import load_tensors,save_tensors
 from .config import deviations
 from .cost import describe_pretraining
-from .core import InputError,write_atomic,duration
+from .core import _as_path,InputError,write_atomic,duration
 from .export import export_encoder
 from .contenders import as_contender,fingerprint
 from .features import count_macs
@@ -270,7 +270,7 @@ def write_release(
 )->Path: # `folder`
     """Encoder, generator and card in a folder.
     Raises `InputError` if something else lies there, or the weights are not finite."""
-    run, folder = run if isinstance(run, GANRun) else GANRun.load(run), Path(folder).expanduser()
+    run, folder = run if isinstance(run, GANRun) else GANRun.load(run), _as_path(folder)
     names = 'encoder.safetensors', 'generator.safetensors', 'README.md'
     _check_free(folder, names)
     tensors, state = load_tensors(run.dir/'weights.safetensors')

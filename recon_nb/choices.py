@@ -30,9 +30,9 @@ class _Parts(NamedTuple):
     reductions: tuple # of the encoder's stages
     reads: bool # does the picture's decoder only read?
 
-def _open_parts(cfg):
+def _open_parts(cfg, train):
     reductions, task = tuple(_sample_encoder(cfg).reductions), make_task(cfg)
-    check_mask(task.mask, cfg.size, seed=cfg.seed)
+    if train: check_mask(task.mask, cfg.size, seed=cfg.seed)
     adv, norm = ADV[cfg.adv], D_NORMS[cfg.norm_d]
     return _Parts(cfg, task, adv, norm, reductions, DECODERS[cfg.decoder])
 
@@ -86,6 +86,9 @@ def _impossible_view(p): # yields the same, of view and mask
     if 0 < c.store < c.size:
         yield (f"store={c.store} is less than size={c.size}: photos would be enlarged. Choose "
             f"store={2*c.size} or more, or 0.")
+
+def _hides_too_little(p): # yields the same, of the masks at both ends of a training
+    c, mask = p.cfg, p.task.mask
     ends = dict(visible=mask, visible_from=c.visible_from and MASKS[c.mask](c.size, c.visible_from))
     for field,m in ends.items():
         asked = p.task.target.asked(m(range(64), epoch=0, seed=0)) if m else ()
@@ -182,13 +185,14 @@ def check_choices(
     if cfg.adv in PRESETS and cfg.adv not in ADV:
         raise InputError(f"{cfg.adv!r} is no adversarial loss but a preset: "
             f"choose preset={cfg.adv!r}. Accepted for adv: {', '.join(ADV)}.")
-    p = _open_parts(check_parts(cfg, noted=noted))
+    p = _open_parts(check_parts(cfg, noted=noted), train)
     changed = {*deviations(cfg)} if changed is None else {*changed}
     if train and cfg.crop < 1 and 'crop' in changed:
         raise InputError(f"crop={cfg.crop:g} enlarges a picture of the training size, and is there "
             f"for earlier runs. Choose scale={cfg.crop:g}, and store={2*cfg.size} to cut from more "
             "of each photo's own pixels.")
     refused = [*_impossible(p), *_impossible_start(p), *_impossible_view(p), *_impossible_update(p)]
+    if train: refused += _hides_too_little(p)
     if not refused: refused = [*_without_effect(p, changed)]
     if train and not refused and not cfg.on_purpose:
         wrong = "{} If this is the experiment, say on_purpose=True."

@@ -11,7 +11,7 @@ __all__ = []
 import math,os
 from dataclasses import dataclass
 from pathlib import Path
-from .core import InputError,_by_caller
+from .core import _as_path,InputError,_by_caller
 
 # %% ../nbs/08_columns.ipynb #6b1a9083
 _PHOTO_COLUMNS = 'path', 'file', 'filename', 'file_name', 'filepath', 'image', 'img', 'photo'
@@ -83,7 +83,7 @@ def _read_frame(
     name:str='table', # what records may call it
 )->_Table:
     "The columns of a DataFrame. Raises `InputError` if no column has photos."
-    names, root = list(frame.columns), Path(root or '.').expanduser()
+    names, root = list(frame.columns), _as_path(root or '.')
     if len(set(names)) < len(names):
         raise InputError(f"two columns of the table have one name: {', '.join(map(str, names))}.")
     columns = {n: _values(frame[n]) for n in names}
@@ -165,7 +165,7 @@ def _read_hub(
     label = labels[0] if len(labels) == 1 else _column(names, _LABEL_COLUMNS, 'labels')
     part = _column(names, _PART_COLUMNS, 'split')
     texts = {} if pictures else {n: _values(table[n]) for n in names}
-    start = Path(root or '.').expanduser()
+    start = _as_path(root or '.')
     photo = pictures[0] if pictures else _photo_column(texts, start)
     first = table[0][photo] if len(table) else None
     photos = texts[photo] if isinstance(first, str) else _HubColumn(table, photo)

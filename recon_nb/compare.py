@@ -49,6 +49,10 @@ def _open_run(run):
     except ValueError as e:
         raise InputError(f"the records in {run.dir} are damaged ({e}). "
                          "Compare an intact copy.") from None
+    lost = [k for k in ('train','bs') if k not in run.info]
+    if lost or not len(run.history):
+        what = f"run.json does not say {lost[0]!r}" if lost else 'history.jsonl is empty'
+        raise InputError(f"the records in {run.dir} are damaged: {what}. Compare an intact copy.")
     return run
 
 def _told(values): # of a field: 0.333, not 0.3333333333333333, unless that hides a difference

@@ -11,7 +11,7 @@ __all__ = ['PRESETS', 'GANConfig', 'field_docs', 'with_overrides', 'get_preset',
 import json
 from dataclasses import asdict,dataclass,field,fields,replace
 from pathlib import PureWindowsPath
-from .core import InputError,check_name
+from .core import InputError,_brief,check_name,_why_not
 
 # %% ../nbs/02_config.ipynb #c530c291
 def _opt(default, doc): return field(default=default, metadata=dict(doc=doc))
@@ -125,7 +125,10 @@ class GANConfig:
         return self.preset + self.on_purpose*' (wrong on purpose)'
     def to_json(self)->str: return json.dumps(asdict(self), indent=1)
     @classmethod
-    def from_json(cls, s:str): return config_from_dict(json.loads(s))
+    def from_json(cls, s:str):
+        try: return config_from_dict(json.loads(s))
+        except (json.JSONDecodeError, RecursionError) as e:
+            raise InputError(f"{_brief(s)} is no config in JSON: {_why_not(e)}.") from None
 
 # %% ../nbs/02_config.ipynb #73eebb0b
 _FIELD_GROUPS = dict(
@@ -162,6 +165,7 @@ _choices = dict(
     schedule=('constant','cosine'), idt_norm=('l1','l2'),
     idt_region=('all','hidden'),
     optimizer=('adam','adamw'), precision=('no','bf16','fp16'))
+_most = 2**31 # no whole number reaches it: a larger one is a slip, and no array holds it
 _ranges = dict(
     visible=('in (0, 1)', lambda v: 0 < v < 1),
     valid=('in (0, 1)', lambda v: 0 < v < 1),
@@ -170,7 +174,7 @@ _ranges = dict(
     ratio=('1 to 10', lambda v: 1 <= v <= 10),
     store=('0, or 32 or more', lambda v: v == 0 or v >= 32),
     negative=('in [0, 1]', lambda v: 0 <= v <= 1),
-    size=('32 or more', lambda v: v >= 32),
+    size=('32 or more, and 4096 at most', lambda v: 32 <= v <= 4096),
     beta1=('in [0, 1)', lambda v: 0 <= v < 1),
     beta2=('in [0, 1)', lambda v: 0 <= v < 1),
     seed=('0 or more', lambda v: v >= 0),
@@ -187,11 +191,13 @@ def _check(cfg):
             v = float(v)
             object.__setattr__(cfg, f.name, v)
         if type(v) is not kind:
-            raise InputError(f"{f.name}={v!r} is a {type(v).__name__}; "
+            raise InputError(f"{f.name}={_brief(v)} is a {type(v).__name__}; "
                 f"it must be a {kind.__name__}.")
+        if kind is int and v >= _most:
+            raise InputError(f"{f.name}={_brief(v)}; it must be less than {_most}.")
         if f.name in _choices: check_name(v, _choices[f.name], f.name)
         if f.name in _ranges and not _ranges[f.name][1](v):
-            raise InputError(f"{f.name}={v!r}; it must be {_ranges[f.name][0]}.")
+            raise InputError(f"{f.name}={_brief(v)}; it must be {_ranges[f.name][0]}.")
     if cfg.lambda_adv == 0 and cfg.lambda_idt == 0:
         raise InputError("lambda_adv and lambda_idt are both 0: nothing is left to learn.")
 
@@ -293,7 +299,8 @@ def deviations(
 # %% ../nbs/02_config.ipynb #264b3fa0
 def _from_schema_1(d): # as version 0.1 wrote it
     d = dict(d, schema=_SCHEMA)
-    d['decoder'] = {'decoder': 'plain', 'reader': 'reading'}[d.pop('painter', 'decoder')]
+    names = {'decoder': 'plain', 'reader': 'reading'}
+    d['decoder'] = names[check_name(d.pop('painter', 'decoder'), names, 'painter')]
     if d.get('idt_norm') == 'ce': d['idt_norm'] = 'l1' # the target has a loss of its own now
     return d
 
@@ -301,9 +308,11 @@ def config_from_dict(
     d:dict, # as written by `to_json`, by this version or an earlier one
 )->GANConfig: # equal to the one that was written
     "Read a config back. Raises `InputError` where it was written by a later version."
+    if not isinstance(d, dict): raise InputError(f"{_brief(d)} is no config, which is a dict.")
     if d.get('schema') == 1: d = _from_schema_1(d)
     if d.get('schema') != _SCHEMA:
-        raise InputError(f"config has schema {d.get('schema')!r}; this version of recon_nb reads "
+        raise InputError(f"config has schema {_brief(d.get('schema'))}; this version of recon_nb reads "
             f"schema 1 to {_SCHEMA}. Install the version that wrote it, or a later one.")
     for k in d: check_name(k, field_docs(), 'config field')
+    check_name(d.get('preset', GANConfig.preset), PRESETS, 'preset')
     return GANConfig(**d)

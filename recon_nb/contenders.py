@@ -16,7 +16,7 @@ import torch,torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 from .config import GANConfig
-from .core import InputError,check_name
+from .core import _as_path,InputError,check_name
 from .decoding import Ranges
 from .discriminator import Discriminator
 from .features import frozen,_hash_weights
@@ -138,7 +138,7 @@ def _open(given, part):
     # only now: these bring in all that trains a GAN
     from recon_nb.export import Pretrained
     from recon_nb.run import GANRun
-    if isinstance(given, (str, os.PathLike)): given = _load(Path(given).expanduser())
+    if isinstance(given, (str, os.PathLike)): given = _load(_as_path(given))
     if isinstance(given, Pretrained): return _open_export(given, part)
     if isinstance(given, GANRun): return _open_run(given, part)
     raise InputError(

@@ -26,6 +26,14 @@ class InputError(ValueError):
 # the command that runs, such as recon-train: it is answered in the shell's words; '' in Python
 _shell_command = ContextVar('shell_command', default='')
 
+def _brief(x, most=60): # what was given, for a message: in one line, and not all of a long one
+    text = ascii(x) if isinstance(x, str) and not x.isprintable() else repr(x)
+    return text if len(text) <= most else f'{text[:most-4]} ...'
+
+def _why_not(e): # what an exception says, in one line
+    said = ' '.join(f'{e}'.split()) or type(e).__name__
+    return said if len(said) <= 200 else f'{said[:196]} ...'
+
 def _by_caller(python, shell): # the line that would do it, for whoever called
     return shell if _shell_command.get() else python
 
@@ -49,6 +57,23 @@ def _nearest(
     return names[near[0]] if near else None
 
 # %% ../nbs/00_core.ipynb #c5eb40bb
+def _as_path(
+    given, # what stands where a path is due
+)->Path: # of the home folder where it begins with ~
+    "A path as people write it. Raises `InputError` if it is none, on any system."
+    if not isinstance(given, (str, os.PathLike)):
+        raise InputError(f"{_brief(given)} is a {type(given).__name__}, and a path is due: "
+                         "give text, or a Path.")
+    try:
+        path = Path(given).expanduser()
+        long = max([len(os.fsencode(p)) for p in path.parts], default=0) > 255
+    except (RuntimeError, TypeError, ValueError) as e: # of homes; of bytes; of letters
+        raise InputError(f"{_brief(given)} is no path ({_why_not(e)}).") from None
+    if long or '\0' in str(path):
+        what = 'a name of more than 255 bytes' if long else 'a null character'
+        raise InputError(f"{_brief(given)} is no path: it has {what} in it.")
+    return path
+
 def _near_path(
     path, # that does not exist
 )->str: # such as " Did you mean 'my photos'?", or ''
@@ -71,7 +96,7 @@ def check_name(
     if name in allowed: return name
     near = _nearest(name, allowed, also)
     hint = f" Did you mean {near!r}?" if near else ''
-    raise InputError(f"unknown {what} {name!r}.{hint} Accepted: {', '.join(allowed)}.")
+    raise InputError(f"unknown {what} {_brief(name)}.{hint} Accepted: {', '.join(allowed)}.")
 
 # %% ../nbs/00_core.ipynb #d3157ddb
 @contextmanager
@@ -148,11 +173,26 @@ def read_jsonl(
     for i,line in enumerate(lines):
         if not line: continue
         try: rows.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             if i == len(lines)-1: break
             raise InputError(f"{path}, line {i+1} is not JSON: {line[:40]!r}. "
                 "Repair the line or remove it.") from None
+        if not isinstance(rows[-1], dict):
+            raise InputError(f"{path}, line {i+1} is no record: {line[:40]!r}. "
+                "Each line is an object of JSON, with names and values.")
     return rows
+
+def _read_object(
+    path, # a file that holds one object of JSON
+)->dict:
+    "What such a file says. Raises `InputError` if it is damaged, or holds something else."
+    try: found = json.loads(Path(path).read_text(encoding='utf-8'))
+    except (ValueError, RecursionError) as e:
+        raise InputError(f"{path} is damaged ({_why_not(e)}). "
+                         "Copy an intact one, or delete it.") from None
+    if isinstance(found, dict): return found
+    raise InputError(f"{path} holds {_brief(found)}, where names and values should be. "
+                     "Copy an intact one, or delete it.")
 
 # %% ../nbs/00_core.ipynb #43fcaa5d
 def _mix(x:np.ndarray)->np.ndarray: # uint64 in and out

@@ -16,11 +16,11 @@ from operator import itemgetter
 from pathlib import Path
 import numpy as np
 from .columns import _TABLE_SUFFIXES,_is_table,_name_labels,_sort_classes
-from .core import (InputError,_by_caller,check_name,_near_path,_plural,progress_bar,
-                           sample_uniform,_shell_command)
+from .core import (_as_path,InputError,_brief,_by_caller,check_name,_near_path,_plural,
+                           progress_bar,sample_uniform,_shell_command)
 from .decoding import _PHOTO_SUFFIXES,_say_unread,Ranges
 from .identity import _hash_bytes,_hash_file
-from .photos import (Photos,_Cuts,_cut_one,cache_rows,cut_files,_list_skipped,
+from .photos import (Photos,_check_cuts,_Cuts,_cut_one,cache_rows,cut_files,_list_skipped,
                              _stat_photo,_strict_pillow,_why)
 from .sets import PUBLISHED_SETS,_is_voc
 from .shapes import SHAPES,draw_shapes
@@ -53,7 +53,7 @@ def _labels(names):
 
 # %% ../nbs/14_data.ipynb #0e3b099b
 def _load_folder(data, **how):
-    root = Path(data).expanduser()
+    root = _as_path(data)
     if _is_voc(root):
         raise InputError(f"{data} is a VOC tree, masks and all. "
                          f"Give data='voc2012' and root={str(data)!r}, or its folder JPEGImages.")
@@ -228,7 +228,7 @@ def _say_skipped(photos):
 # %% ../nbs/14_data.ipynb #6bd622c1
 def _load(data, root, how, check=lambda found: None): # `Photos`, and what each is for, or None
     text = isinstance(data, (str, os.PathLike))
-    path = Path(data).expanduser() if text else Path()
+    path = _as_path(data) if text else Path()
     if isinstance(data, str): _refuse_text(data)
     if isinstance(data, str) and data in SETS: return _load_named(data, root, **how), None
     table = _is_table(data) or (text and path.suffix.lower() in _TABLE_SUFFIXES)
@@ -270,14 +270,10 @@ def _check_text(data): # that is no path that exists
 
 # %% ../nbs/14_data.ipynb #5d21b7bf
 def _check_geometry(size, cuts, workers):
-    if type(size) is not int or size < 1:
-        raise InputError(f"size={size!r}; it must be a whole number of pixels, 1 or more.")
-    if not (isinstance(cuts, dict) and cuts
-            and all(str(k).isidentifier() and 0 < v <= 1 for k,v in cuts.items())):
-        raise InputError(f"cuts={cuts!r}; it must be a dict of names and shares in (0, 1], "
-                         "such as dict(i_r=1., i_in=1/3).")
-    if workers is not None and workers < 1:
-        raise InputError(f"workers={workers}; it must be 1 or more, or None for all cores.")
+    _check_cuts(size, cuts)
+    if workers is not None and not (type(workers) is int and workers >= 1):
+        raise InputError(f"workers={_brief(workers)}; it must be 1 or more, or None for all "
+                         "cores.")
 
 # %% ../nbs/14_data.ipynb #b12ed1b6
 def split_photos(
@@ -288,7 +284,8 @@ def split_photos(
 )->tuple: # (indices to train on, indices held out): sorted int64 arrays without a common element
     "Split the photos in two: the official way, or at random by `seed`."
     n, held = len(photos), photos.held_out
-    if not 0 < valid < 1: raise InputError(f"valid={valid}; it must be in (0, 1).")
+    if not (isinstance(valid, (int, float)) and 0 < valid < 1):
+        raise InputError(f"valid={_brief(valid)}; it must be in (0, 1).")
     if n < 2:
         raise InputError(f"{n} photo can't be split into a part to train on and a part held out; "
                          "give 2 or more.")

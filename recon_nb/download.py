@@ -17,7 +17,7 @@ from pathlib import Path,PurePosixPath
 from urllib.error import HTTPError,URLError
 from urllib.request import Request,build_opener
 from filelock import FileLock,Timeout
-from .core import InputError,progress_bar,write_atomic,_megabytes
+from .core import _as_path,InputError,progress_bar,write_atomic,_megabytes
 
 # %% ../nbs/12_download.ipynb #c41c5f74
 def file_checksum(
@@ -241,7 +241,7 @@ def download(
     """Fetch one file, whole and checked or not at all.
     Called again after a fault or a kill, it goes on from there.
     Raises one `InputError` if no mirror has it."""
-    urls, path = [urls] if isinstance(urls, str) else list(urls), Path(path).expanduser()
+    urls, path = [urls] if isinstance(urls, str) else list(urls), _as_path(path)
     _check_call(urls, checksum)
     with _hold(path, progress=progress):
         if path.exists(): return _checked(path, checksum)
@@ -290,7 +290,9 @@ def _tar_kind(m):
 
 def _tar_entries(f):
     "(name, kind, size, how to open it, the name it links to) of each entry."
-    with tarfile.open(fileobj=f, mode='r:*') as tar:
+    try: tar = tarfile.open(fileobj=f, mode='r:*')
+    except tarfile.ReadError: raise ValueError('it is no whole tar or zip file') from None
+    with tar:
         for m in tar:
             kind = _tar_kind(m)
             near = PurePosixPath(m.name).parent if m.issym() else PurePosixPath()
@@ -382,6 +384,6 @@ def _reading(archive):
     except FileNotFoundError as e: raise InputError(f"{e.filename} is missing.") from e
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, LZMAError,
             RuntimeError, NotImplementedError, OSError, ValueError) as e:
-        why = getattr(e, 'strerror', None) or str(e) or 'it ends too early'
+        why = getattr(e, 'strerror', None) or ' '.join(str(e).split()) or 'it ends too early'
         raise InputError(f"{archive} can't be unpacked: {why}. "
                          "Remove it if it is damaged, then it can be fetched anew.") from e

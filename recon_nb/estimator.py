@@ -17,7 +17,7 @@ from sklearn.base import BaseEstimator,ClassNamePrefixFeaturesOutMixin,Transform
 from sklearn.utils.validation import check_is_fitted
 
 # %% ../nbs/69_estimator.ipynb #e5710006
-from .core import InputError
+from .core import _as_path,InputError
 from .encoder import stage_index
 from .export import load_pretrained
 from .features import encode,_hash_weights,_stage_sides
@@ -43,7 +43,7 @@ def _as_photos(X): # one entry a photo, none of them opened
 _opened, _most = OrderedDict(), 4
 
 def _state_of(source): # of the files behind a name: changes whenever they do
-    path = Path(source).expanduser()
+    path = _as_path(source)
     files = sorted(path.glob('*.safetensors')) if path.is_dir() else [path]
     return tuple((f.name, f.stat().st_mtime_ns) for f in files if f.is_file())
 

@@ -19,7 +19,7 @@ import torch
 from filelock import FileLock,Timeout
 from .classification import FROZEN,MODES,Classification,probe
 from .contenders import Contender,as_contender,fingerprint
-from .core import InputError,append_jsonl,check_name,describe_machine,read_jsonl,duration
+from .core import _as_path,InputError,append_jsonl,check_name,describe_machine,read_jsonl,duration
 from .machine import check_device,_place_network
 from .features import count_macs
 from .finetune import Recipe
@@ -216,7 +216,7 @@ def _locked_records(
 ):
     """A file of records that nobody else writes to meanwhile.
     Raises `InputError` if somebody does, or if it can't be written."""
-    out = Path(out).expanduser()
+    out = _as_path(out)
     lock = FileLock(f'{out}.lock')
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -439,7 +439,7 @@ def plan_jobs(
 )->pd.DataFrame: # as for `plan`
     "Jobs as a table, with the time each may take."
     done = {json.dumps(r['job'], sort_keys=True): r
-            for r in read_jsonl(Path(out).expanduser()) if 'job' in r}
+            for r in read_jsonl(_as_path(out)) if 'job' in r}
     net = next((j.net for j in jobs if not j.net.raw), None)
     hours = np.array(estimate(
         jobs, jobs, done, _measure_speed(net, device=device) if net else None))/3600

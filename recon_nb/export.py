@@ -20,7 +20,7 @@ from torch import nn
 from . import __version__
 from .checkpoint import load_tensors,save_tensors
 from .config import GANConfig,config_from_dict,deviations
-from .core import InputError,write_atomic
+from .core import _as_path,InputError,write_atomic
 from .encoder import _encoder_choices,_knows_encoder,make_encoder
 from .machine import check_device
 from .pixels import Images,to_model
@@ -74,7 +74,6 @@ class Preprocess:
         *,
         share:float=1., # side of the centred square, as a share of the shorter side
     )->Images:
-        if not 0 < share <= 1: raise InputError(f"share={share}; it must be in (0, 1].")
         photos = cut_photos(images, share=share, size=self.size, window=self.window)
         return to_model(photos, self.device)
 
@@ -171,13 +170,13 @@ def _find_file(path, source): # of a folder: the file to open, and what run.json
     stems = 'generator', 'weights', 'encoder', 'model' # the last one of `export_timm`
     for name in [f'{s}.safetensors' for s in stems]:
         if (path/name).is_file(): return path/name, _run_info(path)
-    if path != Path(source).expanduser(): # of the Hub
+    if path != _as_path(source): # of the Hub
         raise InputError(f"{source} holds none of {', '.join(_HUB_FILES[:3])}: "
                          "it is no model of recon_nb.")
     return _weights_of(path), {}
 
 def _find_source(source, revision, epoch): # the file, and what run.json says
-    path = Path(source).expanduser()
+    path = _as_path(source)
     if _is_hub_name(source) and epoch is None: path = _fetch(Path(source).as_posix(), revision)
     elif revision is not None:
         raise InputError(f"revision={revision!r} has no effect: {source} lies here, or is no name "
@@ -273,7 +272,7 @@ def export_encoder(
 )->Path: # `path`
     """Write the encoder as one file, with its preprocessing in it.
     Raises `InputError` if it can't be read or written."""
-    path = Path(path).expanduser()
+    path = _as_path(path)
     write = _writers.get(path.suffix.lower())
     if not write:
         raise InputError(f"{path}: an encoder is written as {' or '.join(_writers)}; "

@@ -16,7 +16,7 @@ from filelock import FileLock,Timeout
 
 # %% ../nbs/57_folder.ipynb #e4a4068b
 from .config import GANConfig
-from .core import InputError,write_atomic
+from .core import _as_path,InputError,write_atomic
 from .devices import _on_main
 from .identity import _one_id
 from .photos import Photos
@@ -30,7 +30,7 @@ def _free_folder(cfg, root='runs'): # the next one for a run of this preset
         path = Path(root)/f'{cfg.preset}-{i:03d}'
         if not path.exists(): return path
 
-def _folder(run_dir, cfg): return Path(run_dir or _free_folder(cfg)).expanduser()
+def _folder(run_dir, cfg): return _as_path(run_dir or _free_folder(cfg))
 
 def _holds_run(path): return any((path/f).exists() for f in RUN_FILES)
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float,Int64
 from torch import Tensor
-from .core import InputError
+from .core import InputError,_brief
 from .features import _make_room
 from .labelled import _split_labels
 
@@ -71,10 +71,13 @@ def nearest_neighbours(
     f = torch.as_tensor(features).flatten(1)
     f = f if f.is_floating_point() else f.double()
     own = torch.arange(len(f)) if queries is None else torch.as_tensor(queries).reshape(-1)
+    if len(own) and (own.is_floating_point() or own.dtype == torch.bool):
+        raise InputError(f"queries={queries}; they must be whole numbers, the rows that ask.")
+    own = own.long()
     if len(own) and not -len(f) <= int(own.min()) <= int(own.max()) < len(f):
         raise InputError(f"queries={queries}; there are {len(f)} images, 0 to {len(f)-1}.")
-    if not 1 <= k < len(f):
-        raise InputError(f"k={k}; of {len(f)} images one asks, so 1 to {len(f)-1} can answer.")
+    if not isinstance(k, (int, np.integer)) or not 1 <= k < len(f):
+        raise InputError(f"k={_brief(k)}; of {len(f)} images one asks, so 1 to {len(f)-1} can answer.")
     if centred: f = f - f.mean(0)
     own = own % len(f)
     cosines, near = zip(*_closest(f, f[own], k=k, own=own))

@@ -93,6 +93,7 @@ class Trail:
         for row in rows:
             if self.rows % self.each == 0: self.blocks.append({})
             for k,v in row.items():
+                if v is None: continue
                 total, n = self.blocks[-1].get(k, (0., 0))
                 self.blocks[-1][k] = total+v, n+1
             self.rows += 1

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from fastcore.basics import patch
 from .columns import _PHOTO_COLUMNS,_rename,_sort_classes
-from .core import InputError,_by_caller,sample_uniform
+from .core import _as_path,InputError,_brief,_by_caller,sample_uniform
 from .data import SETS,_load,_read_listing,_say_skipped
 from .identity import _fingerprint_photos,_is_among,_one_id,_pixel_ids
 from .photos import _PHOTO_SUFFIXES
@@ -75,7 +75,16 @@ def _check_part(s, part):
                          "Every class must be in both parts.")
 
 # %% ../nbs/15_labelled.ipynb #f91213ea
+def _check_classes(
+    name:str, # of the set
+    classes, # what stands where their names are due
+)->None:
+    "Raises `InputError` if these are no names of classes."
+    if not isinstance(classes, (tuple, list)):
+        raise InputError(f"{name}: classes={_brief(classes)}; it must be a tuple of names.")
+
 def _check_set(s):
+    _check_classes(s.name, s.classes)
     if len(s.classes) < 2:
         raise InputError(f"{s.name} has {len(s.classes)} class; a probe needs 2 or more.")
     for part in ('train', 'test'): _check_part(s, part)
@@ -276,7 +285,7 @@ def _labels_of(y):
     if hasattr(y, 'tolist'): y = y.tolist()
     known = int, float, str, list, np.generic
     if not (isinstance(y, (list, tuple)) and len(y) and isinstance(y[0], known)): return None
-    if isinstance(y[0], str) and Path(y[0]).expanduser().exists(): return None
+    if isinstance(y[0], str) and _as_path(y[0]).exists(): return None
     if isinstance(y[0], list):
         if not y[0] or isinstance(y[0][0], list): return None
         raise InputError(f"the labels have {len(y[0])} columns: one label a photo is wanted, "
@@ -298,7 +307,7 @@ def _read_parts(data, root, how):
         parts = _load_named(data, root, how)
         return parts, 'official'
     if isinstance(data, (str, os.PathLike)):
-        folder = Path(data).expanduser()
+        folder = _as_path(data)
         if folder.is_dir() and root is None: return _load_folder(folder, how), 'own'
         return _load_one(data, root, how), 'own'
     if isinstance(data, dict): data = _pair_of_dict(data)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool,Int64
 from torch import Tensor
 from torch.nn import functional as F
-from .core import InputError,sample_uniform
+from .core import InputError,_brief,sample_uniform
 from .pixels import Hidden,Images
 
 # %% ../nbs/20_masks.ipynb #62f84562
@@ -25,8 +25,10 @@ def window_size(
 )->int: # side of the window in pixels
     """The largest window of the picture's parity that is not above `size*visible`,
     in [1 or 2, size-2]."""
-    if not 0 < visible < 1:
-        raise InputError(f"visible={visible!r}; "
+    if not isinstance(size, (int, np.integer)) or size < 3:
+        raise InputError(f"size={_brief(size)}; a picture with a window in it has 3 px or more.")
+    if not (isinstance(visible, (int, float)) and 0 < visible < 1):
+        raise InputError(f"visible={_brief(visible)}; "
             "the visible share of the side must lie in (0, 1).")
     side = int(size*visible + 1e-9) # 48 * (1/3) must be 16, whatever the last bit says
     side -= (size - side) % 2
@@ -163,6 +165,7 @@ class PatchMask(Mask):
 
     def __init__(self, size:int, visible:float):
         super().__init__(size, visible)
+        window_size(size, visible) # complains about what is no size and no share
         n = self.side**2
         self.keep = max(1, min(n-1, round(visible*n)))
         rows = torch.arange(self.side).float()[None,None]

@@ -12,7 +12,7 @@ import os
 from dataclasses import dataclass,field
 from pathlib import Path
 import numpy as np
-from .core import InputError
+from .core import _as_path,InputError,_why_not
 from .data import load_photos
 from .identity import _difference_hashes,_is_among,_near_pairs
 from .labelled import LabelledSet,_two_labels
@@ -30,13 +30,19 @@ class _Known:
     def called(self, i): return f'{self.name}: {self.names[i] if self.names else i}'
 
 def _of_run(folder):
-    path = Path(folder).expanduser()/'photos.npz'
+    path = _as_path(folder)/'photos.npz'
     if not path.exists():
         raise InputError(f"{folder} does not know its photos: it is no run, or of version 0.1. "
                          "Give the photos themselves: overlap(load_photos('photos', size=32, "
                          "cuts={'i_r': 1.}), data).")
-    with np.load(path) as f:
-        return [_Known('trained on', f['train']), _Known('held out', f['held_out'])]
+    try:
+        with np.load(path) as f: ids = {k: f[k] for k in ('train','held_out')}
+        if not all(x.dtype == np.uint64 and x.ndim == 2 and x.shape[1] == 2 for x in ids.values()):
+            raise ValueError('it holds other numbers')
+    except Exception as e: # whatever an archive brings up
+        raise InputError(f"{path} is damaged ({_why_not(e)}): what the run's photos were is not "
+                         "known. Copy an intact one.") from None
+    return [_Known('trained on', ids['train']), _Known('held out', ids['held_out'])]
 
 def _of_labelled(s):
     given = s.contents or {}
@@ -47,7 +53,7 @@ def _of_labelled(s):
 
 # %% ../nbs/16_overlap.ipynb #0b5e086a
 def _is_run_folder(x):
-    return isinstance(x, (str, os.PathLike)) and (Path(x).expanduser()/'config.json').exists()
+    return isinstance(x, (str, os.PathLike)) and (_as_path(x)/'config.json').exists()
 
 def _parts_of(x):
     "The parts of a run, its folder, a labelled set or photos; what is none of these is loaded."

@@ -16,12 +16,30 @@ from dataclasses import dataclass,field
 from pathlib import Path
 import numpy as np
 from PIL import ExifTags,Image,ImageFile
-from .core import InputError,_megabytes,progress_bar,write_atomic
+from .core import _as_path,InputError,_brief,_megabytes,progress_bar,write_atomic
 from .decoding import Ranges,_PHOTO_SUFFIXES,open_picture
 from .identity import _hash_file,_hash_pixels,_pixel_ids
 from .sources import _Fetched,_as_photo,_list_source,_one_array,_suffix
 
 # %% ../nbs/11_photos.ipynb #efaca4c0
+def _is_share(v): return isinstance(v, (int, float, np.floating)) and bool(0 < v <= 1)
+
+def _check_cuts(
+    size, # side of the cuts in pixels
+    cuts, # name of each cut -> its side as a share of the shorter side
+    *,
+    what:str='cuts', # what the caller calls them
+)->None:
+    "Raises `InputError` where no photo could be cut so."
+    if not isinstance(size, (int, np.integer)) or not 1 <= size < 2**15:
+        raise InputError(f"size={_brief(size)}; it must be a whole number of pixels, "
+                         f"1 or more and less than {2**15}.")
+    if (isinstance(cuts, dict) and cuts
+        and all(str(k).isidentifier() and _is_share(v) for k,v in cuts.items())): return
+    if what == 'share': raise InputError(f"share={_brief(cuts['it'])}; it must be in (0, 1].")
+    raise InputError(f"cuts={_brief(cuts)}; it must be a dict of names and shares in (0, 1], "
+                     "such as dict(i_r=1., i_in=1/3).")
+
 def cut_square(
     im:Image.Image, # the photo
     *,
@@ -163,11 +181,26 @@ def _write_rows(folder, rows, *, n, size, cuts):
 def _write_meta(folder, meta):
     write_atomic(folder/'meta.json', json.dumps({**meta, 'seal': _seal(meta)}))
 
+# %% ../nbs/11_photos.ipynb #b1100001
+def _are_texts(x): return isinstance(x, list) and all(isinstance(v, str) for v in x)
+def _is_pair(x): return isinstance(x, list) and [type(v) in (int, float) for v in x] == [True]*2
+def _is_lost(s): return isinstance(s, dict) and _are_texts([s.get('name'), s.get('why')])
+_META = {'names','skipped','crc','stamp','seal','ids','side','window','said'}
+
+def _check_meta(meta): # the checksum says that it is as written, and not by whom
+    names, skipped, side = (meta.get(k) for k in ('names','skipped','side'))
+    fits = (_are_texts(names) and isinstance(skipped, list) and all(map(_is_lost, skipped))
+            and type(side) is int and side >= 0 and len(_unpack_ids(meta['ids'])) == len(names)
+            and all(map(_is_pair, meta.get('window', {}).values()))
+            and _are_texts(meta.get('said', [])) and {*meta} <= _META)
+    if not fits: raise ValueError('meta.json says what no entry says')
+
 # %% ../nbs/11_photos.ipynb #9daa9297
 def _open_entry(folder, *, size, cuts):
     "The arrays and the record of an entry, checked; raises one thing or another if it is damaged."
     meta = json.loads((folder/'meta.json').read_text())
     if meta['seal'] != _seal(meta): raise ValueError('meta.json does not match its checksum')
+    _check_meta(meta)
     now, known = _stamp(folder, cuts), meta.get('stamp', {})
     arrays = {k: np.load(folder/f'{k}.npy', mmap_mode='r') for k in cuts}
     for k,a in arrays.items():
@@ -287,6 +320,7 @@ def _stat_photo(root, name, entry=None):
     With an entry of `os.scandir` a photo costs one question to the system."""
     try: s = os.stat(root/name) if entry is None or _WINDOWS else entry.stat()
     except OSError as e: return name, e.strerror
+    except ValueError as e: return name, str(e) # such as a null byte in a table's cell
     if s.st_mode & 0o170444 == 0o100444: # a file, which everybody may read
         return name, s.st_size, s.st_mtime_ns
     if not stat.S_ISREG(s.st_mode): return name, 'not a file that can be read'
@@ -310,7 +344,7 @@ def _strict_pillow():
 
 # %% ../nbs/11_photos.ipynb #23193e62
 def _place(im): # where a photo is, as it is opened
-    return Path(im).expanduser() if isinstance(im, (str, os.PathLike)) else im
+    return _as_path(im) if isinstance(im, (str, os.PathLike)) else im
 
 def _enough(size, share): # pixels of a photo's shorter side
     return math.ceil(4*size/min(share, 1/3))
@@ -537,6 +571,7 @@ def cut_photos(
 )->np.ndarray: # bytes, `n size size 3`
     """Photos as people have them, cut square and resized; one is open at a time.
     Raises `InputError` if one is not a photo."""
+    _check_cuts(size, dict(it=share), what='share')
     return _cut_all(images, size=size, cuts=dict(it=share), window=window)['it']
 
 def _cut_all(images, *, size, cuts, window=None):

@@ -12,7 +12,7 @@ import hashlib,os
 from importlib.util import module_from_spec,spec_from_file_location
 from pathlib import Path
 from .config import GANConfig
-from .core import InputError,check_name
+from .core import _as_path,InputError,_brief,check_name
 from .discriminator import D_NORMS
 from .encoder import ENCODERS,FAMILIES,_knows_encoder
 from .losses import ADV
@@ -32,7 +32,10 @@ def load_plugins(
     "Run files that register parts of your own. Raises `InputError` if one is missing or fails."
     if files is None: return []
     if isinstance(files, (str, os.PathLike)): files = [files]
-    return [_load_plugin(Path(f).expanduser()) for f in files]
+    if not isinstance(files, (list, tuple)):
+        raise InputError(f"plugins={_brief(files)}; it must be the path of a Python file, "
+                         "or a list of them.")
+    return [_load_plugin(_as_path(f)) for f in files]
 
 def _load_plugin(path):
     if not path.is_file():

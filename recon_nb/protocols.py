@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
 from .config import get_preset
-from .core import InputError,append_jsonl,check_name,read_jsonl
+from .core import _as_path,InputError,append_jsonl,check_name,read_jsonl
 from .data import SETS,load_photos,split_photos
 from .experiments import (Job,_count_work,_in_order,list_jobs,_locked_records,
                                   _measure_speed,run_jobs)
@@ -210,7 +210,7 @@ def _true_name(
 # %% ../nbs/79_protocols.ipynb #4e84cc3e
 def _folder(name, root):
     home = root or os.environ.get('RECON_NB_DATA')
-    return Path(home).expanduser()/name if home else None
+    return _as_path(home)/name if home else None
 
 def _root_of(name, root): # where a published set lies: in a folder of its name, or in root itself
     folder = _folder(name, root)
@@ -258,7 +258,7 @@ def run_folder(
     preset, changes = row_config(p, row)
     parts = [preset, *(f'{k}={v}' for k,v in changes.items()),
              *([data] if p.photos == 'own' else []), f'{p.sizes[data]}px', f's{seed}']
-    return Path(runs).expanduser()/'-'.join(parts)
+    return _as_path(runs)/'-'.join(parts)
 
 # %% ../nbs/79_protocols.ipynb #8c277def
 def photos_of(

@@ -12,7 +12,7 @@ import io,json,re
 from collections.abc import Sequence
 from pathlib import Path
 import numpy as np
-from .core import InputError
+from .core import InputError,_brief
 
 # %% ../nbs/39_records.ipynb #35b35db1
 class Rows(Sequence):
@@ -124,16 +124,21 @@ _known = {} # path -> (inode, bytes read, the last of them, rows)
 def _first_bad(lines): # which one is no JSON, counted from 1
     for i,line in enumerate(lines, 1):
         try: json.loads(line or '0')
-        except ValueError: return i
+        except (ValueError, RecursionError): return i
 
 def _read_lines(text, path):
     found = _read_many(text) if len(text) > _LARGE else None
     if found is not None: return found
-    try: return _of_dicts([json.loads(line) for line in text.split(b'\n') if line])
-    except ValueError:
+    try: rows = [json.loads(line) for line in text.split(b'\n') if line]
+    except (ValueError, RecursionError):
         at = _first_bad(text.split(b'\n'))
         raise InputError(f"{path}, line {at} is not JSON: the run's records are damaged. "
             "Repair the line or remove it.") from None
+    if odd := [r for r in rows if not isinstance(r, dict)]:
+        raise InputError(f"{path} has a line that is no record: {_brief(odd[0])}. "
+            "Each line is an object of JSON, with names and values.")
+    try: return _of_dicts(rows)
+    except OverflowError: return Rows({}, rows=rows) # a whole number beyond all bounds
 
 def _add(a, b): # one after the other
     if not len(a) or not len(b): return a if len(a) else b
@@ -167,3 +172,27 @@ def read_rows(
     _known[key] = inode, at, last, rows
     while len(_known) > 8: _known.pop(next(iter(_known))) # the one that was asked for least lately
     return rows
+
+# %% ../nbs/39_records.ipynb #b3900002
+def _is_step(v): return type(v) is int and 0 <= v < 2**63
+
+def _is_value(v): return v is None or type(v) is float or type(v) is int and abs(v) < 2**63
+
+def _odd(row): # what is no number in a row, or no count of updates; None if all is well
+    if not _is_step(row.get('step')): return 'step', row.get('step')
+    return next(((k, v) for k,v in row.items() if not _is_value(v)), None)
+
+def _check_numbers(
+    rows, # as read: `Rows`, or a list of dicts
+    path, # of their file, for the message
+): # `rows`
+    "Records of a training: numbers, each with its update. Raises `InputError` if they are not."
+    if isinstance(rows, Rows) and rows.rows is None:
+        if not len(rows): return rows
+        steps = rows.columns.get('step', np.full(1, np.nan))
+        if 'step' in rows.whole and (steps >= 0).all(): return rows
+        odd = 1, ('step', steps[~(steps >= 0)][:1].tolist() or 'no whole number')
+    else: odd = next(((i, o) for i,r in enumerate(rows, 1) if (o := _odd(r))), None)
+    if odd is None: return rows
+    raise InputError(f"{path}, record {odd[0]}: {_brief(odd[1][0])} is {_brief(odd[1][1])}. "
+        "The run's records are damaged: repair the line or remove it.")

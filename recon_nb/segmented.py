@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 from PIL import ExifTags,Image
-from .core import InputError,check_name,progress_bar,sample_uniform
+from .core import _as_path,InputError,check_name,progress_bar,sample_uniform
+from .labelled import _check_classes
 from .sources import _list_visible
 from .photos import _PHOTO_SUFFIXES,cut_files,_list_skipped
 from .sets import _locate_voc
@@ -65,6 +66,7 @@ def _values(y): return np.flatnonzero(np.bincount(y.ravel(), minlength=256))
 
 # %% ../nbs/17_segmented.ipynb #8abd2cc7
 def _check_set(s):
+    _check_classes(s.name, s.classes)
     if not 2 <= len(s.classes) <= VOID:
         raise InputError(f"{s.name} has {len(s.classes)} class{'es'*(len(s.classes) != 1)}; "
                          f"there must be 2 to {VOID}.")
@@ -278,7 +280,7 @@ def load_segmentation(
 
 # %% ../nbs/17_segmented.ipynb #90fce9fc
 def _folder(data):
-    folder = Path(data).expanduser()
+    folder = _as_path(data)
     if folder.is_dir(): return folder
     try: check_name(str(data), ('voc2012', 'collages'), 'segmented set')
     except InputError as e:

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
-from .core import InputError,_megabytes
+from .core import _as_path,InputError,_megabytes
 from .download import download,file_checksum,_hold,_unpack
 from .photos import _PHOTO_SUFFIXES,Photos,_cache_dir,cache_rows,cut_files,cut_images
 
@@ -40,7 +40,7 @@ def _own_folders(name):
     folders that are not empty, and last RECON_NB_DATA itself."""
     given = os.environ.get('RECON_NB_DATA')
     if not given: return []
-    home = Path(given).expanduser()
+    home = _as_path(given)
     if not home.is_dir():
         raise InputError(f"RECON_NB_DATA={given} is no folder; "
                          "it names the folder that holds your copies of the sets.")
@@ -115,7 +115,7 @@ def locate_set(
     """Find a set: in `root`, or in RECON_NB_DATA, in the cache, on the network.
     Raises `InputError` if it is nowhere."""
     home = _cache_dir()/'sets'/name
-    own = [Path(root).expanduser()] if root is not None else _own_folders(name)
+    own = [_as_path(root)] if root is not None else _own_folders(name)
     for folder in own + [home]*(root is None):
         if at := _find_set(folder, needs, inside=inside): return at
     files = sources()

@@ -12,7 +12,7 @@ import json,re
 from dataclasses import asdict
 from pathlib import Path
 from .config import GANConfig,config_from_dict,get_preset,with_overrides
-from .core import InputError,_near_path
+from .core import _as_path,InputError,_near_path,_read_object,_why_not
 from .decoding import Ranges
 
 # %% ../nbs/48_settings.ipynb #273995aa
@@ -36,7 +36,7 @@ _READERS = {'.json': json.loads, '.toml': _toml, '.yaml': _yaml, '.yml': _yaml}
 
 # %% ../nbs/48_settings.ipynb #c09ae0f8
 def _read_fields(path):
-    path = Path(path).expanduser()
+    path = _as_path(path)
     read = _READERS.get(path.suffix.lower())
     if path.is_dir():
         raise InputError(f"config={str(path)!r} is a folder: give the file in it, "
@@ -47,7 +47,7 @@ def _read_fields(path):
     try: found = read(path.read_text(encoding='utf-8'))
     except InputError: raise
     except Exception as e: # whatever a reader calls its errors
-        raise InputError(f"{path} can't be read: {' '.join(str(e).split())}") from None
+        raise InputError(f"{path} can't be read: {_why_not(e)}") from None
     if not isinstance(found, dict):
         raise InputError(f"{path} holds no fields of a config, such as bs and epochs.")
     return found
@@ -69,7 +69,7 @@ def _open_config(config, preset): # a file, a dict or a config
     return _from_fields(fields, preset), where
 
 def _open_like(like, preset): # the folder of a run, or a run
-    found, there = Path(getattr(like, 'dir', like)).expanduser(), getattr(like, 'cfg', None)
+    found, there = _as_path(getattr(like, 'dir', like)), getattr(like, 'cfg', None)
     if preset:
         raise InputError(f"like= has the preset of that run: leave preset={preset!r} out.")
     if there is not None: return there, str(found)
@@ -78,7 +78,7 @@ def _open_like(like, preset): # the folder of a run, or a run
                          f"{_near_path(found)}")
     if not (found/'config.json').exists():
         raise InputError(f"{found} holds no config.json; like= takes the folder of a run.")
-    return config_from_dict(json.loads((found/'config.json').read_text())), str(found)
+    return config_from_dict(_read_object(found/'config.json')), str(found)
 
 # %% ../nbs/48_settings.ipynb #0e57d8a4
 # how long, how the machine computes, what is kept: not what is computed
@@ -88,12 +88,12 @@ def _same_window(kept, given): # whether a run's ranges are the one that is give
     return {*Ranges(kept).given.values()} == {*Ranges(given).given.values()}
 
 def _resumed_config(run_dir, overrides, *, seed, preset):
-    path = Path(run_dir).expanduser()/'config.json'
+    path = _as_path(run_dir)/'config.json'
     if not path.parent.is_dir():
         raise InputError(f"there is no folder {run_dir}: nothing to resume.{_near_path(run_dir)}")
     if not path.exists():
         raise InputError(f"{run_dir} holds no config.json: there is nothing to resume.")
-    cfg = config_from_dict(json.loads(path.read_text()))
+    cfg = config_from_dict(_read_object(path))
     if overrides.get('window') and _same_window(cfg.window, overrides['window']):
         overrides['window'] = None
     new = with_overrides(cfg, **overrides)
@@ -123,7 +123,7 @@ def _choose_config(
         raise InputError(f"resume=True goes on with the config of the run: leave {extra[0]} out.")
     if len(extra) > 1: raise InputError("give config= or like=, not both: each is a config.")
     for k in [k for k in ('teacher','init') if overrides.get(k)]: # as the config keeps them
-        overrides[k] = str(Path(overrides[k]).expanduser().resolve())
+        overrides[k] = str(_as_path(overrides[k]).resolve())
     if overrides.get('window'): overrides['window'] = Ranges(overrides['window']).text
     if resume and run_dir is None:
         raise InputError("resume=True needs run_dir=, the folder of the run to go on with.")

@@ -67,7 +67,8 @@ class _Parser(argparse.ArgumentParser):
         prog = prog.replace('-', ' ', 1) if _one_command.get() else prog
         super().__init__(prog, **{'allow_abbrev': False, **kwargs})
     def error(self, message):
-        words = f'{self.prog}: {message}. {self.prog} --help lists what there is.\n'
+        said = ' '.join(f'{self.prog}: {message}.'.split()) # one line, whatever was given
+        words = f'{said} {self.prog} --help lists what there is.\n'
         if os.environ.get('RANK', '0') == '0': self.exit(2, words)
         time.sleep(3) # all processes were called alike: the first one says it, before one has gone
         self.exit(2)

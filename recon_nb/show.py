@@ -14,6 +14,10 @@ from pathlib import Path
 from .core import InputError,write_atomic
 
 # %% ../nbs/01_show.ipynb #475031fc
+def _are_photos(rows): # of one size, and at least one of them
+    fits = all(isinstance(r, np.ndarray) and r.dtype == np.uint8 and r.ndim == 4 for r in rows)
+    return fits and len({r.shape[1:] for r in rows if len(r)}) == 1
+
 def image_grid(
     rows, # a list of rows, each an array (n, h, w, 3) of bytes; or one such array
     *,
@@ -22,12 +26,15 @@ def image_grid(
     fill:int=255, # the grey level between photos
 )->np.ndarray: # (H, W, 3) bytes
     "Photos side by side, in one array."
-    if isinstance(rows, np.ndarray):
+    if cols is not None and not (type(cols) is int and cols > 0):
+        raise InputError(f"cols={cols!r}; it must be 1 or more photos a row.")
+    if isinstance(rows, np.ndarray) and len(np.atleast_1d(rows)):
         rows = [rows[i:i+(cols or len(rows))] for i in range(0, len(rows), cols or len(rows))]
-    shapes = {r.shape[1:] for r in rows if len(r)}
-    if len(shapes) != 1 or any(r.dtype != np.uint8 for r in rows):
-        raise InputError(f"image_grid was given {[f'{r.dtype}{r.shape}' for r in rows]}; "
+    if not _are_photos(rows):
+        given = [f"{getattr(r, 'dtype', type(r).__name__)}{getattr(r, 'shape', '')}" for r in rows]
+        raise InputError(f"image_grid was given {given}; "
                          "every row must be uint8 photos (n, h, w, 3) of one size.")
+    shapes = {r.shape[1:] for r in rows if len(r)}
     (h,w,c), n = shapes.pop(), max(len(r) for r in rows)
     out = np.full((len(rows)*(h+pad)-pad, n*(w+pad)-pad, c), fill, dtype=np.uint8)
     for i,r in enumerate(rows):

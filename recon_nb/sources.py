@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from .columns import (_TABLE_SUFFIXES,_Table,_is_hub_table,_is_table,_read_frame,
                               _read_hub,_read_table_file)
-from .core import InputError,_by_caller,_near_path
+from .core import _as_path,InputError,_by_caller,_near_path
 
 # %% ../nbs/09_sources.ipynb #c7fda563
 @dataclass
@@ -106,7 +106,7 @@ def _help_with(path):
 def _lists_photos(path): # a file of text: does its first line name a file?
     try:
         with open(path, encoding='utf-8') as f: first = f.readline().strip()
-        return bool(first) and Path(first).expanduser().is_file()
+        return bool(first) and _as_path(first).is_file()
     except (OSError, ValueError): return False
 
 def _instead(path):
@@ -132,7 +132,7 @@ def _expand(
     suffixes, # what photos end in
 )->list: # of paths; one that does not exist is given back as it is
     "The photos that a path means. Raises `InputError` for a pattern that fits none."
-    path = Path(given).expanduser()
+    path = _as_path(given)
     if path.is_dir(): return _photos_below(path, suffixes)
     if path.exists() or not _is_pattern(str(given)): return [path]
     found = [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
@@ -154,7 +154,7 @@ def _list_paths(
     **known, # what else is known, as for `_Listing`
 )->_Listing:
     "Files from anywhere, named below the folder that they have in common."
-    paths = [Path(os.path.abspath(Path(p).expanduser())) for p in paths]
+    paths = [Path(os.path.abspath(_as_path(p))) for p in paths]
     folders = {str(p.parent) for p in paths}
     try: root = Path(os.path.commonpath(folders))
     except ValueError: root = Path(paths[0].anchor) # on several drives
@@ -282,7 +282,7 @@ def _as_photo(
     floats:bool=False, # are values from 0 to 1 welcome?
 ): # a path, an open file, a PIL image, or bytes (h, w, 3)
     "One photo, not opened. Raises `InputError` if it is none."
-    if isinstance(x, (str, os.PathLike)): return Path(x).expanduser()
+    if isinstance(x, (str, os.PathLike)): return _as_path(x)
     if isinstance(x, Image.Image) or hasattr(x, 'read'): return x
     if isinstance(x, (bytes, bytearray)): return BytesIO(x)
     if isinstance(x, dict) and (x.get('bytes') or x.get('path')):
@@ -353,7 +353,7 @@ def _list_table(table:_Table)->_Listing:
     known = dict(labels=table.labels, parts=table.parts, classes=table.classes, name=table.name,
                  columns=table.columns)
     if files and all(files):
-        paths = [table.root/Path(p).expanduser() for p in table.photos]
+        paths = [table.root/_as_path(p) for p in table.photos]
         _check_there(paths, table)
         return _list_paths(paths, 'table', **known)
     return _Listing(table.photos, [str(i) for i in range(len(table.photos))], 'table', **known)
@@ -423,7 +423,7 @@ def _refuse_text(text): # what is no path, whatever is done to it
 # %% ../nbs/09_sources.ipynb #71395faf
 def _list_path(data, suffixes, root=None):
     _refuse_text(str(data) if isinstance(data, str) else str(os.fspath(data)))
-    path = Path(data).expanduser()
+    path = _as_path(data)
     if path.is_file() and path.suffix.lower() in _TABLE_SUFFIXES:
         return _list_table(_read_table_file(path, root=root))
     if path.is_file() and path.suffix.lower() not in suffixes and _help_with(path):

@@ -8,12 +8,12 @@ Docs: https://recon-nb.github.io/recon_nb/tables.html.md"""
 __all__ = ['tidy', 'summarize', 'table', 'to_markdown', 'label_curve']
 
 # %% ../nbs/76_tables.ipynb #2c072466
-import json
+import base64,json
 from html import escape
 import numpy as np
 import pandas as pd
 from scipy import stats
-from .core import InputError,check_name
+from .core import InputError,_brief,check_name
 from .classification import FROZEN
 from .intervals import _possible,crossed_interval
 from .probing import unpack_bits
@@ -44,6 +44,43 @@ def _row(r):
             job.get('settings', _settings(r) if r['mode'] not in FROZEN else None),
             sort_keys=True))
 
+# %% ../nbs/76_tables.ipynb #b7600001
+_GIVE = 'Give files that `compare_encoders` or `recon-probe --out` wrote.'
+def _is_count(v): return type(v) is int and 0 < v < 2**31
+def _is_share(v): return type(v) in (int, float) and 0 <= v <= 1
+def _is_text(v): return isinstance(v, str)
+def _or_none(is_it): return lambda v: v is None or is_it(v)
+def _is_dict(v): return isinstance(v, dict)
+_FIELDS = { # of a probe's record -> is it that?
+    **dict.fromkeys(('arm','mode','data'), _is_text),
+    **dict.fromkeys(('n_train','classes','n_test','size'), _is_count),
+    **dict.fromkeys(('test_accuracy','chance'), _is_share),
+    'seed': lambda v: type(v) is int, 'labels_per_class': _or_none(_is_count)}
+_OTHERS = {
+    **dict.fromkeys(('job','source'), _is_dict), 'config': _or_none(_is_dict),
+    **dict.fromkeys('weights test_pixels test_right task kind subset subset_photos'.split(),
+                    _or_none(_is_text))}
+_NAMES = { # of a record's `job`, and of its `source`
+    **dict.fromkeys(('arm','weights','preset','part','module','run'), _or_none(_is_text)),
+    'seed': _or_none(lambda v: type(v) is int)}
+
+# %% ../nbs/76_tables.ipynb #b7600002
+def _check_record(r):
+    if lost := [k for k in _FIELDS if k not in r]:
+        raise InputError(f"a record has no {lost[0]!r}: this is no record of a probe. {_GIVE}")
+    odd = _odd(r, {**_FIELDS, **_OTHERS}) or _odd(r.get('job', {}), _NAMES)
+    odd = odd or _odd(r.get('source', {}), _NAMES)
+    if not odd and r.get('test_right') and not _is_bits(r['test_right'], r['n_test']):
+        odd = 'test_right', r['test_right']
+    if odd: raise InputError(f"a record is damaged: its {odd[0]} is {_brief(odd[1])}. {_GIVE}")
+
+def _odd(d, fields): # the first field that is not what it should be
+    return next(((k, d[k]) for k,is_it in fields.items() if k in d and not is_it(d[k])), None)
+
+def _is_bits(text, n):
+    try: return len(base64.b64decode(text, validate=True)) == -(-n//8)
+    except ValueError: return False
+
 # %% ../nbs/76_tables.ipynb #03bc1360
 def _settings(r): # what was searched is a finding
     return {k: v for k,v in (r.get('config') or {}).items()
@@ -53,11 +90,8 @@ def _rows(records):
     if other := {r.get('task', 'classification') for r in records} - {'classification'}:
         raise InputError(f"these are records of {', '.join(sorted(other))}, "
                          "and a table of accuracies has no place for them; leave them out.")
-    try: return pd.DataFrame([_row(r) for r in records])
-    except KeyError as e:
-        raise InputError(
-            f"a record has no {e}: this is no record of a probe. "
-            "Give files that `compare_encoders` or `recon-probe --out` wrote.") from None
+    for r in records: _check_record(r)
+    return pd.DataFrame([_row(r) for r in records])
 
 # %% ../nbs/76_tables.ipynb #4587ee81
 def _agree(rows, by, what, say):

@@ -8,7 +8,7 @@ Docs: https://recon-nb.github.io/recon_nb/task.html.md"""
 __all__ = ['Sample', 'Task', 'make_task', 'check_mask', 'check_task']
 
 # %% ../nbs/44_task.ipynb #5c509d8f
-from contextlib import contextmanager
+from contextlib import contextmanager,suppress
 from typing import NamedTuple
 import torch
 from fastcore.basics import patch
@@ -103,8 +103,11 @@ def make_task(
 def _sample_encoder(
     cfg:GANConfig, # names the encoder
 ): # an encoder of the run's shape, to look at
-    "An encoder as a run will have it, for its shape; nobody's random numbers are touched."
-    with fork_random(): return _check_attributes(_encoder_of(cfg))
+    """An encoder as a run will have it, for its shape, and without numbers if it can be made so:
+    a config of a stranger may ask for any width. Nobody's random numbers are touched."""
+    with fork_random():
+        with suppress(Exception), torch.device('meta'): return _check_attributes(_encoder_of(cfg))
+        return _check_attributes(_encoder_of(cfg))
 
 # %% ../nbs/44_task.ipynb #f5144f3c
 def _fit_target(

@@ -11,7 +11,7 @@ __all__ = ['export_timm']
 import json,warnings
 from pathlib import Path
 from .checkpoint import save_tensors
-from .core import InputError,write_atomic
+from .core import _as_path,InputError,write_atomic
 from .export import Pretrained,load_pretrained
 
 # %% ../nbs/83_timm_folder.ipynb #d26b49ec
@@ -64,7 +64,7 @@ def export_timm(
 )->Path: # `folder`
     """Write a backbone of timm as a folder that `timm.create_model('local-dir:...')` opens.
     Raises `InputError` if the encoder is none; warns if its stem is not timm's."""
-    p, folder = load_pretrained(run, device='cpu'), Path(folder).expanduser()
+    p, folder = load_pretrained(run, device='cpu'), _as_path(folder)
     _check_timm(p)
     names = 'model.safetensors', 'config.json', 'README.md'
     there = [n for n in names if (folder/n).exists()]

@@ -18,8 +18,8 @@ from accelerate.utils import gather_object
 from .batches import prefetch_batches
 from .checkpoint import (_kept_weights,load_checkpoint,_pack_optimizer,
                                  save_checkpoint,save_tensors,_unpack_optimizer)
-from .core import (TrainingDiverged,append_jsonl,_plural,progress_bar,read_jsonl,
-                           write_atomic)
+from .core import (InputError,TrainingDiverged,append_jsonl,_brief,_plural,
+                           progress_bar,read_jsonl,_why_not,write_atomic)
 from .devices import _agree,_explain_memory,_mean_over
 from .machine import fork_random
 from .evaluation import evaluate,_evaluating,_evaluation_epochs
@@ -106,19 +106,29 @@ def _keep_weights(st): # at the end of an epoch, if it is one of those
     _save_weights(st, st.run_dir/'weights'/f'epoch-{st.epoch:04d}.safetensors')
 
 # %% ../nbs/55_trainer.ipynb #ba514c1e
-def restore(
-    st:TrainState, # a fresh state of the same config; becomes the saved one
-)->None:
-    """Go back to the run's last checkpoint, history included.
-    A discriminator saved by 0.1.0 beside a run that had no use for it is left there."""
-    tensors,state = load_checkpoint(st.run_dir)
+def _fill(st, tensors, state): # with what a checkpoint holds
     nets, opts = _named(st)
     for name,net in nets:
         net.load_state_dict({k[len(name)+1:]: v
                              for k,v in tensors.items() if k.startswith(f'{name}.')})
     for name,opt in opts: _unpack_optimizer(opt, name, tensors, state[name])
     if st.acc.scaler and state.get('scaler'): st.acc.scaler.load_state_dict(state['scaler'])
-    st.step,st.seconds = state['step'],state['seconds']
+    st.step,st.seconds = _check_count(state['step']),float(state['seconds'])
+
+def _check_count(n):
+    if type(n) is int and 0 <= n < 2**63: return n
+    raise ValueError(f'step is {_brief(n)}')
+
+def restore(
+    st:TrainState, # a fresh state of the same config; becomes the saved one
+)->None:
+    """Go back to the run's last checkpoint, history included.
+    A discriminator saved by 0.1.0 beside a run that had no use for it is left there."""
+    tensors,state = load_checkpoint(st.run_dir)
+    try: _fill(st, tensors, state)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as e:
+        raise InputError(f"the checkpoint in {st.run_dir} is not one of this run "
+                         f"({type(e).__name__}: {_why_not(e)}). Copy an intact one.") from None
     st.saved = st.step
     if st.acc.is_main_process: _cut_records(st)
     st.acc.wait_for_everyone()

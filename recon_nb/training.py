@@ -19,8 +19,8 @@ from .batches import check_state,_choose_evenly,make_teacher,teach
 from .choices import check_choices
 from .checkpoint import _has_checkpoint,load_tensors,save_tensors
 from .config import deviations
-from .core import (InputError,describe_machine,duration,_megabytes,_plural,_shell_command,
-                           write_atomic)
+from .core import (_as_path,InputError,_brief,describe_machine,duration,_megabytes,
+                           _plural,_shell_command,write_atomic)
 from .cost import estimate_cost
 from .columns import _is_table
 from .data import SETS,load_photos,split_photos
@@ -77,7 +77,7 @@ def _name_data(data): # what the config remembers: a name, a full path or patter
     if not isinstance(data, (str, os.PathLike)): return _kind_of(data)
     if not str(data):
         raise InputError("data is an empty text: give a folder, or the name of a set.")
-    path = Path(data).expanduser()
+    path = _as_path(data)
     if str(data) in SETS: return str(data) # a name is a name, even beside a folder of that name
     if path.exists(): return str(path.resolve())
     return os.path.abspath(path) if _is_pattern(str(data)) else str(data)
@@ -98,14 +98,17 @@ def _remember_data(cfg, data): # the config, and what to load
 
 # %% ../nbs/59_training.ipynb #9d0fac6b
 def _check_hooks(hooks):
-    hooks = (hooks,) if callable(hooks) else tuple(hooks)
-    if not all(callable(h) for h in hooks):
-        raise InputError(f"hooks={hooks!r}; each must be a function of the TrainState.")
-    return hooks
+    some = (hooks,) if callable(hooks) else hooks
+    if not (isinstance(some, (list, tuple)) and all(callable(h) for h in some)):
+        raise InputError(f"hooks={_brief(hooks)}; it must be a function of the TrainState, "
+                         "or a list of such functions.")
+    return tuple(some)
 
 def _check_minutes(max_minutes):
-    if max_minutes is not None and not max_minutes > 0:
-        raise InputError(f"max_minutes={max_minutes!r}; it must be above 0.")
+    if max_minutes is None: return
+    number = isinstance(max_minutes, (int, float)) and not isinstance(max_minutes, bool)
+    if not (number and max_minutes > 0):
+        raise InputError(f"max_minutes={_brief(max_minutes)}; it must be a number above 0.")
 
 def _accelerator(given, precision, device):
     if given is None: return make_accelerator(precision, device=device)
@@ -203,7 +206,7 @@ def _open_teacher(
 # %% ../nbs/59_training.ipynb #07278ba3
 def _info(st, root, plugins):
     noted = dict(plugins=plugins) if plugins else {}
-    place = dict(root=str(Path(root).expanduser().resolve())) if root else {}
+    place = dict(root=str(_as_path(root).resolve())) if root else {}
     named = dict(name=st.photos.name) if st.photos.name else {}
     return dict(photos=st.photos.source, **named, train=len(st.train), held_out=len(st.valid),
                 skipped=len(st.photos.skipped), bs=st.bs, **place, **noted,

@@ -23,7 +23,7 @@ from fastcore.basics import patch
 # %% ../nbs/81_widgets.ipynb #26491fee
 from .compare import _Records,_caption_of
 from .config import config_from_dict
-from .core import InputError,check_name,duration
+from .core import _as_path,InputError,check_name,duration
 from .figures import _Outputs,_features_of,_read_outputs
 from .heads import nearest_neighbours
 from .health import LIVE,SIGNS,Seen,Trail,diagnose
@@ -33,8 +33,8 @@ from .masks import compose,scale_bias,window_size
 from .metrics import hidden_psnr
 from .photos import as_images,cut_square,list_photos
 from .pixels import to_model,to_pixels
-from .records import read_rows
-from .run import GANRun
+from .records import _check_numbers,read_rows
+from .run import GANRun,_run_info
 from .training import train_gan
 from .shapes import draw_shapes
 from .show import COLORS,_png_bytes
@@ -456,7 +456,7 @@ class TrainingMonitor(_Viewer):
 
     def attach(self, run_dir)->None:
         "Look at this folder from now on."
-        self.dir = Path(run_dir).expanduser() if run_dir is not None else None
+        self.dir = _as_path(run_dir) if run_dir is not None else None
         self.trail = Trail()
         names = ('history', 'metrics', 'probe') if self.dir else ()
         self.files = [self.dir/f'{k}.jsonl' for k in names]
@@ -551,12 +551,14 @@ def _read(self:TrainingMonitor):
     if not self.dir.is_dir():
         raise InputError(f'there is no folder {self.dir} yet. '
                          'As soon as a run begins there, it is shown here.')
-    try: info = json.loads((self.dir/'run.json').read_text())
-    except FileNotFoundError:
+    info = _run_info(self.dir)
+    if not info:
         raise InputError(f'{self.dir} holds no run.json: '
-                         'no run, or one that has not begun yet.') from None
-    except ValueError: raise InputError(f"{self.dir/'run.json'} is damaged.") from None
+                         'no run, or one that has not begun yet.')
+    if lost := [k for k in ('steps','train','bs') if k not in info]:
+        raise InputError(f"{self.dir/'run.json'} is damaged: it does not say {lost[0]!r}.")
     history, metrics, probe = map(read_rows, self.files)
+    for rows,path in zip((history, metrics), self.files): _check_numbers(rows, path)
     return _Records(history, metrics, info), probe
 
 # %% ../nbs/81_widgets.ipynb #fc9bfcf6

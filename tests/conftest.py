@@ -10,7 +10,8 @@ os.environ['RECON_NB_CACHE'] = _cache.name
 
 import jaxtyping
 
-jaxtyping.install_import_hook('recon_nb', 'beartype.beartype')
+# without the checks only where a test starts pytest once more, to see what people see (generated.py)
+if os.environ.get('RECON_NB_TYPES') != '0': jaxtyping.install_import_hook('recon_nb', 'beartype.beartype')
 
 import pytest
 import torch
