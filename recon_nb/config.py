@@ -311,8 +311,8 @@ def config_from_dict(
     if not isinstance(d, dict): raise InputError(f"{_brief(d)} is no config, which is a dict.")
     if d.get('schema') == 1: d = _from_schema_1(d)
     if d.get('schema') != _SCHEMA:
-        raise InputError(f"config has schema {_brief(d.get('schema'))}; this version of recon_nb reads "
-            f"schema 1 to {_SCHEMA}. Install the version that wrote it, or a later one.")
+        raise InputError(f"config has schema {_brief(d.get('schema'))}; this version of recon_nb "
+            f"reads schema 1 to {_SCHEMA}. Install the version that wrote it, or a later one.")
     for k in d: check_name(k, field_docs(), 'config field')
     check_name(d.get('preset', GANConfig.preset), PRESETS, 'preset')
     return GANConfig(**d)

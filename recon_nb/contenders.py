@@ -11,7 +11,6 @@ __all__ = ['Contender', 'Pixels', 'as_contender', 'fingerprint']
 import hashlib,os
 from copy import deepcopy
 from dataclasses import dataclass,field,replace
-from pathlib import Path
 import torch,torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized

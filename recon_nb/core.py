@@ -56,7 +56,7 @@ def _nearest(
     near = get_close_matches(_plain(name), names, n=1, cutoff=0.75)
     return names[near[0]] if near else None
 
-# %% ../nbs/00_core.ipynb #c5eb40bb
+# %% ../nbs/00_core.ipynb #b0000011
 def _as_path(
     given, # what stands where a path is due
 )->Path: # of the home folder where it begins with ~
@@ -74,6 +74,7 @@ def _as_path(
         raise InputError(f"{_brief(given)} is no path: it has {what} in it.")
     return path
 
+# %% ../nbs/00_core.ipynb #c5eb40bb
 def _near_path(
     path, # that does not exist
 )->str: # such as " Did you mean 'my photos'?", or ''

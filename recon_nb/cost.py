@@ -88,8 +88,9 @@ def _noisy_state(cfg, *, bs, device=None):
     noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     photos = load_photos(noise, **kept, progress=False)
     train,valid = split_photos(photos, valid=0.1, seed=0)
-    # a whole batch, however few the photos
-    st = make_state(replace(cfg, bs=bs, epochs=1), photos, np.resize(train, bs), valid,
+    # a whole batch, however few the photos; nothing is kept on the way
+    small = replace(cfg, bs=bs, epochs=1, keep_every=0)
+    st = make_state(small, photos, np.resize(train, bs), valid,
                     acc=make_accelerator(cfg.precision, device=device))
     if st.task.target.needs_teacher: teach(st, Teacher(st.gen_net.enc))
     return st
@@ -98,7 +99,8 @@ def count_flops(
     cfg:GANConfig, # of a pretraining
 )->float: # for one photo, both players, forward and backward; a mean over `n_critic` updates
     "What a pretraining computes for each photo it sees."
-    st, bs = _noisy_state(replace(cfg, precision='no', compile=False), bs=8), 8
+    plain = replace(cfg, precision='no', compile=False, accumulate=1)
+    st, bs = _noisy_state(plain, bs=8), 8
     with FlopCounterMode(display=False) as counter:
         for st.step in range(cfg.n_critic): train_step(st, fetch(st, st.train[:bs]))
     return counter.get_total_flops()/(bs*cfg.n_critic)

@@ -10,7 +10,6 @@ __all__ = ['ReconFeatures']
 # %% ../nbs/69_estimator.ipynb #e5710005
 import hashlib,os
 from collections import OrderedDict
-from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 from sklearn.base import BaseEstimator,ClassNamePrefixFeaturesOutMixin,TransformerMixin

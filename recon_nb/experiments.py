@@ -12,7 +12,6 @@ import hashlib,json,time
 from contextlib import contextmanager
 from dataclasses import asdict,dataclass,field,fields,replace
 from functools import partial
-from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch

@@ -77,7 +77,8 @@ def nearest_neighbours(
     if len(own) and not -len(f) <= int(own.min()) <= int(own.max()) < len(f):
         raise InputError(f"queries={queries}; there are {len(f)} images, 0 to {len(f)-1}.")
     if not isinstance(k, (int, np.integer)) or not 1 <= k < len(f):
-        raise InputError(f"k={_brief(k)}; of {len(f)} images one asks, so 1 to {len(f)-1} can answer.")
+        raise InputError(f"k={_brief(k)}; of {len(f)} images one asks, so 1 to {len(f)-1} can "
+                         "answer.")
     if centred: f = f - f.mean(0)
     own = own % len(f)
     cosines, near = zip(*_closest(f, f[own], k=k, own=own))

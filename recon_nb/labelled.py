@@ -11,7 +11,6 @@ __all__ = ['DEV_SEED', 'LabelledSet', 'load_labelled', 'label_subset', 'developm
 import os,warnings
 from dataclasses import dataclass,replace
 from functools import cached_property
-from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 from fastcore.basics import patch

@@ -10,7 +10,6 @@ __all__ = ['overlap']
 # %% ../nbs/16_overlap.ipynb #d4eafe3f
 import os
 from dataclasses import dataclass,field
-from pathlib import Path
 import numpy as np
 from .core import _as_path,InputError,_why_not
 from .data import load_photos

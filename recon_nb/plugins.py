@@ -10,7 +10,6 @@ __all__ = ['REGISTRIES', 'load_plugins', 'check_parts']
 # %% ../nbs/45_plugins.ipynb #1cd5b0e9
 import hashlib,os
 from importlib.util import module_from_spec,spec_from_file_location
-from pathlib import Path
 from .config import GANConfig
 from .core import _as_path,InputError,_brief,check_name
 from .discriminator import D_NORMS

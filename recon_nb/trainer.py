@@ -105,7 +105,7 @@ def _keep_weights(st): # at the end of an epoch, if it is one of those
     _check_finite(st)
     _save_weights(st, st.run_dir/'weights'/f'epoch-{st.epoch:04d}.safetensors')
 
-# %% ../nbs/55_trainer.ipynb #ba514c1e
+# %% ../nbs/55_trainer.ipynb #b5500011
 def _fill(st, tensors, state): # with what a checkpoint holds
     nets, opts = _named(st)
     for name,net in nets:
@@ -119,6 +119,7 @@ def _check_count(n):
     if type(n) is int and 0 <= n < 2**63: return n
     raise ValueError(f'step is {_brief(n)}')
 
+# %% ../nbs/55_trainer.ipynb #ba514c1e
 def restore(
     st:TrainState, # a fresh state of the same config; becomes the saved one
 )->None:

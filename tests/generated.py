@@ -29,7 +29,7 @@ from recon_nb.export import Preprocess
 from recon_nb.heads import nearest_neighbours
 from recon_nb.labelled import LabelledSet, development_images, label_subset, load_labelled
 from recon_nb.masks import MASKS, window_size, window_slice
-from recon_nb.photos import Photos, as_images, cut_photos, list_photos
+from recon_nb.photos import Photos, as_images, cut_photos
 from recon_nb.segmented import SegmentationSet
 from recon_nb.settings import _choose_config
 from recon_nb.shapes import draw_shapes
@@ -37,6 +37,7 @@ from recon_nb.show import image_grid
 from recon_nb.state import make_networks
 from recon_nb.task import make_task
 
+os.environ['TQDM_DISABLE'] = '1'                                # bars are no answers
 SLOW = bool(os.environ.get('RECON_NB_SLOW'))
 settings.register_profile('quick', derandomize=True, database=None)
 settings.register_profile('slow', database=None, print_blob=True)
