@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError,safe_open
 from safetensors.torch import save
 from torch import Tensor
-from .core import InputError,_replace_file,write_atomic
+from .core import InputError,_replace_file,_why_not,write_atomic
 
 # %% ../nbs/50_checkpoint.ipynb #407111e0
 def _crc(t): return zlib.crc32(t.flatten().view(torch.uint8).numpy()) if t.numel() else 0
@@ -49,9 +49,10 @@ def load_tensors(
         if crc.pop('', None) not in (None, zlib.crc32(text.encode())): # the first files had none
             raise ValueError('checksum of the state does not fit')
         state = json.loads(text)
-    except (SafetensorError, KeyError, ValueError, OSError) as e:
+    except (SafetensorError, KeyError, TypeError, AttributeError, ValueError, RecursionError,
+            OSError) as e:
         raise InputError(f"{path} is damaged, or was not written by recon_nb "
-            f"({type(e).__name__}: {e}).") from None
+            f"({type(e).__name__}: {_why_not(e)}).") from None
     bad = [k for k,v in tensors.items() if crc.get(k) != _crc(v)]
     if bad or set(crc) != set(tensors):
         raise InputError(f"{path} is damaged: "

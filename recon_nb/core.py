@@ -94,7 +94,7 @@ def check_name(
     """Return `name` if it is one of `allowed`;
     else raise `InputError`, with the name that was meant."""
     allowed = list(allowed)
-    if name in allowed: return name
+    if isinstance(name, str) and name in allowed: return name
     near = _nearest(name, allowed, also)
     hint = f" Did you mean {near!r}?" if near else ''
     raise InputError(f"unknown {what} {_brief(name)}.{hint} Accepted: {', '.join(allowed)}.")

@@ -20,7 +20,7 @@ from torch import nn
 from . import __version__
 from .checkpoint import load_tensors,save_tensors
 from .config import GANConfig,config_from_dict,deviations
-from .core import _as_path,InputError,write_atomic
+from .core import _as_path,InputError,_why_not,write_atomic
 from .encoder import _encoder_choices,_knows_encoder,make_encoder
 from .machine import check_device
 from .pixels import Images,to_model
@@ -222,9 +222,10 @@ def _open_file(path, info): # of an export, or of a run
     try:
         read = _of_export if 'architecture' in state else _of_weights
         return read(tensors, state, info)
-    except (KeyError, TypeError, RuntimeError) as e:
+    except InputError: raise
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as e:
         raise InputError(f"{path} holds no encoder that this version can read "
-            f"({type(e).__name__}: {str(e).splitlines()[-1].strip()}). "
+            f"({type(e).__name__}: {_why_not(e)}). "
             "Export it again.") from None
 
 # %% ../nbs/60_export.ipynb #9f7091b6

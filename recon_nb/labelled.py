@@ -429,6 +429,8 @@ def label_subset(
     if type(per_class) is not int or per_class < 1:
         raise InputError(f"labels per class: {per_class!r}; "
                          "it must be a whole number, 1 or more, or None for all.")
+    if not len(y):
+        raise InputError(f"{per_class} labels a class are asked for, and there is no label.")
     rank = sample_uniform(seed, 0, np.arange(len(y)), stream='labels')[:,0]
     if last is not None: rank[last] += 1
     found = [np.flatnonzero(y == c) for c in range(y.max()+1)]

@@ -33,12 +33,12 @@ def check_device(
     device=None, # cpu, cuda, cuda:1, mps, or a torch.device; the best there is, if not given
 )->torch.device:
     "Where to compute. Raises `InputError` if nothing can be computed there."
-    device = device or _best_device()
+    if device is None or isinstance(device, str) and not device: device = _best_device()
     there = (['cpu']
         + ['cuda']*torch.cuda.is_available()
         + ['mps']*torch.backends.mps.is_available())
     try: return torch.empty(1, device=device).device
-    except (RuntimeError, AssertionError, TypeError):
+    except (RuntimeError, AssertionError, TypeError, ValueError, OverflowError):
         near = _nearest(str(device), ('cpu', 'cuda', 'mps'), _device_words)
         hint = f" Did you mean {near!r}?" if near and near != str(device) else ''
         raise InputError(f"device={str(device)!r} is not there.{hint} "

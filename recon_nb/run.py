@@ -55,7 +55,8 @@ def _is_plugin(p):
 _INFO = { # what run.json says -> is it that?
     **dict.fromkeys(('photos','name','root','device'), _is_text),
     **dict.fromkeys(('train','held_out','skipped','steps','processes','reading'), _is_count),
-    'bs': lambda v: _is_count(v) and v > 0, 'trivial': _is_dict_of(_is_scores),
+    'bs': lambda v: _is_count(v) and v > 0,
+    'trivial': lambda d: _is_dict_of(_is_scores)(d) and len({*map(frozenset, d.values())}) < 2,
     'plugins': _is_list_of(_is_plugin), 'fingerprint': lambda v: _is_text(v) or _is_count(v),
     'machine': lambda v: isinstance(v, dict), 'deviations': lambda v: isinstance(v, dict)}
 
@@ -119,7 +120,8 @@ def _check_shapes(tensors, net, disc=None): # before a network of any size is ma
 @contextmanager
 def _opening(path): # of a run: whatever is wrong with its weights, in a sentence
     try: yield
-    except (KeyError, TypeError, RuntimeError) as e:
+    except InputError: raise
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as e:
         raise InputError(f"{path} holds other weights than a run's "
                          f"({type(e).__name__}: {_why_not(e)}). "
                          "Resume the run: it writes them anew.") from None

@@ -384,8 +384,8 @@ def _list_sequence(data, suffixes): # a list of paths, pictures, arrays
         if not paths: raise InputError(f"no photo in {', '.join(map(str, data[:4]))}.")
         return _list_paths(paths, 'files')
     pair = (len(data) == 2 and not isinstance(data[0], (str, os.PathLike)) and
-            isinstance(data[1], (list, np.ndarray)) and np.ndim(data[1]) == 1 and not
-            isinstance(data[1][0], (str, os.PathLike)))
+            isinstance(data[1], (list, np.ndarray)) and np.ndim(data[1]) == 1 and
+            len(data[1]) and not isinstance(data[1][0], (str, os.PathLike)))
     if pair or any(isinstance(x, tuple) for x in data):
         line = 'data[0]' if pair else '[photo for photo, label in data]'
         raise InputError(f"these are photos with labels; only the photos are wanted here: {line}.")

@@ -162,6 +162,8 @@ def test_what_is_accepted_has_networks(preset, size, visible, mask, scale_bias, 
 
 @cases(2)
 @given(st.one_of(st.dictionaries(st.one_of(st.sampled_from([*FIELDS, 'batch_size']), words), junk, max_size=3), junk, words))
+@example(0)
+@example(b'bytes')
 def test_a_config_of_ones_own(config): assert ask(lambda: _choose_config({}, config=config)) is REFUSED or not isinstance(config, (int, float))
 
 
@@ -172,11 +174,18 @@ def test_a_config_from_a_file(d): assert ask(lambda: config_from_dict(d)) is REF
 
 @cases()
 @given(like=st.one_of(words, junk), run_dir=st.one_of(words, st.none()), resume=st.booleans(), preset=st.one_of(st.none(), words))
+@example(like=0, run_dir=None, resume=False, preset=None)
 def test_where_a_config_comes_from(like, run_dir, resume, preset): ask(lambda: _choose_config({}, like=like, run_dir=run_dir, resume=resume, preset=preset))
 
 
 @cases()
 @given(st.sampled_from(['max_minutes', 'device', 'hooks', 'plugins', 'root', 'config', 'like', 'preset', 'batch_size', 'epochs', 'valid']), junk)
+@example('plugins', [1])
+@example('plugins', 0)
+@example('hooks', 0)
+@example('max_minutes', '')
+@example('config', b'bytes')
+@example('device', 2**63)
 def test_an_argument_of_training(here, name, value):
     "The photos are none, so that nothing is trained."
     assert ask(lambda: train_gan(here/'no such folder', **{name: value}, progress=False)) is REFUSED
@@ -203,6 +212,7 @@ def test_photos_in_an_array(a, size): check_photos(ask(lambda: load_photos(a, si
 @cases(2)
 @given(some_photos())
 @example([np.zeros((3, 4, 3), np.uint8), None])
+@example((np.zeros((0, 0, 1, 3), np.uint8), np.array([], np.uint8)))
 def test_photos_of_any_kind(data): check_photos(ask(lambda: load_photos(data, size=8, cuts={'i_r': 1.}, **HOW)), 8)
 
 
@@ -213,6 +223,9 @@ def test_photos_in_a_table(table): check_photos(ask(lambda: load_photos(table, s
 
 @cases(2)
 @given(words, st.sampled_from(['load_photos', 'load_labelled', 'cut_photos']))
+@example('~0', 'load_photos')
+@example('é'*200, 'load_photos')
+@example('é'*200, 'load_labelled')
 def test_photos_by_a_name(name, how):
     if name in ('shapes', '.', '..', '~'): return
     calls = dict(load_photos=lambda: load_photos(name, size=8, cuts={'i_r': 1.}, **HOW), load_labelled=lambda: load_labelled(name, size=8, **HOW), cut_photos=lambda: cut_photos(name, size=8))
@@ -235,6 +248,13 @@ def test_cuts(data, size, share):
 
 @cases()
 @given(st.one_of(numbers, junk), st.one_of(numbers, junk))
+@example(1e308, 1)
+@example(0., 1)
+@example(0, 1)
+@example(-10**30, 1)
+@example(8, '')
+@example(8, float('nan'))
+@example(8, 0)
 def test_size_and_share_of_a_cut(size, share):
     if isinstance(size, int) and size > 300: size = 300
     got = ask(lambda: cut_photos(draw_shapes(1, size=9)[0], size=size, share=share), 'size', 'share')
@@ -299,6 +319,7 @@ def test_labelled_data_of_any_kind(data):
 
 @cases(2)
 @given(arrays(), junk, arrays(), junk, st.one_of(st.just(('a', 'b')), junk))
+@example(np.zeros((2, 8, 8, 3), np.uint8), np.array([0, 1]), np.zeros((2, 8, 8, 3), np.uint8), np.array([0, 1]), 0)
 def test_a_labelled_set_of_ones_own(x, y, u, v, classes): ask(lambda: LabelledSet('mine', x, y, u, v, classes), 'mine')
 
 
@@ -314,6 +335,7 @@ def test_a_boxed_set_of_ones_own(x, y, u, v, classes): ask(lambda: DetectionSet(
 
 @cases()
 @given(st.lists(st.integers(0, 3), max_size=200), st.one_of(st.none(), st.integers(-1, 60), junk), st.integers(-10**30, 10**30))
+@example([], 1, 0)
 def test_a_subset_of_labels(y, k, seed):
     y = np.array(y, dtype=np.int64)
     got = ask(lambda: label_subset(y, k, seed=seed), 'label')
@@ -400,6 +422,9 @@ def test_what_can_not_be_downloaded(url, checksum):
 
 @cases()
 @given(st.one_of(arrays(), st.lists(arrays(), max_size=2)), st.one_of(st.none(), st.integers(-1, 4)), st.integers(0, 3))
+@example(np.zeros((3, 0, 1), np.uint8), None, 0)
+@example(np.zeros((0, 0, 1, 3), np.uint8), None, 0)
+@example(np.zeros((2, 4, 4, 3), np.uint8), 0, 2)
 def test_a_grid(rows, cols, pad):
     got = ask(lambda: image_grid(rows, cols=cols, pad=pad), 'image_grid', 'cols=')
     assert got is REFUSED or got.dtype == np.uint8 and got.ndim == 3
@@ -448,6 +473,9 @@ def test_average_precision_is_that_of_a_loop(sizes, seed):
 
 @cases()
 @given(st.integers(1, 40), st.integers(1, 8), st.one_of(st.none(), st.lists(st.integers(-45, 45), max_size=4)), st.one_of(st.integers(-2, 45), junk), st.booleans())
+@example(2, 1, [], 1, False)
+@example(2, 1, None, 1., False)
+@example(5, 1, None, np.array([1, 2]), False)
 def test_neighbours(n, d, queries, k, centred):
     f = np.random.default_rng(n).normal(size=(n, d)).astype(np.float32)
     got = ask(lambda: nearest_neighbours(f, queries, k=k, centred=centred), 'queries=', 'k=')
@@ -472,6 +500,7 @@ def test_what_a_run_makes_of_photos(run, data):
 @cases()
 @given(stage=st.one_of(st.integers(-6, 6), junk), bs=st.one_of(st.integers(-2, 4), junk), pool=st.booleans())
 @example(stage=-1, bs=0, pool=True)
+@example(stage=1, bs=1.5, pool=True)
 def test_how_features_are_asked_for(run, stage, bs, pool):
     got = ask(lambda: run.transform(draw_shapes(3, size=20)[0], stage=stage, bs=bs, pool=pool), 'stage', 'bs=')
     assert got is REFUSED or len(got) == 3
@@ -479,6 +508,7 @@ def test_how_features_are_asked_for(run, stage, bs, pool):
 
 @cases()
 @given(st.one_of(sides, junk), st.one_of(numbers, junk))
+@example(8, '')
 def test_preprocessing_of_ones_own(size, share):
     got = ask(lambda: Preprocess(size)(draw_shapes(1, size=9)[0], share=share), 'share=', 'size=')
     assert got is REFUSED or got.shape == (1, 3, size, size)
@@ -486,6 +516,8 @@ def test_preprocessing_of_ones_own(size, share):
 
 @cases(2)
 @given(source=st.one_of(words, junk), epoch=st.one_of(st.none(), junk), revision=st.one_of(st.none(), words), device=st.one_of(st.just('cpu'), words))
+@example(source='', epoch=[], revision=None, device='cpu')
+@example(source=0, epoch=None, revision=None, device='cpu')
 def test_what_is_no_encoder(source, epoch, revision, device):
     os.environ['HF_HUB_OFFLINE'] = '1'
     for call in (lambda: load_pretrained(source, epoch=epoch, revision=revision, device=device), lambda: GANRun.load(source, epoch=epoch, device=device), lambda: as_contender(source)):

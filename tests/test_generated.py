@@ -221,3 +221,13 @@ def test_gradients_of_targets(name):
     outs = tuple(numbers(*g.shape, seed=5+i) for i, g in enumerate(goals))
     for norm in target.norms: assert gradcheck(lambda *o: target.loss(o, goals, norm=norm), outs, fast_mode=True)
     if name != 'normalised-patches': assert gradcheck(lambda x: sum(g.sum() for g in target(x)), (photo,), fast_mode=True, atol=1e-4)
+
+
+# --- a fault that was found on the way
+
+@pytest.mark.parametrize('how', [dict(keep_every=2), dict(accumulate=3, bs=9)])
+def test_what_a_run_costs_is_known_however_it_is_trained(how):
+    "Noise is trained on for one epoch there, in batches of eight: what fits the run need not fit it."
+    from recon_nb.config import get_preset
+    from recon_nb.cost import count_flops
+    assert count_flops(get_preset('quick', width=2, **how)) == count_flops(get_preset('quick', width=2))

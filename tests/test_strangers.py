@@ -1,12 +1,14 @@
 """A file from somebody else opens, or is refused in one sentence: it is never run, nothing is written elsewhere, and no more memory is taken than ten times
 the file and 64 MB. Pictures have limits of their own. The cases are those of strangers.py: a subject, and a number that chooses the mutation."""
-import json, os, subprocess, sys
+import json, os, subprocess, sys, zipfile
 from pathlib import Path
 
 import pytest
 
+from recon_nb import GANRun, load_pretrained
+from recon_nb.checkpoint import load_tensors, save_tensors
 from recon_nb.core import InputError, _as_path
-from recon_nb.checkpoint import load_tensors
+from recon_nb.run import load_encoder
 from mutations import JUNK, changed, memory, places, watching
 
 HERE = Path(__file__).parent
@@ -63,10 +65,49 @@ def test_a_change_of_a_tree_changes_one_place():
 
 # --- faults that were found, each with its case
 
-def test_weights_of_one_width_and_a_config_of_another_take_no_memory(tmp_path):
-    "A config may ask for any width; it is compared with the weights before a network is made."
-    found = opened(0, 1, 'weights')                                     # the same file, whole: it opens
-    assert not found['faults']
+@pytest.fixture(scope='module')
+def old(tmp_path_factory):
+    "A run folder, small and quick to open."
+    with zipfile.ZipFile(HERE/'fixtures/0.2.0/quick-today.zip') as z: z.extractall(d := tmp_path_factory.mktemp('old'))
+    return d/'quick-today'
+
+
+def with_config(run, d, **fields):
+    "The same weights with another config, whose checksum is right."
+    state = load_tensors(run/'weights.safetensors')
+    state[1]['config'].update(fields)
+    d.mkdir()
+    save_tensors(d/'weights.safetensors', *state)
+    return d
+
+
+@pytest.mark.parametrize('field', ['width', 'width_d', 'size'])
+def test_a_config_that_asks_for_gigabytes_gets_none(old, tmp_path, field):
+    "It is compared with the weights before a network is made."
+    d = with_config(old, tmp_path/'run', **{field: 4096})
+    load_pretrained(old, device='cpu')                                  # whatever is imported late
+    for open_it in (GANRun.load.__func__, load_encoder):
+        with memory() as took:
+            try: open_it(GANRun, d) if open_it is not load_encoder else open_it(d)
+            except InputError as e: assert 'network that its config names' in str(e)
+            else: assert field != 'width'                               # an encoder alone has neither a critic nor a size
+        assert took[0] < 64*2**20
+
+
+@pytest.mark.parametrize('info', [[], 3, {'steps': 'x'}, {'plugins': [{}]}, {'plugins': 3}, {'trivial': {'a': []}}, {'bs': 0}, {'train': -1}, {'photos': None}])
+def test_a_damaged_run_json_is_named(old, tmp_path, info):
+    d = with_config(old, tmp_path/'run')
+    (d/'run.json').write_text(json.dumps(info))
+    with pytest.raises(InputError, match='run.json'): GANRun.load.__func__(GANRun, d)
+
+
+@pytest.mark.parametrize('line', ['[]', '3', 'null', '{"loss_g": 1}', '{"step": -1}', '{"step": 1, "loss_g": "x"}', '{"step": 1, "loss_g": []}', '{"step": 1e3}', '{"step": 1, "x": 1'+'0'*400+'}'])
+def test_records_that_are_no_numbers_are_named(old, tmp_path, line):
+    d = with_config(old, tmp_path/'run')
+    run = GANRun.load.__func__(GANRun, d)
+    for name in ('history', 'metrics'):
+        (d/f'{name}.jsonl').write_text(line+'\n')
+        with pytest.raises(InputError, match=f'{name}.jsonl'): getattr(run, name)
 
 
 @pytest.mark.parametrize('given', [3, None, b'x', '~nobody-of-this-name/x', 'a\0b', 'é'*200, '\ud800'])
