@@ -21,7 +21,8 @@ from .choices import check_choices
 from .classification import _last_stages
 from .config import get_preset
 from .contenders import as_contender
-from .core import (_as_path,InputError,append_jsonl,check_name,duration,progress_bar,read_jsonl,
+from .core import (_as_path,InputError,append_jsonl,check_name,duration,
+                           progress_bar,read_jsonl,
                            sample_uniform)
 from .cost import _seconds_per_photo
 from .data import load_photos,split_photos

@@ -59,8 +59,7 @@ def _check_photos(s, part):
         or x.shape[1] != x.shape[2] or x.shape[3] != 3 or 0 in x.shape):
         raise InputError(f"{s.name}: {part}_x is {getattr(x, 'dtype', type(x).__name__)} of shape "
                          f"{shape}; it must be uint8, (n, size, size, 3), and not empty.")
-    given = len(y) if isinstance(y, (list, tuple)) else _brief(y)
-    if given != len(x):
+    if (given := len(y) if isinstance(y, (list, tuple)) else _brief(y)) != len(x):
         raise InputError(f"{s.name}: {len(x)} photos to {part} on and {given} arrays of boxes; "
                          "each photo needs one, which may be np.zeros((0, 6)).")
     for i,b in enumerate(y):

@@ -87,6 +87,7 @@ def _impossible_view(p): # yields the same, of view and mask
         yield (f"store={c.store} is less than size={c.size}: photos would be enlarged. Choose "
             f"store={2*c.size} or more, or 0.")
 
+# %% ../nbs/46_choices.ipynb #b4600011
 def _hides_too_little(p): # yields the same, of the masks at both ends of a training
     c, mask = p.cfg, p.task.mask
     ends = dict(visible=mask, visible_from=c.visible_from and MASKS[c.mask](c.size, c.visible_from))

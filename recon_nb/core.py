@@ -183,6 +183,7 @@ def read_jsonl(
                 "Each line is an object of JSON, with names and values.")
     return rows
 
+# %% ../nbs/00_core.ipynb #b0000012
 def _read_object(
     path, # a file that holds one object of JSON
 )->dict:

@@ -88,8 +88,8 @@ def _noisy_state(cfg, *, bs, device=None):
     noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     photos = load_photos(noise, **kept, progress=False)
     train,valid = split_photos(photos, valid=0.1, seed=0)
-    # a whole batch, however few the photos; nothing is kept on the way
     small = replace(cfg, bs=bs, epochs=1, keep_every=0)
+    # a whole batch, however few the photos
     st = make_state(small, photos, np.resize(train, bs), valid,
                     acc=make_accelerator(cfg.precision, device=device))
     if st.task.target.needs_teacher: teach(st, Teacher(st.gen_net.enc))

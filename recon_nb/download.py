@@ -299,6 +299,7 @@ def _tar_entries(f):
             yield (m.name, kind, m.size, partial(tar.extractfile, m),
                    os.path.normpath(near/m.linkname) if kind == 'link' else None)
 
+# %% ../nbs/12_download.ipynb #b1200001
 def _zip_entries(f):
     with zipfile.ZipFile(f) as z:
         for m in z.infolist():

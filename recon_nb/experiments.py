@@ -18,7 +18,8 @@ import torch
 from filelock import FileLock,Timeout
 from .classification import FROZEN,MODES,Classification,probe
 from .contenders import Contender,as_contender,fingerprint
-from .core import _as_path,InputError,append_jsonl,check_name,describe_machine,read_jsonl,duration
+from .core import (_as_path,InputError,append_jsonl,check_name,describe_machine,
+                           read_jsonl,duration)
 from .machine import check_device,_place_network
 from .features import count_macs
 from .finetune import Recipe

@@ -43,6 +43,7 @@ def _of_run(folder):
                          "known. Copy an intact one.") from None
     return [_Known('trained on', ids['train']), _Known('held out', ids['held_out'])]
 
+# %% ../nbs/16_overlap.ipynb #b1600001
 def _of_labelled(s):
     given = s.contents or {}
     def part(k, x, ids):

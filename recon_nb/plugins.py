@@ -32,8 +32,7 @@ def load_plugins(
     if files is None: return []
     if isinstance(files, (str, os.PathLike)): files = [files]
     if not isinstance(files, (list, tuple)):
-        raise InputError(f"plugins={_brief(files)}; it must be the path of a Python file, "
-                         "or a list of them.")
+        raise InputError(f"plugins={_brief(files)}; it takes a Python file, or a list of them.")
     return [_load_plugin(_as_path(f)) for f in files]
 
 def _load_plugin(path):

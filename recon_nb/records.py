@@ -140,6 +140,7 @@ def _read_lines(text, path):
     try: return _of_dicts(rows)
     except OverflowError: return Rows({}, rows=rows) # a whole number beyond all bounds
 
+# %% ../nbs/39_records.ipynb #b3900011
 def _add(a, b): # one after the other
     if not len(a) or not len(b): return a if len(a) else b
     if a.rows is not None or b.rows is not None: return Rows({}, rows=[*a, *b])
