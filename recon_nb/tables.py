@@ -10,6 +10,7 @@ __all__ = ['tidy', 'summarize', 'table', 'to_markdown', 'label_curve']
 # %% ../nbs/76_tables.ipynb #2c072466
 import base64,json
 from html import escape
+from numbers import Integral,Real
 import numpy as np
 import pandas as pd
 from scipy import stats
@@ -46,8 +47,8 @@ def _row(r):
 
 # %% ../nbs/76_tables.ipynb #b7600001
 _GIVE = 'Give files that `compare_encoders` or `recon-probe --out` wrote.'
-def _is_count(v): return type(v) is int and 0 < v < 2**31
-def _is_share(v): return type(v) in (int, float) and 0 <= v <= 1
+def _is_count(v): return isinstance(v, Integral) and 0 < v < 2**31
+def _is_share(v): return isinstance(v, Real) and bool(0 <= v <= 1)
 def _is_text(v): return isinstance(v, str)
 def _or_none(is_it): return lambda v: v is None or is_it(v)
 def _is_dict(v): return isinstance(v, dict)
@@ -55,14 +56,14 @@ _FIELDS = { # of a probe's record -> is it that?
     **dict.fromkeys(('arm','mode','data'), _is_text),
     **dict.fromkeys(('n_train','classes','n_test','size'), _is_count),
     **dict.fromkeys(('test_accuracy','chance'), _is_share),
-    'seed': lambda v: type(v) is int, 'labels_per_class': _or_none(_is_count)}
+    'seed': lambda v: isinstance(v, Integral), 'labels_per_class': _or_none(_is_count)}
 _OTHERS = {
     **dict.fromkeys(('job','source'), _is_dict), 'config': _or_none(_is_dict),
     **dict.fromkeys('weights test_pixels test_right task kind subset subset_photos'.split(),
                     _or_none(_is_text))}
 _NAMES = { # of a record's `job`, and of its `source`
     **dict.fromkeys(('arm','weights','preset','part','module','run'), _or_none(_is_text)),
-    'seed': _or_none(lambda v: type(v) is int)}
+    'seed': _or_none(lambda v: isinstance(v, Integral))}
 
 # %% ../nbs/76_tables.ipynb #b7600002
 def _check_record(r):
