@@ -8,6 +8,8 @@ or with an `InputError` in one sentence that names what was given. Run without t
 import contextlib, io, os, warnings
 from pathlib import Path
 
+os.environ['TQDM_DISABLE'] = '1'                                # bars are no answers; read when tqdm is imported
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -37,7 +39,6 @@ from recon_nb.show import image_grid
 from recon_nb.state import make_networks
 from recon_nb.task import make_task
 
-os.environ['TQDM_DISABLE'] = '1'                                # bars are no answers
 SLOW = bool(os.environ.get('RECON_NB_SLOW'))
 settings.register_profile('quick', derandomize=True, database=None)
 settings.register_profile('slow', database=None, print_blob=True)
