@@ -168,7 +168,7 @@ def _won(s):
     if adv is None: return f'its loss, {s.cfg.adv}, is from a file that was not given'
     if adv.unbounded: return _ran_away(s)
     steps, loss = s.trail.curve('loss_d')
-    if s.cfg.lambda_gp or len(loss) < 10: return None
+    if s.cfg.lambda_gp or s.cfg.lambda_r1 or len(loss) < 10: return None
     low = loss/_guessing(adv) < .02
     since = len(low) if low.all() else int(low[::-1].argmin()) # blocks at the end
     if since < max(3, _tenth(low)): return None
@@ -201,7 +201,8 @@ def _asleep(s):
     adv, (_, loss) = ADV.get(s.cfg.adv), s.trail.curve('loss_d')
     if adv is None: return f'its loss, {s.cfg.adv}, is from a file that was not given'
     young = s.step < (1000 if adv.unbounded else 200)
-    if young or len(loss) < 20 or s.cfg.lambda_gp and not adv.unbounded: return None
+    if young or len(loss) < 20: return None
+    if (s.cfg.lambda_gp or s.cfg.lambda_r1) and not adv.unbounded: return None
     if adv.unbounded:
         numbers = dict(distance=float(_tenths(_distance(s)[1])[-1]))
         if numbers['distance'] > 0: return None

@@ -13,7 +13,7 @@ import torch
 
 # %% ../nbs/53_steps.ipynb #cd2d9f41
 from .core import sample_uniform
-from .losses import gradient_penalty
+from .losses import gradient_penalty,r1_penalty
 from .masks import compose
 from .state import TrainState
 from .task import Sample
@@ -54,6 +54,7 @@ def _disc_losses(st, real, fake): # of a batch, or of a part of it; leaves its g
     if st.cfg.lambda_gp:
         loss = loss + st.cfg.lambda_gp*gradient_penalty(
             st.disc, real, fake, torch.rand(len(real), device=real.device))
+    if st.cfg.lambda_r1: loss = loss + st.cfg.lambda_r1*r1_penalty(st.disc, real)
     st.acc.backward(loss/st.cfg.accumulate)
     opinion = lambda v: (v.sigmoid() if st.adv.logits else v).mean()
     return dict(loss_d=loss.detach(),
