@@ -14,7 +14,7 @@ import os
 
 if __name__ in ('__main__', '__mp_main__'):
     os.environ |= dict(TQDM_DISABLE='1', OMP_NUM_THREADS='1')    # a core for each process
-import argparse, heapq, json, multiprocessing, sys, time
+import argparse, heapq, json, multiprocessing, sys, threading, time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, replace
@@ -108,6 +108,13 @@ def begin(device):
     "One thread: as many processes as cores do the rest."
     torch.set_num_threads(1)
     MET['device'] = device
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def end_with(parent):
+    "End this process when the one that began it is gone: its run folder is free then."
+    while os.getppid() == parent: time.sleep(1)
+    os._exit(1)
 
 
 def quietly(f, log, *args):

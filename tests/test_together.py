@@ -1,5 +1,5 @@
 """benchmarks/together.py hands out what is ready, in its order, and records each thing once; animals.py cuts by boxes."""
-import json, time
+import json, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -87,6 +87,21 @@ def test_some_pretrainings_now_and_the_others_another_day(together, monkeypatch,
     assert asked == [together.run_folder(p, tmp_path/'runs', 'a', data='x', seed=1)]
     with pytest.raises(together.InputError, match='0 to 1, not 2'): together.check_seeds(p, [2])
     with pytest.raises(together.InputError, match='run whole'): together.check_seeds(together.PLANS['four-sets'], [0])
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
+def test_a_process_does_not_outlive_the_one_that_began_it(tmp_path):
+    "The grandchild would train on, and hold its run folder against the next call."
+    child = (f"import sys, time; sys.path.insert(0, {str(BENCHMARKS)!r}); import together; together.begin('cpu'); "
+             "print('begun', flush=True); time.sleep(60)")
+    parent = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {child!r}]); print(p.pid, flush=True); p.wait()"
+    p = subprocess.Popen([sys.executable, '-c', parent], stdout=subprocess.PIPE, text=True)
+    pid = int(p.stdout.readline())
+    assert p.stdout.readline() == 'begun\n'
+    p.kill()
+    end = time.monotonic()+20
+    while Path(f'/proc/{pid}').exists() and time.monotonic() < end and 'Z' not in Path(f'/proc/{pid}/stat').read_text().split(')')[1]: time.sleep(.2)
+    assert time.monotonic() < end, 'it goes on without its parent'
 
 
 def test_every_plan_can_be_made(together):
