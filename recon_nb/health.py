@@ -128,7 +128,7 @@ class Seen(NamedTuple):
     def last(self)->dict: return self.scores[-1] if self.scores else {}
 
 # %% ../nbs/47_health.ipynb #72a3800d
-_PAGE = 'https://recon-nb.github.io/recon_nb/health.html'
+_PAGE = 'https://recon-nb.github.io/recon_nb/how_to/read_your_log.html'
 _FEW_UPDATES = 300 # a run of fewer learns little
 
 class Symptom(NamedTuple):
