@@ -1,4 +1,4 @@
-"""Which pretraining for my photos, or none? Short ones of several targets, judged by one rule.
+"""Chooses a pretraining target for your photos, or none, from short runs and a fixed rule.
 
 Docs: https://recon-nb.github.io/recon_nb/advice.html.md"""
 

@@ -1,4 +1,4 @@
-"""Does it help on my photos? One call: what it costs, a table, and a sentence.
+"""Tests whether an encoder helps on your photos: one call gives the cost, a table, and a sentence.
 
 Docs: https://recon-nb.github.io/recon_nb/answer.html.md"""
 

@@ -1,4 +1,4 @@
-"""A photo, changed so that it shows the same; the paper has none of it.
+"""Random changes that leave a photo's content as it is. The paper uses none.
 
 Docs: https://recon-nb.github.io/recon_nb/augmentation.html.md"""
 

@@ -1,4 +1,4 @@
-"""The networks that others use, as encoders: timm's and torchvision's, with their own names inside.
+"""The architectures of timm and torchvision as encoders, with the names of their own modules.
 
 Docs: https://recon-nb.github.io/recon_nb/backbones.html.md"""
 

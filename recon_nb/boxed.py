@@ -1,4 +1,4 @@
-"""Photos in which every object has a box and a class: what detection is asked on (§4).
+"""Photos with a box and a class for every object, for detection (§4).
 
 Docs: https://recon-nb.github.io/recon_nb/boxed.html.md"""
 

@@ -1,4 +1,4 @@
-"""Encoder and generator as files to give away, with a card on their origin, scores and limits.
+"""Writes encoder and generator to files, with a model card on their origin, scores and limits.
 
 Docs: https://recon-nb.github.io/recon_nb/card.html.md"""
 

@@ -1,4 +1,4 @@
-"""Everything that decides the next step, in one file, whole or absent; loaded without trust.
+"""All that the next step depends on, in one file, whole or absent, and checked when loaded.
 
 Docs: https://recon-nb.github.io/recon_nb/checkpoint.html.md"""
 

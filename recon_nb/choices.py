@@ -1,4 +1,4 @@
-"""Which choices go together, which have no effect, and which are known to be wrong.
+"""Refuses choices that can't work together, that have no effect, or that are known to be wrong.
 
 Docs: https://recon-nb.github.io/recon_nb/choices.html.md"""
 

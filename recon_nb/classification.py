@@ -1,4 +1,4 @@
-"""Does the encoder help to say what it is? One call, five ways to ask, all a sceptic wants (§3.1).
+"""Tests in five ways whether an encoder helps to classify photos (§3.1).
 
 Docs: https://recon-nb.github.io/recon_nb/classification.html.md"""
 

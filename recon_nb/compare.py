@@ -1,4 +1,4 @@
-"""Runs side by side: what differs in their configs, their curves, their pictures (§3.4).
+"""Compares runs side by side: differences of their configs, curves and pictures (§3.4).
 
 Docs: https://recon-nb.github.io/recon_nb/compare.html.md"""
 

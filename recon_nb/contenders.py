@@ -1,4 +1,4 @@
-"""Whatever may help, and what it has to beat: scratch, random weights, raw pixels (§3.1).
+"""The sides of a comparison: an encoder, and scratch, random weights or raw pixels (§3.1).
 
 Docs: https://recon-nb.github.io/recon_nb/contenders.html.md"""
 

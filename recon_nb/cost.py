@@ -1,4 +1,4 @@
-"""Time and memory of a run, measured on a few trial steps before anything long begins.
+"""Time and memory of a run, estimated from a few trial steps before it begins.
 
 Docs: https://recon-nb.github.io/recon_nb/cost.html.md"""
 

@@ -1,4 +1,4 @@
-"""Photos as people have them in, `Photos` out: one call for whatever that is (§2.4).
+"""One call that turns photos in any form into `Photos`, and says which are held out (§2.4).
 
 Docs: https://recon-nb.github.io/recon_nb/data.html.md"""
 

@@ -1,4 +1,4 @@
-"""Which files are read as photos, how, and what is black and white in pictures of more than 8 bits.
+"""Which files are read as photos, and which values become black and white beyond 8 bits.
 
 Docs: https://recon-nb.github.io/recon_nb/decoding.html.md"""
 

@@ -1,4 +1,4 @@
-"""Does the encoder help to find things? Boxes and classes, by mean average precision (§4).
+"""Tests whether an encoder helps with object detection, scored by mean average precision (§4).
 
 Docs: https://recon-nb.github.io/recon_nb/detection.html.md"""
 

@@ -1,4 +1,4 @@
-"""A small detector on any encoder: objects as points, with a size each (§4).
+"""A small detector for any encoder, which predicts objects as points with a size (§4).
 
 Docs: https://recon-nb.github.io/recon_nb/detector.html.md"""
 

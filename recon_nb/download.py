@@ -1,4 +1,4 @@
-"""One file from several mirrors, whole or absent, and archives that can't write outside a folder.
+"""Downloads a file, whole or not at all, from one of several mirrors, and unpacks archives safely.
 
 Docs: https://recon-nb.github.io/recon_nb/download.html.md"""
 

@@ -1,4 +1,4 @@
-"""The network that is kept: four stages that halve the picture (§2.2, §2.4), and others like it.
+"""The network that is kept: four stages, each halving the picture's side (§2.2, §2.4), and others.
 
 Docs: https://recon-nb.github.io/recon_nb/encoder.html.md"""
 

@@ -1,4 +1,4 @@
-"""Many arms, sets and seeds: run what is missing, a record each; safe to kill (§3.3, §3.5).
+"""Runs many probes, with a record for each, and can be interrupted (§3.3, §3.5).
 
 Docs: https://recon-nb.github.io/recon_nb/experiments.html.md"""
 

@@ -1,4 +1,4 @@
-"""What an encoder makes of photos, as plain numbers, the encoder itself unchanged (§3.1).
+"""Computes the features of photos, without changing the encoder (§3.1).
 
 Docs: https://recon-nb.github.io/recon_nb/features.html.md"""
 

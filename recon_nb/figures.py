@@ -1,4 +1,4 @@
-"""The paper's figures, and what a trained encoder sees, drawn from runs (§2, §3.4, Fig. 1-4).
+"""Draws the paper's figures, and what an encoder has learned, from runs (§2, §3.4, Fig. 1-4).
 
 Docs: https://recon-nb.github.io/recon_nb/figures.html.md"""
 

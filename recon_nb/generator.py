@@ -1,4 +1,4 @@
-"""An encoder, and a decoder that paints from what it has left of the photo (§2.2, §2.4, Fig. 3).
+"""An encoder, and a decoder that paints the picture from its features (§2.2, §2.4, Fig. 3).
 
 Docs: https://recon-nb.github.io/recon_nb/generator.html.md"""
 

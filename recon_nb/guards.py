@@ -1,4 +1,4 @@
-"""Is a classifier's pipeline broken? Checks that a working one passes with ease (§3.1, §3.5).
+"""Checks whether a classifier's pipeline is broken, and names the likely fault (§3.1, §3.5).
 
 Docs: https://recon-nb.github.io/recon_nb/guards.html.md"""
 

@@ -1,4 +1,4 @@
-"""How sure is a difference? Pretrainings, label subsets, test photos: all their luck at once.
+"""Confidence intervals over pretraining runs, label subsets and test photos together.
 
 Docs: https://recon-nb.github.io/recon_nb/intervals.html.md"""
 

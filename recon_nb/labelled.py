@@ -1,4 +1,4 @@
-"""Images with classes, to train and to test on, and the few labels that a probe sees (§3.2).
+"""Images with classes, for training and testing, and the few labels that a probe sees (§3.2).
 
 Docs: https://recon-nb.github.io/recon_nb/labelled.html.md"""
 

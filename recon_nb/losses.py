@@ -1,4 +1,4 @@
-"""What the nets are trained on: adversarial pairs, a penalty, the reconstruction loss (§2.3, §4).
+"""What the networks minimise: adversarial losses, penalties, the reconstruction loss (§2.3, §4).
 
 Docs: https://recon-nb.github.io/recon_nb/losses.html.md"""
 

@@ -1,4 +1,4 @@
-"""How good is a painted surround: L1, PSNR and SSIM, beside five trivial predictors (§3.4).
+"""How good a painted surround is: L1, PSNR and SSIM, compared with trivial predictors (§3.4).
 
 Docs: https://recon-nb.github.io/recon_nb/metrics.html.md"""
 

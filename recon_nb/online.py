@@ -1,4 +1,4 @@
-"""A small probe while the GAN trains, so that a useless encoder is noticed early (§3.1).
+"""A small probe during training, so that a useless encoder is noticed early (§3.1).
 
 Docs: https://recon-nb.github.io/recon_nb/online.html.md"""
 

@@ -1,4 +1,4 @@
-"""Photos that are in two sets: in train and in test, or in a pretraining and in its test.
+"""Finds photos that are in two sets: in training and test part, or in pretraining and probe.
 
 Docs: https://recon-nb.github.io/recon_nb/overlap.html.md"""
 

@@ -1,4 +1,4 @@
-"""Photos cut once into what the view needs, and kept as memory-mapped bytes (§2).
+"""Photos cut once into the squares that a task needs, and kept as memory-mapped bytes (§2).
 
 Docs: https://recon-nb.github.io/recon_nb/photos.html.md"""
 

@@ -1,4 +1,4 @@
-"""One loop for every question to an encoder: seeds, labels, search, records; a task says the rest.
+"""One loop for every test of an encoder: seeds, labels, search, records; a task defines the rest.
 
 Docs: https://recon-nb.github.io/recon_nb/probing.html.md"""
 

@@ -1,4 +1,4 @@
-"""Table 3 as data: to the letter for a GPU, and better asked for two cores (§3, Table 3).
+"""Table 3 as data: as printed, for a GPU, and in an improved form for two cores (§3, Table 3).
 
 Docs: https://recon-nb.github.io/recon_nb/protocols.html.md"""
 

@@ -1,4 +1,4 @@
-"""A trained run, opened from its folder alone: photos in, reconstructions or features out (§2.4).
+"""Opens a trained run from its folder, and makes reconstructions or features of photos (§2.4).
 
 Docs: https://recon-nb.github.io/recon_nb/run.html.md"""
 

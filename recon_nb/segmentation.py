@@ -1,4 +1,4 @@
-"""Does the encoder help to say what is *where*? Segmentation with one linear layer (§4).
+"""Tests whether an encoder helps with segmentation, using one linear layer (§4).
 
 Docs: https://recon-nb.github.io/recon_nb/segmentation.html.md"""
 

@@ -1,4 +1,4 @@
-"""Photos in which every place has a class: what segmentation is asked on (§4).
+"""Photos with a class for every pixel, for segmentation (§4).
 
 Docs: https://recon-nb.github.io/recon_nb/segmented.html.md"""
 

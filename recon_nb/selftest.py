@@ -1,4 +1,4 @@
-"""`recon-selftest`: does everything that depends on the machine work on yours? A report to read.
+"""`recon-selftest` tests everything that depends on the machine, and prints a report.
 
 Docs: https://recon-nb.github.io/recon_nb/selftest.html.md"""
 

@@ -1,4 +1,4 @@
-"""One move of each player, D first, and what must not move meanwhile (§2.3, §2.4).
+"""One training step of each network, D first, and what must not change in it (§2.3, §2.4).
 
 Docs: https://recon-nb.github.io/recon_nb/steps.html.md"""
 

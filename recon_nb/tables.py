@@ -1,4 +1,4 @@
-"""Records as a table and a curve: what an arm reaches, how far from scratch (§3.5, Table 3).
+"""Tables and curves from records: accuracy of each arm, difference from scratch (§3.5, Table 3).
 
 Docs: https://recon-nb.github.io/recon_nb/tables.html.md"""
 

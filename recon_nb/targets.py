@@ -1,4 +1,4 @@
-"""What must be predicted of a photo: pixels (§2), patches without their light, edges, or hues.
+"""What the generator must predict: pixels (§2), normalised patches, edges, or hues.
 
 Docs: https://recon-nb.github.io/recon_nb/targets.html.md"""
 

@@ -1,4 +1,4 @@
-"""A second round: an encoder trained on edges gives photos codes, and the next one must find them.
+"""A second round: a trained encoder assigns codes to photos, and the next one must predict them.
 
 Docs: https://recon-nb.github.io/recon_nb/teacher.html.md"""
 
