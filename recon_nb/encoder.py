@@ -88,7 +88,7 @@ def check_encoder(
     enc:nn.Module, # any module; the same afterwards
     size:int, # side of the pictures in pixels
 )->nn.Module: # `enc`
-    "Try an encoder on two grey pictures. Raises `InputError` where it breaks the contract."
+    "Try an encoder on two grey pictures. Raises `InputError` if its interface is wrong."
     given = f"{type(_check_attributes(enc)).__name__} at {size} px"
     maps = _try_features(enc, size, given)
     expected = [(2, c, -(-size//r), -(-size//r)) for c,r in zip(enc.channels, enc.reductions)]

@@ -21,7 +21,7 @@ from .targets import SCORES,TARGETS,Target
 
 # %% ../nbs/43_teacher.ipynb #252fa2ec
 class Teacher(nn.Module):
-    "A trained encoder that is held still, and the codes for what its last stage says."
+    "A trained encoder that is frozen, and the codes for the features of its last stage."
     def __init__(self,
         enc:nn.Module, # with `features` and `channels`; copied
         *,
