@@ -1,4 +1,4 @@
-"""Which choices go together, which have no effect, and which are known to be wrong.
+"""Refuses choices that can't work together, that have no effect, or that are known to be wrong.
 
 Docs: https://recon-nb.github.io/recon_nb/choices.html.md"""
 
@@ -118,17 +118,17 @@ def _known_wrong(p): # yields what is said of each rule that is broken
     c, held = p.cfg, p.cfg.clip_d > 0 or p.cfg.lambda_gp > 0
     if not c.lambda_adv: return
     if p.adv.unbounded and not (held or p.norm_d.bounds):
-        yield (f"adv={c.adv!r} has no bound, and nothing holds the critic: choose clip_d=0.01 "
+        yield (f"adv={c.adv!r} has no bound, and nothing bounds the critic: choose clip_d=0.01 "
             "(preset 'wgan'), lambda_gp=10 (preset 'wgan-gp') or norm_d='spectral'.")
     if p.adv.unbounded and p.norm_d.mixes:
         yield (f"norm_d={c.norm_d!r} mixes the pictures of a batch, and adv={c.adv!r} needs a "
             "critic that rates each by itself: choose norm_d='layer', 'spectral' or 'none'.")
     if _penalties(c) and not p.adv.unbounded and p.norm_d.mixes:
-        yield (f"{_penalties(c)[0]} asks for each picture's own slope, and batch norm mixes "
+        yield (f"{_penalties(c)[0]} needs each picture's own slope, and batch norm mixes "
             "pictures: choose norm_d='layer' or 'none'.")
     if held and not p.adv.unbounded:
         what = f'clip_d={c.clip_d:g}' if c.clip_d else f'lambda_gp={c.lambda_gp:g}'
-        yield (f"{what} holds a critic that has no bound, and adv={c.adv!r} has one: "
+        yield (f"{what} is for a critic without a bound, and adv={c.adv!r} has one: "
             "choose adv='wgan', or leave it out.")
 
 # %% ../nbs/46_choices.ipynb #6277fcf6

@@ -287,7 +287,7 @@ def deviations(
     cfg:GANConfig, # the config of a run
 )->dict: # field -> (the preset's value, this run's value)
     """What differs from the preset that the run is named after.
-    The seed, the range of the photos, the places of data and of earlier weights are none."""
+    The seed, the photos' range and the paths of data and earlier weights don't count."""
     base, places = PRESETS[cfg.preset], ('seed','data','teacher','init','window')
     return {f: (getattr(base, f), v)
         for f,v in asdict(cfg).items()

@@ -1,4 +1,4 @@
-"""Time and memory of a run, measured on a few trial steps before anything long begins.
+"""Time and memory of a run, estimated from a few trial steps before it begins.
 
 Docs: https://recon-nb.github.io/recon_nb/cost.html.md"""
 
@@ -61,7 +61,7 @@ def _time_steps(trial, some):
 def estimate_cost(
     st:TrainState, # at its start; not changed
 )->tuple: # (seconds for all that is left, bytes of memory for each process)
-    "Time and memory of a run, from a few trial steps of throw-away networks on a few photos."
+    "Time and memory of a run, from a few trial steps of temporary networks on a few photos."
     share, scaler = st.bs//st.acc.num_processes, st.acc.scaler and st.acc.scaler.state_dict()
     part = share//st.cfg.accumulate # photos in the networks at a time
     k = part if st.acc.device.type == 'cuda' else min(part, 32)

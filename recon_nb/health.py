@@ -1,4 +1,4 @@
-"""What a run's numbers say about it: seven signs, in plain words, each with one thing to turn.
+"""Looks for seven signs of trouble in a run's numbers, and names one setting to change for each.
 
 Docs: https://recon-nb.github.io/recon_nb/health.html.md"""
 

@@ -1,4 +1,4 @@
-"""What the nets are trained on: adversarial pairs, a penalty, the reconstruction loss (§2.3, §4).
+"""What the networks minimise: adversarial losses, penalties, the reconstruction loss (§2.3, §4).
 
 Docs: https://recon-nb.github.io/recon_nb/losses.html.md"""
 
@@ -73,7 +73,7 @@ def _wgan_disc(
 def _mean_gen(
     fake:Float[Tensor, ' b'], # D's logits for generated pictures
 )->Float[Tensor, '']: # mean over the batch
-    "G's part in hinge and Wasserstein: be rated high, without end."
+    "G's part in hinge and Wasserstein: be rated high, without bound."
     return -fake.mean()
 
 ADV |= {

@@ -1,4 +1,4 @@
-"""One move of each player, D first, and what must not move meanwhile (§2.3, §2.4).
+"""One training step of each network, D first, and what must not change in it (§2.3, §2.4).
 
 Docs: https://recon-nb.github.io/recon_nb/steps.html.md"""
 
@@ -102,7 +102,7 @@ def train_step(
     st:TrainState, # both players are changed
     s:Sample, # the batch
 )->dict: # name -> loss, as tensors on the device
-    """One move of each player: D first, then G, from one forward pass of G.
+    """One step of each network: D first, then G, from one forward pass of G.
     With `n_critic` G moves at every n-th step only; without an adversary there is no D."""
     if st.cfg.accumulate > 1: return _step_in_parts(st, s)
     _seed_step(st)
