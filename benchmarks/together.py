@@ -14,7 +14,7 @@ import os
 
 if __name__ in ('__main__', '__mp_main__'):
     os.environ |= dict(TQDM_DISABLE='1', OMP_NUM_THREADS='1')    # a core for each process
-import argparse, heapq, json, multiprocessing, sys, time
+import argparse, heapq, json, multiprocessing, sys, threading, time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, replace
@@ -23,7 +23,6 @@ from itertools import count
 from pathlib import Path
 
 import torch
-from gpu import describe_run
 from recon_nb.advice import advise
 from recon_nb.core import (InputError, append_jsonl, check_name, describe_machine, duration,
                            read_jsonl)
@@ -31,7 +30,6 @@ from recon_nb.cost import describe_pretraining
 from recon_nb.experiments import _Trials, _in_order, _locked_records, _run_job, _set_fingerprint
 from recon_nb.protocols import (PROTOCOLS, Block, Protocol, _config, _is_done, _jobs, _root_of,
                                 _train, find_labelled, photos_of, run_folder)
-from recon_nb.run import GANRun
 
 # Folders in --data, from benchmarks/animals.py: photos without labels, the same ones, whole or cut
 SCENES, INSTANCES = 'scenes', 'instances'
@@ -85,15 +83,7 @@ INPUTS = Protocol(                             # the paper's last page: larger i
            ('another share for each photo', 1/3, .9, dict(visible_mixed=True)))},
     blocks=(Block(('knn', 'linear'), (25, 100), 3),))
 
-LOSSES = Protocol(                             # the paper's last page: stability
-    'losses', **SMALL | dict(bs=64), photos=SCENES, updates=1500, sizes=dict(cifar10=32), blocks=(),
-    arms={'bce': 'paper-sb', 'least squares': ('paper-sb', dict(adv='ls')),
-          'hinge, spectral norm': ('paper-sb', dict(adv='hinge', norm_d='spectral')),
-          'bce, spectral norm': ('paper-sb', dict(norm_d='spectral')),
-          'wgan': 'wgan', 'wgan-gp': 'wgan-gp',
-          'wgan-gp with batch norm': ('wgan-gp', dict(norm_d='batch')),
-          'wgan without a bound': ('wgan-gp', dict(lambda_gp=0.))})
-PLANS = {p.name: p for p in (PROTOCOLS['four-sets'], ANIMALS, TRANSFER, INPUTS, ONE, WHOLE, LOSSES)}
+PLANS = {p.name: p for p in (PROTOCOLS['four-sets'], ANIMALS, TRANSFER, INPUTS, ONE, WHOLE)}
 ADVISED = 'cifar10', 'svhn', 'imagenette', 'flowers128', 'animals', 'shapes'
 
 
@@ -118,6 +108,13 @@ def begin(device):
     "One thread: as many processes as cores do the rest."
     torch.set_num_threads(1)
     MET['device'] = device
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def end_with(parent):
+    "End this process when the one that began it is gone: its run folder is free then."
+    while os.getppid() == parent: time.sleep(1)
+    os._exit(1)
 
 
 def quietly(f, log, *args):
@@ -134,9 +131,6 @@ def run_training(p, runs, data, row, seed, root):
         _train(p, folder, cfg, photos_of(p, data, root), where)
     record = describe_pretraining(folder, row)
     if p.photos == 'own': record |= dict(data=data)
-    if not p.blocks:                           # nothing is probed: the curves are the answer
-        d = describe_run(GANRun.load(folder, device='cpu'))
-        record |= {k: d[k] for k in ('metrics', 'opinions', 'deviations', 'trivial')}
     return record | dict(gpu=torch.cuda.get_device_name() if MET['device'] == 'cuda' else None)
 
 
@@ -161,7 +155,7 @@ def find_jobs(plan, runs, data, root):
     "Key -> job, for all jobs of a plan on a set; and the set's fingerprint."
     p = MET[plan]
     s = open_set(data, p.sizes[data], root)
-    of = {(row, data): [run_folder(p, runs, row, data=data, seed=k) for k in range(p.pretrainings)]
+    of = {(row, data): [run_folder(p, runs, row, data=data, seed=k) for k in MET[plan, 'seeds']]
           for row in p.arms}
     jobs = _in_order([j for b in p.blocks for j in _jobs(p, b, of, {data: s})])
     return {j.key: j for j in jobs}, _set_fingerprint(s)
@@ -169,16 +163,21 @@ def find_jobs(plan, runs, data, root):
 
 
 
-def list_keys(p, runs, data, root):
+def meet(p, seeds):
+    "Tell this process of a plan, and which of its pretrainings are asked about."
+    MET[p.name], MET[p.name, 'seeds'] = p, seeds
+
+
+def list_keys(p, runs, data, root, seeds):
     "Of each job: its key, the key of the search it waits for, and whether it is quick."
-    MET[p.name] = p
+    meet(p, seeds)
     jobs, _ = find_jobs(p.name, runs, data, root)
     return [(k, j.search and j.search.key, j.kind, str(j)) for k, j in jobs.items()]
 
 
-def run_probe(p, runs, data, root, key, found):
+def run_probe(p, runs, data, root, seeds, key, found):
     "A probe or a search; returns its record."
-    MET[p.name] = p
+    meet(p, seeds)
     jobs, images = find_jobs(p.name, runs, data, root)
     j = jobs[key]
     done = {j.search.key: found} if j.search else {}
@@ -200,20 +199,22 @@ class Task:
 
 class Desk:
     "What is ready, what waits, what is recorded."
-    def __init__(self, plans, runs, root, out, advised=()):
-        self.plans, self.runs, self.root, self.out = plans, runs, root, out
+    def __init__(self, plans, runs, root, out, advised=(), seeds=None):
+        self.plans, self.runs, self.root, self.out, self.some = plans, runs, root, out, seeds
         self.ready, self.waiting, self.order, self.failed = [], {}, count(), []
         self.done = {p: read_jsonl(out/f'{p}.jsonl') for p in (*plans, 'advice')}
         for i, p in enumerate(plans.values()):
             if p.name == 'four-sets': self.ask_advice(i, advised)
             shared = p.photos != 'own'         # one pretraining for all sets
             for data in list(p.sizes)[:1] if shared else p.sizes:
-                left = {(row, seed) for row in p.arms for seed in range(p.pretrainings)}
+                left = {(row, seed) for row in p.arms for seed in self.seeds(p)}
                 sets = list(p.sizes) if shared else [data]
                 for row, seed in sorted(left):
                     self.put((i, 0, seed), f'pretraining {data} {row} {seed}', p.name,
                              (run_training, p, runs, data, row, seed, root),
                              partial(self.trained, p, i, sets, left, (row, seed)))
+
+    def seeds(self, p): return self.some or tuple(range(p.pretrainings))
 
     def ask_advice(self, i, names):
         "As many updates as two cores manage in ten minutes, and twice that."
@@ -236,9 +237,10 @@ class Desk:
         who = [(r['row'], r['seed'], r.get('data')) for r in self.done[p.name] if 'row' in r]
         if (record['row'], record['seed'], record.get('data')) not in who: self.keep(p.name, record)
         left.discard(which)
-        if left or not p.blocks: return
+        if left: return
         for data in sets:
-            self.put((i, 1), f'list {data}', p.name, (list_keys, p, self.runs, data, self.root),
+            call = list_keys, p, self.runs, data, self.root, self.seeds(p)
+            self.put((i, 1), f'list {data}', p.name, call,
                      partial(self.listed, p, i, data))
 
     def listed(self, p, i, data, keys):
@@ -255,7 +257,7 @@ class Desk:
         def then(record):
             self.keep(p.name, record)
             for how in self.waiting.pop((p.name, key), []): how(record)
-        call = run_probe, p, self.runs, data, self.root, key, found
+        call = run_probe, p, self.runs, data, self.root, self.seeds(p), key, found
         self.put(**place, call=call, then=then)
 
 
@@ -289,6 +291,15 @@ def work(desk, device, processes, end):
     return int(bool(desk.failed))
 
 
+def check_seeds(p, seeds):
+    "Can these pretrainings be asked about alone? Raises `InputError`."
+    if any(b.matched for b in p.blocks):
+        raise InputError(f"{p.name} pairs each pretraining with a seed of its own and searches its "
+                         "recipes on the first: it is run whole, without --seeds.")
+    if wrong := [k for k in seeds if not 0 <= k < p.pretrainings]:
+        raise InputError(f'{p.name} has pretrainings 0 to {p.pretrainings-1}, not {wrong[0]}.')
+
+
 def main(argv=None):
     "0 if nothing failed, 1 if something did, 2 for a wrong call."
     p = argparse.ArgumentParser('together.py', description=__doc__,
@@ -298,6 +309,8 @@ def main(argv=None):
     p.add_argument('--runs', type=Path, help='the run folders; OUT/runs if not given')
     p.add_argument('--plans', nargs='+', default=[*PLANS], help=f"of {', '.join(PLANS)}")
     p.add_argument('--sets', nargs='+', help='only these; all if not given')
+    p.add_argument('--seeds', nargs='+', type=int,
+                   help='of the pretrainings, for a plan of frozen probes; all if not given')
     p.add_argument('--processes', type=int, default=max(1, (os.cpu_count() or 2)-2))
     p.add_argument('--minutes', type=float, default=8)
     p.add_argument('--device', choices=('cuda', 'cpu'), default='cuda')
@@ -309,6 +322,7 @@ def main(argv=None):
         plans = {n: resolve(PLANS[check_name(n, PLANS, 'plan')], a.data, a.toy) for n in a.plans}
         if a.sets: plans = {n: replace(q, sizes={k: v for k, v in q.sizes.items() if k in a.sets})
                             for n, q in plans.items() if {*q.sizes} & {*a.sets}}
+        for q in plans.values() if a.seeds else (): check_seeds(q, a.seeds)
         if a.list:
             for n in (*plans, 'advice'):
                 print(f"{n}: {len(read_jsonl(a.out/f'{n}.jsonl'))} records")
@@ -319,7 +333,7 @@ def main(argv=None):
             for q in plans.values():           # read once, before all processes ask for it
                 for data, size in q.sizes.items(): find_labelled(data, size=size, root=a.data)
             print(f'sets read: {duration(60*a.minutes-(end-time.monotonic()))}', flush=True)
-            desk = Desk(plans, runs, a.data, a.out, () if a.toy else ADVISED)
+            desk = Desk(plans, runs, a.data, a.out, () if a.toy else ADVISED, a.seeds)
             return work(desk, 'cpu' if a.toy else a.device, a.processes, end)
     except InputError as e:
         print(f'together.py: {e}', file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Which pretraining for my photos, or none? Short ones of several targets, judged by one rule.
+"""Chooses a pretraining target for your photos, or none, from short runs and a fixed rule.
 
 Docs: https://recon-nb.github.io/recon_nb/advice.html.md"""
 
@@ -77,7 +77,7 @@ def _spread(f):
     return max(1., float(g.trace()**2/g.square().sum().clamp_min(1e-30)))
 
 def _look(c, x, views, device):
-    "What can be seen without labels: who is found by a part of himself, and the spread."
+    "What can be measured without labels: which photos their own crops find, and the spread."
     right = []
     for draw,v in enumerate(views):
         f, g = (_features(c, draw, p, device)[0] for p in (x, v))
@@ -92,7 +92,7 @@ def _split(data): # the labels to learn from, and photos to judge on; none of th
     if n < 10:
         raise InputError(f"{data.classes[few]} has {n} labelled photos to learn from; 10 of each "
                          "class are needed, 35 are better. Leave such classes out, or leave out "
-                         "labels=: then photos alone are judged by.")
+                         "labels=: then the photos alone decide.")
     rest, dev = _split_labels(y, share=.2, seed=DEV_SEED, most=max(2, 2000//len(data.classes)))
     parts = [a[i] for i in (rest, dev) for a in (data.train_x, y)]
     return LabelledSet(data.name, *parts, data.classes)
@@ -106,7 +106,7 @@ def _fit_ridge(f, y, g): # the classes of `g`
     return model.fit(f.double().numpy(), y).predict(g.double().numpy())
 
 def _ask(c, data, counts, device):
-    "Who of those that judge is classified right, for each way, number of labels and draw."
+    "Which photos are classified right, for each mode, number of labels and draw."
     right = {}
     for draw in range(_DRAWS):
         if c.fresh or not draw: judges = _features(c, draw, data.test_x, device)
@@ -123,7 +123,7 @@ def _ask(c, data, counts, device):
 
 # %% ../nbs/85_advice.ipynb #c3c31dbd
 class _Found:
-    "Records by row, and what they say about two of them."
+    "Records by row, and comparisons of two rows."
     def __init__(self, records, targets, counts):
         self.right, self.spread = {}, {}
         for r in records:
@@ -199,7 +199,7 @@ def _fit_time(work, seconds, spent):
 # %% ../nbs/85_advice.ipynb #8b7eb6ad
 @dataclass
 class _Work:
-    "What is asked, of what, and where the answers lie."
+    "The arguments of `advise`, checked, and where its records are."
     photos:object
     cfgs:dict # target -> config
     how:dict # for `train_gan`
@@ -258,7 +258,7 @@ def _plan(work, begun):
 
 # %% ../nbs/85_advice.ipynb #c99c3ef8
 def _judge(work, row, contender):
-    "Look, and ask, and write it down; returns the seconds that it took, once."
+    "Test a row without and with labels, and write the records; returns the seconds it took."
     start, cfg = time.monotonic(), next(iter(work.cfgs.values()))
     same = lambda r: r['what'] == row
     seen, asked = (list(filter(same, work.records(kind))) for kind in ('seen', 'asked'))
@@ -302,7 +302,7 @@ def _run(work, begun):
 # %% ../nbs/85_advice.ipynb #4786ad2b
 @dataclass(repr=False)
 class Advice:
-    "Which target, how sure, is it worth it; and what that was read off."
+    "Which target to take, how sure that is, whether it is worth it, and the numbers behind it."
     target:str      # the one to take; '' if nothing was finished
     sure:str        # clearly, a little, cannot be told apart, the only one
     worth:bool|None # on these labels, is pretraining worth it? None: not known
@@ -407,8 +407,8 @@ def _warn(work, found, runs, updates):
     if young := [t for t in runs if not _learned(runs[t])]:
         yield f"On held-out photos no better than a constant answer yet: {', '.join(young)}."
     if slow := _behind_random(found):
-        yield (f"So far clearly behind random weights: {', '.join(slow)}. That is how it begins; "
-               'more minutes tell whether it stays so.')
+        yield (f"So far clearly behind random weights: {', '.join(slow)}. This is usual early on; "
+               'more minutes show whether it stays so.')
     yield (f'One pretraining each, of {updates} updates (the preset makes '
            f'{cfg.epochs*(work.n//min(cfg.bs, work.n))} of these photos): the luck of a '
            'pretraining is not in the intervals, and what a longer one gains is not known.')

@@ -1,4 +1,4 @@
-"""Does it help on my photos? One call: what it costs, a table, and a sentence.
+"""Tests whether an encoder helps on your photos: one call gives the cost, a table, and a sentence.
 
 Docs: https://recon-nb.github.io/recon_nb/answer.html.md"""
 
@@ -34,7 +34,7 @@ def _choose_labels(y):
 # %% ../nbs/84_answer.ipynb #21e95600
 @dataclass
 class _Step:
-    "Jobs that mean something together only."
+    "Jobs whose results are used only together."
     what:str
     jobs:list
 
@@ -119,14 +119,14 @@ def _announce(work, rows, data, labels, asked):
           f"{', '.join(str(k or 'all') for k in labels)}{'' if asked else ' (by what there is)'}")
     for line in _bill(work, done): print(line)
     if work.minutes is not None and work.cost(work.steps, done) > 60*work.minutes:
-        print(f"{work.minutes:g} min may be spent: what does not fit is not begun, and what takes "
-              "longer than thought is left for another call")
+        print(f"{work.minutes:g} min may be spent: what does not fit is not begun, what takes "
+              "longer than estimated is left for another call")
     for line in work.known: print(line)
     print(f'records: {work.out}; the same call goes on with them', flush=True)
 
 # %% ../nbs/84_answer.ipynb #767f313e
 def _bill(work, done):
-    "What each part costs, a line each."
+    "The cost of each part, one line each."
     frozen = [s for s in work.steps if s.jobs[0].mode != 'finetune']
     counts = dict.fromkeys(s.jobs[-1].labels for s in work.steps if s not in frozen)
     parts = {'frozen probes': frozen} | {
@@ -272,7 +272,7 @@ def _as_contenders(run, part, size):
 
 # %% ../nbs/84_answer.ipynb #2f0be919
 def _where_they_should_not_be(run, data):
-    "Sentences: test photos that are among those to learn from, or that a run was trained on."
+    "Sentences on test photos that are in the training part, or that a run was trained on."
     said = [f'{s}.' for s in overlap(data).lines]
     for r in run if isinstance(run, (list, tuple)) else [run]:
         seen = _seen_in_training(r, data)

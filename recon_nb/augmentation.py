@@ -1,4 +1,4 @@
-"""A photo, changed so that it shows the same; the paper has none of it.
+"""Random changes that leave a photo's content as it is. The paper uses none.
 
 Docs: https://recon-nb.github.io/recon_nb/augmentation.html.md"""
 
@@ -20,7 +20,7 @@ def mirror(
     x:Images, # pictures
     u:Float[Tensor, 'b 1'], # in [0, 1)
 )->Images: # mirrored where u < 0.5
-    "Half of the pictures, left for right."
+    "Mirror half of the pictures."
     return torch.where(u.view(-1,1,1,1) < 0.5, x.flip(3), x)
 
 # %% ../nbs/18_augmentation.ipynb #b0c50002
@@ -30,7 +30,7 @@ def random_boxes(
     scale:float, # smallest share of the area, in (0, 1]
     ratio:float=1., # largest ratio of the sides; 1: squares
 )->Float[Tensor, 'b 4']: # top, left, height, width, as shares of the picture's sides
-    "A box in each picture (torchvision's RandomResizedCrop, without its second tries)."
+    "A box in each picture (torchvision's RandomResizedCrop, without repeated draws)."
     area, log = scale + (1-scale)*u[:,0], math.log(ratio)*(2*u[:,1]-1)
     sides = area.sqrt()[:,None] * torch.stack([-log/2, log/2], 1).exp()
     sides = sides/sides.amax(1, keepdim=True).clamp_min(1)
@@ -90,7 +90,7 @@ def random_light(
     *,
     strength:float, # 0 changes nothing; 1 is strong
 )->Images: # in [-1, 1]
-    "Each picture in a light of its own: contrast, brightness and tint."
+    "Random contrast, brightness and tint for each picture."
     contrast = 1 + strength*(u[:,:3].mean(1)-0.5)
     tint = 0.6*strength*(u[:,3:]-0.5)
     return (x*contrast.view(-1,1,1,1) + tint[:,:,None,None]).clamp(-1, 1)

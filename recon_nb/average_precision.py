@@ -1,4 +1,4 @@
-"""How good is an answer of boxes? What was found, what was invented, and how sure it was (§4).
+"""Scores predicted boxes by what they find, what they invent, and how confident they are (§4).
 
 Docs: https://recon-nb.github.io/recon_nb/average_precision.html.md"""
 

@@ -1,4 +1,4 @@
-"""The networks that others use, as encoders: timm's and torchvision's, with their own names inside.
+"""The architectures of timm and torchvision as encoders, with the names of their own modules.
 
 Docs: https://recon-nb.github.io/recon_nb/backbones.html.md"""
 
@@ -20,7 +20,7 @@ from .pixels import Images
 def _has_plain_stem(
     net:nn.Module, # of timm or torchvision
 )->bool: # a convolution that halves, then a max pool: as ResNets begin
-    "Can the stem be made gentler?"
+    "Can the stem be changed?"
     first, pool = getattr(net, 'conv1', None), getattr(net, 'maxpool', None)
     return isinstance(first, nn.Conv2d) and isinstance(pool, nn.MaxPool2d) and first.stride == (2,2)
 
@@ -37,7 +37,7 @@ def set_stem(
     net:nn.Module, # a ResNet of timm or torchvision; changed in place
     stem:str, # own, no-pool or cifar
 )->nn.Module: # `net`
-    "A gentler stem for small pictures. Raises `InputError` where there is none to change."
+    "A stem that reduces small pictures less. Raises `InputError` if it can't be changed."
     if stem == 'own': return net
     if not _has_plain_stem(net):
         raise InputError(f"stem={stem!r}: a {type(net).__name__} does not begin with one "
@@ -171,7 +171,7 @@ def _check_timm_name(timm, name):
 
 # %% ../nbs/35_backbones.ipynb #b8b8c8c7
 class TorchvisionBackbone(Backbone):
-    "An architecture of torchvision that is a row of parts."
+    "An architecture of torchvision that is a sequence of parts."
     family = 'torchvision'
 
     def _make(self, name, size):
@@ -184,7 +184,7 @@ class TorchvisionBackbone(Backbone):
                 + " torchvision.models.list_models() has them all.")
         net = models.get_model(name, weights=None)
         if not _parts_of(net):
-            raise InputError(f"encoder 'torchvision/{name}' is no row of parts that give maps. "
+            raise InputError(f"encoder 'torchvision/{name}' is not a sequence of parts with maps. "
                 "timm has most architectures: encoder='timm/...'.")
         head = next(h for h in ('fc','classifier','head') if hasattr(net, h))
         setattr(net, head, nn.Identity())

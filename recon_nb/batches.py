@@ -128,7 +128,7 @@ def prefetch_batches(
     *,
     depth:int=1, # how many are made in a thread while the device computes; 0: none
 ): # an iterator: the `Sample` of each step, to the run's last
-    "Inside, the batches of the steps to come, one after the other, changed as the config says."
+    "In the context, the batches of the coming steps in order, changed as the config says."
     def make(step):
         index = batch_index(st, step)
         return index, _gather(st, index, epoch=step//st.steps_per_epoch, augment=True)

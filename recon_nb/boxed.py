@@ -1,4 +1,4 @@
-"""Photos in which every object has a box and a class: what detection is asked on (§4).
+"""Photos with a box and a class for every object, for detection (§4).
 
 Docs: https://recon-nb.github.io/recon_nb/boxed.html.md"""
 
@@ -32,7 +32,7 @@ from .shapes import _rgb,draw_shapes
 @dataclass(frozen=True, eq=False, repr=False)
 class DetectionSet:
     """Photos with boxes, to train on and to test on.
-    Looks at itself when it is made; raises `InputError`."""
+    Checks itself when it is made; raises `InputError` for a fault."""
     name:str              # what records call it
     train_x:np.ndarray    # uint8 (n, size, size, 3)
     # an array (k, 6) for each photo: left, top, right, bottom, class, and 1, or 0 for void
@@ -363,7 +363,7 @@ def _pair_lists(voc, lists): # (photo, annotation) of each part, in VOC's layout
         if not part: raise InputError(f"{f} names no photo.")
     if both := sorted({*parts[0]} & {*parts[1]}):
         raise InputError(f"{len(both)} photos are in {lists[0]}.txt and in {lists[1]}.txt, "
-                         f"such as {both[0]}: nobody may be tested on what was trained on.")
+                         f"such as {both[0]}: photos to train on can't be tested on.")
     return [[(_photo_of(voc, n), f'Annotations/{n}.xml') for n in part] for part in parts]
 
 def _photo_of(voc, name): # of any format; .jpg if there is none
@@ -465,7 +465,7 @@ def load_detection(
     _check_asked(data, size, root)
     if isinstance(data, DetectionSet):
         if data.size != size:
-            raise InputError(f"{data!r} is asked for at {size} px; make it that way.")
+            raise InputError(f"{data!r} is asked for at {size} px; make it with that size.")
         found = (data.name, [(data.train_x, data.train_y), (data.test_x, data.test_y)],
                  data.classes, data.left_out)
     elif isinstance(data, (str, os.PathLike)):

@@ -1,4 +1,4 @@
-"""Encoder and generator as files to give away, with a card on their origin, scores and limits.
+"""Writes encoder and generator to files, with a model card on their origin, scores and limits.
 
 Docs: https://recon-nb.github.io/recon_nb/card.html.md"""
 
@@ -258,7 +258,7 @@ def _check_free(folder, names):
     if not folder.is_dir(): raise InputError(f"{folder} is a file: give a new folder.")
     have = {p.name for p in folder.iterdir()}
     if have - {*names} or have and names[1] not in have:
-        raise InputError(f"{folder} holds other things: give a new folder.")
+        raise InputError(f"{folder} contains other files: give a new folder.")
 
 # %% ../nbs/78_card.ipynb #cb9cd237
 def write_release(

@@ -1,4 +1,4 @@
-"""Everything that decides the next step, in one file, whole or absent; loaded without trust.
+"""All that the next step depends on, in one file, whole or absent, and checked when loaded.
 
 Docs: https://recon-nb.github.io/recon_nb/checkpoint.html.md"""
 
@@ -141,6 +141,6 @@ def load_checkpoint(
 def _kept_weights(
     run_dir, # the run's folder
 )->dict: # epoch -> the file, from early to late
-    "The weights that a run kept on its way."
+    "The weights that a run kept from earlier epochs."
     files = sorted((Path(run_dir)/'weights').glob('epoch-*.safetensors'))
     return {int(f.stem.removeprefix('epoch-')): f for f in files}

@@ -1,4 +1,4 @@
-"""Which choices go together, which have no effect, and which are known to be wrong.
+"""Refuses choices that can't work together, that have no effect, or that are known to be wrong.
 
 Docs: https://recon-nb.github.io/recon_nb/choices.html.md"""
 
@@ -99,6 +99,9 @@ def _hides_too_little(p): # yields the same, of the masks at both ends of a trai
                 f"target {c.target!r} ({px}): nothing is left to predict. Choose a smaller share.")
 
 # %% ../nbs/46_choices.ipynb #b4600001
+def _penalties(c): # those on D's slope, which a run has: names of their weights
+    return [k for k in ('lambda_gp','lambda_r1') if getattr(c, k)]
+
 def _impossible_update(p): # yields the same, of an update and what goes into it
     c = p.cfg
     if c.bs % c.accumulate:
@@ -106,29 +109,30 @@ def _impossible_update(p): # yields the same, of an update and what goes into it
         yield (f"accumulate={c.accumulate}: a batch of {c.bs} can't be cut into so many equal "
             f"parts. Choose accumulate={fit}, or "
             f"bs={max(1, c.bs//c.accumulate)*c.accumulate}.")
-    if c.lambda_gp and c.compile:
-        yield ("lambda_gp differentiates twice, which torch.compile can't: "
-            "choose compile=False.")
-    if c.lambda_gp and c.precision == 'fp16':
-        yield ("lambda_gp with precision='fp16': the penalty's inner gradient is not scaled, and "
-            "small ones become 0. Choose precision='bf16' or 'no'.")
+    for name in _penalties(c):
+        if c.compile:
+            yield (f"{name} differentiates twice, which torch.compile can't: "
+                "choose compile=False.")
+        if c.precision == 'fp16':
+            yield (f"{name} with precision='fp16': the penalty's inner gradient is not scaled, "
+                "and small ones become 0. Choose precision='bf16' or 'no'.")
 
 # %% ../nbs/46_choices.ipynb #ff296bc0
 def _known_wrong(p): # yields what is said of each rule that is broken
     c, held = p.cfg, p.cfg.clip_d > 0 or p.cfg.lambda_gp > 0
     if not c.lambda_adv: return
     if p.adv.unbounded and not (held or p.norm_d.bounds):
-        yield (f"adv={c.adv!r} has no bound, and nothing holds the critic: choose clip_d=0.01 "
+        yield (f"adv={c.adv!r} has no bound, and nothing bounds the critic: choose clip_d=0.01 "
             "(preset 'wgan'), lambda_gp=10 (preset 'wgan-gp') or norm_d='spectral'.")
     if p.adv.unbounded and p.norm_d.mixes:
         yield (f"norm_d={c.norm_d!r} mixes the pictures of a batch, and adv={c.adv!r} needs a "
             "critic that rates each by itself: choose norm_d='layer', 'spectral' or 'none'.")
-    if c.lambda_gp and not p.adv.unbounded and p.norm_d.mixes:
-        yield ("lambda_gp asks for each picture's own slope, and batch norm mixes pictures: "
-            "choose norm_d='layer' or 'none'.")
+    if _penalties(c) and not p.adv.unbounded and p.norm_d.mixes:
+        yield (f"{_penalties(c)[0]} needs each picture's own slope, and batch norm mixes "
+            "pictures: choose norm_d='layer' or 'none'.")
     if held and not p.adv.unbounded:
         what = f'clip_d={c.clip_d:g}' if c.clip_d else f'lambda_gp={c.lambda_gp:g}'
-        yield (f"{what} holds a critic that has no bound, and adv={c.adv!r} has one: "
+        yield (f"{what} is for a critic without a bound, and adv={c.adv!r} has one: "
             "choose adv='wgan', or leave it out.")
 
 # %% ../nbs/46_choices.ipynb #6277fcf6
@@ -138,7 +142,7 @@ def _plain_blocks(p): # is there a plain decoder with blocks of its own?
     return any(o.stride < p.reductions[-1] for o in outputs)
 
 _EFFECTS = [ # fields, when they have an effect, and what would give them one
-    (('adv','norm_d','lambda_gp','clip_d','n_critic','lr_d','width_d','scale_bias'),
+    (('adv','norm_d','lambda_gp','lambda_r1','clip_d','n_critic','lr_d','width_d','scale_bias'),
         lambda p: p.cfg.lambda_adv > 0, 'there is no adversary: choose lambda_adv above 0'),
     (('idt_norm','idt_region'),
         lambda p: p.cfg.lambda_idt > 0, 'L_idt has no weight: choose lambda_idt above 0'),

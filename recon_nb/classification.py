@@ -1,4 +1,4 @@
-"""Does the encoder help to say what it is? One call, five ways to ask, all a sceptic wants (§3.1).
+"""Tests in five ways whether an encoder helps to classify photos (§3.1).
 
 Docs: https://recon-nb.github.io/recon_nb/classification.html.md"""
 
@@ -138,7 +138,7 @@ def _trained(setup, seed, i, tick):
 
 # %% ../nbs/71_classification.ipynb #cdace368
 class Mode(NamedTuple):
-    "A way to ask."
+    "A mode of `probe`."
     ask:Callable # of (setup, seed, photos, tick)
     recipe:Callable|None = None # makes the recipe to start from; None: the encoder stays frozen
     raw:bool = False # can raw pixels take part?
@@ -166,7 +166,7 @@ FROZEN = tuple(name for name,mode in MODES.items() if not mode.recipe)
 
 # %% ../nbs/71_classification.ipynb #26b4830d
 class Classification(ProbeTask):
-    "What is in the picture? One class for each."
+    "Classification: one class for each picture."
     name, photos, counted, amount = 'classification', 'images', 'labels', 'labels_per_class'
     trials, result = 6, ClassificationResult
 

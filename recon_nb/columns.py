@@ -1,4 +1,4 @@
-"""A table of photos: which column has the photos, which the labels, which the split.
+"""Tables of photos: which column holds the photos, which the labels, which the split.
 
 Docs: https://recon-nb.github.io/recon_nb/columns.html.md"""
 

@@ -1,4 +1,4 @@
-"""`recon` stands before the others: `recon train`, `recon probe`, and a list of what there is.
+"""`recon` is one command for all others: `recon train`, `recon probe`, and a list of them.
 
 Docs: https://recon-nb.github.io/recon_nb/command.html.md"""
 

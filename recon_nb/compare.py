@@ -1,4 +1,4 @@
-"""Runs side by side: what differs in their configs, their curves, their pictures (§3.4).
+"""Compares runs side by side: differences of their configs, curves and pictures (§3.4).
 
 Docs: https://recon-nb.github.io/recon_nb/compare.html.md"""
 
@@ -24,7 +24,7 @@ from .targets import SCORES,Score
 
 # %% ../nbs/61_compare.ipynb #aa905dbd
 class _Records(NamedTuple):
-    "What a run wrote down: history.jsonl, metrics.jsonl, run.json."
+    "The records of a run: history.jsonl, metrics.jsonl, run.json."
     history:list
     metrics:list
     info:dict
@@ -176,7 +176,7 @@ def compare_runs(
         raise InputError(f"compare_runs was given {len(runs)} run; it takes two or more, "
                          "such as compare_runs('runs/quick-001', 'runs/quick-002').")
     if photos is None and fit is not None:
-        raise InputError("fit= has no effect without photos=: it serves their scores.")
+        raise InputError("fit= has no effect without photos=: it is used for their scores.")
     photos = () if photos is None else list_photos(photos)
     return RunComparison([_open_run(r) for r in runs], photos, fit)
 
@@ -234,7 +234,7 @@ def _factor(key): return 100 if _score_of(key).unit == '%' else 1
 def trivial_level(self:_Records,
     key:str, # a column of metrics.jsonl
 )->tuple|None: # (the best trivial predictor, its score); None if there is none
-    "What can be reached without learning to see; shares in percent."
+    "The score of the best trivial predictor; shares in percent."
     found = {n: row[key] for n,row in (self.info.get('trivial') or {}).items()
              if row.get(key) is not None}
     if not found: return None
@@ -259,7 +259,7 @@ def _plot_quantity(
 
 # %% ../nbs/61_compare.ipynb #0ea77045
 def _common_epoch(runs):
-    "The last epoch of which every run that paints kept its samples; None if there is none."
+    "The last epoch for which all runs with pictures have samples; None if there is none."
     kept = [{int(p.stem.split('-')[1]) for p in (r.dir/'samples').glob('epoch-*.png')}
             for r in runs if r.task.has_picture]
     return max(set.intersection(*kept), default=None) if kept else None

@@ -59,6 +59,8 @@ class GANConfig:
     norm_d:     str   = _opt('batch', "what stands between the discriminator's layers: "
                              "a name in `discriminator.D_NORMS` (batch: DCGAN's)")
     lambda_gp:  float = _opt(0., "weight of the gradient penalty in D's loss (WGAN-GP: 10)")
+    lambda_r1:  float = _opt(0., "weight of D's squared slope at the photos in D's loss "
+                             '(R1: 10, say)')
     clip_d:     float = _opt(0., "D's weights are clipped to [-clip_d, clip_d] "
                              'after each of its moves (WGAN: 0.01); 0: not at all')
     n_critic:   int   = _opt(1, "D's moves for each move of G (WGAN, WGAN-GP: 5)")
@@ -136,8 +138,8 @@ _FIELD_GROUPS = dict(
         'light','negative'),
     task=('size','visible','visible_from','visible_mixed','view','mask','target','teacher','init'),
     networks=('encoder','stem','width','between','dropout','decoder','width_dec','std_last'),
-    adversary=('adv','lambda_adv','scale_bias','norm_d','width_d','lambda_gp','clip_d',
-        'n_critic','lr_d','on_purpose'),
+    adversary=('adv','lambda_adv','scale_bias','norm_d','width_d','lambda_gp','lambda_r1',
+        'clip_d','n_critic','lr_d','on_purpose'),
     optimisation=('lambda_idt','idt_norm','idt_region','lr_g','schedule','warmup','optimizer',
         'beta1','beta2','wd','bs','epochs','max_steps','seed'),
     machine=('accumulate','precision','compile','fused','keep_every','schema'))
@@ -181,7 +183,7 @@ _ranges = dict(
     **{k: ('1 or more', lambda v: v >= 1) for k in ('width','bs','epochs','n_critic','accumulate')},
     **{k: ('0 or more', lambda v: 0 <= v < float('inf'))
         for k in ('width_d','width_dec','std_last','lambda_adv','lambda_idt','lambda_gp',
-            'clip_d','lr_g','lr_d','wd','light','max_steps','keep_every')})
+            'lambda_r1','clip_d','lr_g','lr_d','wd','light','max_steps','keep_every')})
 
 # %% ../nbs/02_config.ipynb #33e7b964
 def _check(cfg):
@@ -261,7 +263,8 @@ _CALLED = dict( # a field, or an argument of `train_gan` -> what other libraries
     warmup='warmup_epochs warmup_steps warmup_ratio',
     encoder='arch architecture backbone model network',
     optimizer='opt optim', wd='weight_decay', seed='random_state random_seed manual_seed',
-    dropout='drop_rate', lambda_gp='gradient_penalty', valid='val_split', flip='hflip',
+    dropout='drop_rate', lambda_gp='gradient_penalty', lambda_r1='r1 r1_gamma',
+    valid='val_split', flip='hflip',
     adv='gan_loss gan_mode', compile='torch_compile', data='dataset data_path train_dir',
     run_dir='output_dir out_dir save_dir log_dir')
 
@@ -290,7 +293,7 @@ def deviations(
     cfg:GANConfig, # the config of a run
 )->dict: # field -> (the preset's value, this run's value)
     """What differs from the preset that the run is named after.
-    The seed, the range of the photos, the places of data and of earlier weights are none."""
+    The seed, the photos' range and the paths of data and earlier weights don't count."""
     base, places = PRESETS[cfg.preset], ('seed','data','teacher','init','window')
     return {f: (getattr(base, f), v)
         for f,v in asdict(cfg).items()

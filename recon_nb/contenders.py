@@ -1,4 +1,4 @@
-"""Whatever may help, and what it has to beat: scratch, random weights, raw pixels (§3.1).
+"""The sides of a comparison: an encoder, and scratch, random weights or raw pixels (§3.1).
 
 Docs: https://recon-nb.github.io/recon_nb/contenders.html.md"""
 
@@ -48,13 +48,13 @@ class Contender:
     def build(self,
         seed:int, # of fresh weights; a pretrained contender does not use it
     )->nn.Module:
-        "A network of its own: a copy of the trained one, or fresh weights."
+        "A new network: a copy of the trained one, or fresh weights."
         net = deepcopy(self.net)
         return _fresh(net, seed) if self.fresh else net
 
 # %% ../nbs/65_contenders.ipynb #51f3075a
 def _fresh(net, seed):
-    "Start anew: every layer's own start, then the network's `start()`, if it has one."
+    "Reset all weights: every layer's own reset, then the network's `start()`, if it has one."
     start = getattr(net, 'start', None)
     with fork_random():
         torch.manual_seed(seed)
@@ -68,7 +68,7 @@ def _fresh(net, seed):
             if is_parametrized(m, 'weight'): _fresh_spectral(m)
     if old := next((n for n,p in net.named_parameters() if p.isnan().any()), None):
         raise InputError(
-            f"{type(net).__name__} can't start from scratch: nothing renews {old}. "
+            f"{type(net).__name__} can't start from scratch: nothing resets {old}. "
             "Give the module that holds it a reset_parameters(), or a config as like=.")
     return net
 
@@ -98,7 +98,7 @@ def as_contender(
     size:int|None=None, # side of the images in pixels; the run's own if not given
     width:int|None=None, # for scratch without `like`: channels of the first stage
 )->Contender:
-    "One side of a comparison, tried out. Raises `InputError` if it can't be probed."
+    "One side of a comparison, tested. Raises `InputError` if it can't be probed."
     check_name(part, ('encoder', 'disc'), 'part')
     if isinstance(encoder, Contender): return _resized(encoder, size)
     if encoder is None: name, found = 'scratch', _open_pattern(like, width, part)
@@ -193,7 +193,7 @@ def _source_of_run(run, cfg): # for the record
 
 # %% ../nbs/65_contenders.ipynb #8ab958fd
 def _headless(net):
-    "D without its last layer: its opinion is no feature."
+    "D without its last layer: its logit is not a feature."
     if isinstance(net, Discriminator): net.head = nn.Identity()
     return net
 

@@ -38,7 +38,7 @@ def _by_caller(python, shell): # the line that would do it, for whoever called
     return shell if _shell_command.get() else python
 
 class TrainingDiverged(RuntimeError):
-    "A training has gone wrong: a loss, or a weight, is no number any more."
+    "Training has diverged: a loss or a weight is not a finite number."
 
 # %% ../nbs/00_core.ipynb #9460ebc5
 def _plain(name): return str(name).lower().replace('_', '-')
@@ -78,7 +78,7 @@ def _as_path(
 def _near_path(
     path, # that does not exist
 )->str: # such as " Did you mean 'my photos'?", or ''
-    "The neighbour in its folder of which a path is a misspelling."
+    "The existing path that a misspelt one probably means."
     path = Path(path).expanduser()
     try: near = _nearest(path.name, os.listdir(path.parent))
     except OSError: return ''
@@ -146,8 +146,8 @@ def append_jsonl(
     *records:dict, # one line each
 )->None:
     """Append `records` to a JSON Lines file, in one write.
-    A torn last line left by a killed writer is cut off first;
-    a whole one that only lacks its end is ended."""
+    An incomplete last line left by a killed writer is removed first;
+    a complete one that only lacks its line end gets one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _name_file(path), open(path, 'ab+') as f:
@@ -167,7 +167,7 @@ def read_jsonl(
     path, # the file; a missing one has no records
 )->list: # one dict a line
     """Read a JSON Lines file.
-    A torn last line is left out; a torn line elsewhere raises `InputError`."""
+    An incomplete last line is left out; one elsewhere raises `InputError`."""
     path = Path(path)
     if not path.exists(): return []
     rows, lines = [], path.read_bytes().split(b'\n')
@@ -270,7 +270,7 @@ def progress_bar(
 def duration(
     seconds:float, # how long
 )->str: # such as 45 s, 12 min, 3.5 h
-    "A duration as a person says it."
+    "A duration, readable for people."
     if seconds < 90: return f'{seconds:.0f} s'
     if seconds < 5400: return f'{seconds/60:.0f} min'
     return f'{seconds/3600:.1f} h'
@@ -278,7 +278,7 @@ def duration(
 def _megabytes(
     n:int, # how many bytes
 )->str: # such as 1.5 GB, 12.3 MB or 4.5 kB
-    "A number of bytes as a person reads it."
+    "A number of bytes, readable for people."
     if n >= 1e9: return f'{n/1e9:,.1f} GB'
     return f'{n/1e6:.1f} MB' if n >= 1e5 else f'{n/1e3:.1f} kB'
 
@@ -287,7 +287,7 @@ def _plural(
     noun:str, # one of them
     then:str='', # a word behind it, of one and of several, such as is/are
 )->str: # such as 1 file, 2,000 files, 1 file is
-    "A number of things as a person says it."
+    "A number of things, with the noun in the right form."
     words = f"{n:,} {noun}{'s'*(n != 1)}"
     return f"{words} {then.split('/')[n != 1]}" if then else words
 

@@ -1,4 +1,4 @@
-"""Time and memory of a run, measured on a few trial steps before anything long begins.
+"""Time and memory of a run, estimated from a few trial steps before it begins.
 
 Docs: https://recon-nb.github.io/recon_nb/cost.html.md"""
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode,flop_registry
+from torch.utils.flop_counter import flop_registry
 
 # %% ../nbs/58_cost.ipynb #f2e5fd4f
 from .batches import fetch,teach
@@ -61,7 +61,7 @@ def _time_steps(trial, some):
 def estimate_cost(
     st:TrainState, # at its start; not changed
 )->tuple: # (seconds for all that is left, bytes of memory for each process)
-    "Time and memory of a run, from a few trial steps of throw-away networks on a few photos."
+    "Time and memory of a run, from a few trial steps of temporary networks on a few photos."
     share, scaler = st.bs//st.acc.num_processes, st.acc.scaler and st.acc.scaler.state_dict()
     part = share//st.cfg.accumulate # photos in the networks at a time
     k = part if st.acc.device.type == 'cuda' else min(part, 32)
@@ -95,15 +95,29 @@ def _noisy_state(cfg, *, bs, device=None):
     if st.task.target.needs_teacher: teach(st, Teacher(st.gen_net.enc))
     return st
 
+class _Operations(TorchDispatchMode):
+    "Notes what each operation computes and how many bytes go in and out; views move nothing."
+    def __init__(self):
+        super().__init__()
+        self.found = []
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if not any(r.alias_info and not r.alias_info.is_write for r in func._schema.returns):
+            count = flop_registry.get(func._overloadpacket)
+            flops = count(*args, **(kwargs or {}), out_val=out) if count else 0
+            tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor)]
+            self.found.append((flops, sum(t.nbytes for t in tensors)))
+        return out
+
 def count_flops(
     cfg:GANConfig, # of a pretraining
 )->float: # for one photo, both players, forward and backward; a mean over `n_critic` updates
     "What a pretraining computes for each photo it sees."
     plain = replace(cfg, precision='no', compile=False, accumulate=1)
     st, bs = _noisy_state(plain, bs=8), 8
-    with FlopCounterMode(display=False) as counter:
+    with _Operations() as ops:
         for st.step in range(cfg.n_critic): train_step(st, fetch(st, st.train[:bs]))
-    return counter.get_total_flops()/(bs*cfg.n_critic)
+    return float(sum(flops for flops,_ in ops.found))/(bs*cfg.n_critic)
 
 def _seconds_per_photo(
     cfg:GANConfig, # of a pretraining
@@ -140,20 +154,6 @@ def describe_pretraining(
     return record | {k: sum(r[k] or 0 for r in rounds) for k in rounds[0]} | dict(rounds=rounds)
 
 # %% ../nbs/58_cost.ipynb #c05ea102
-class _Operations(TorchDispatchMode):
-    "Notes what each operation computes and how many bytes go in and out; views move nothing."
-    def __init__(self):
-        super().__init__()
-        self.found = []
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if not any(r.alias_info and not r.alias_info.is_write for r in func._schema.returns):
-            count = flop_registry.get(func._overloadpacket)
-            flops = count(*args, **(kwargs or {}), out_val=out) if count else 0
-            tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor)]
-            self.found.append((flops, sum(t.nbytes for t in tensors)))
-        return out
-
 def _count_operations(cfg, bs):
     "Array (operations, 2): computed, bytes moved, in one round of a step after the first."
     st = _noisy_state(replace(cfg, precision='no', compile=False), bs=bs)

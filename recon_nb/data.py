@@ -1,4 +1,4 @@
-"""Photos as people have them in, `Photos` out: one call for whatever that is (§2.4).
+"""One call that turns photos in any form into `Photos`, and says which are held out (§2.4).
 
 Docs: https://recon-nb.github.io/recon_nb/data.html.md"""
 
@@ -282,7 +282,7 @@ def split_photos(
     valid:float=0.1, # share to hold out, where there is no official part
     seed:int=0, # which photos those are
 )->tuple: # (indices to train on, indices held out): sorted int64 arrays without a common element
-    "Split the photos in two: the official way, or at random by `seed`."
+    "Split photos into a training and a held-out part: officially, or at random by `seed`."
     n, held = len(photos), photos.held_out
     if not (isinstance(valid, (int, float)) and 0 < valid < 1):
         raise InputError(f"valid={_brief(valid)}; it must be in (0, 1).")

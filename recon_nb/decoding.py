@@ -1,4 +1,4 @@
-"""Which files are read as photos, how, and what is black and white in pictures of more than 8 bits.
+"""Which files are read as photos, and which values become black and white beyond 8 bits.
 
 Docs: https://recon-nb.github.io/recon_nb/decoding.html.md"""
 
@@ -68,7 +68,7 @@ def _convert_line(
     name, # of the file, as it is to stand in the line
     dtype:str='float32', # for numbers: what they shall become
 )->str: # the line and its imports
-    "The line that makes photos of a file that is none."
+    "The line of code that makes photos of a file that is not a photo."
     line, imports = _LINES[kind]
     stem = str(Path(name).with_suffix('')) if str(name) else 'photo'
     return f"{line.format(src=str(name) or 'file', stem=stem, dtype=dtype)}  # {imports}"
@@ -83,7 +83,7 @@ _PICTURES = {'.npy': 'an array of NumPy', '.dcm': 'DICOM', **dict.fromkeys(
 def _say_unread(
     names:list, # of files
 )->str: # empty, if there is none
-    "Which files are pictures all the same and are not read, and what makes photos of them."
+    "Which files are pictures but are not read, and which lines make photos of them."
     ends = {n: Path(n).suffix.lower() for n in names}
     heif = set() if '.heic' in _PHOTO_SUFFIXES else {*_HEIF}
     left = {n: e for n,e in ends.items() if e in _PICTURES or e in heif}
@@ -100,7 +100,7 @@ def _say_unread(
 _colours = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}    # a TIFF's photometry -> its bands of color
 
 def _count_pages(im):
-    "1, or 2 for a TIFF of more than one page; smaller copies of a page are none."
+    "1, or 2 for a TIFF of more than one page; smaller copies of a page don't count."
     pages = 0
     for i in range(getattr(im, 'n_frames', 1)):
         im.seek(i)
@@ -164,11 +164,11 @@ def _check_pixels(im):
     if n > most:
         raise OSError(f"{n/1e6:.3g} million pixels, and {most/1e6:.3g} million are the most that "
                       f"is read: RECON_NB_MAX_PIXELS={-(-n//10**6):.0f}e6 in the environment "
-                      "lets it in")
+                      "raises that limit")
 
 # %% ../nbs/07_decoding.ipynb #9def5049
 def _open_huge(f, head, formats):
-    "What `Image.open` does, without its alarm."
+    "`Image.open` without its limit on the size."
     for factory,accept in (Image.OPEN[name] for name in formats):
         if accept(head) is True or accept(head) == 1:
             f.seek(0)
@@ -191,7 +191,7 @@ def open_picture(
     side:int|None=None, # pixels of the shorter side that are enough; all if not given
 ): # yields a Pillow image, not decoded yet; `info['extent']` is where in it the picture lies
     """A picture file, opened, and closed again if it was given as a path.
-    Raises `OSError` with a sentence if it is no single photo that can be read."""
+    Raises `OSError` with a sentence if it is not exactly one readable photo."""
     named = isinstance(src, (str, os.PathLike))
     f = open(src, 'rb') if named else src
     try:

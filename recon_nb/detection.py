@@ -1,4 +1,4 @@
-"""Does the encoder help to find things? Boxes and classes, by mean average precision (§4).
+"""Tests whether an encoder helps with object detection, scored by mean average precision (§4).
 
 Docs: https://recon-nb.github.io/recon_nb/detection.html.md"""
 
@@ -110,7 +110,7 @@ def detect(
     bs:int=64, # at a time
     device=None, # where the model is; found by itself
 )->list: # float32 (at most 100, 6) of each photo: left, top, right, bottom, class, score
-    "What a model says is where, the surest first."
+    "The boxes that a model predicts, the most confident first."
     found, device = [], device or next(model.parameters()).device
     with frozen(model), _in_batches(photos, bs, device) as batches:
         for x in batches: found += decode_boxes(model(x).float(), size=photos.shape[1])
@@ -174,7 +174,7 @@ def detect_recipe(
     return Recipe(**{**dict(steps=1000, epochs=20, bs=32), **changes})
 
 class Detection(ProbeTask):
-    "What is where, thing by thing? Boxes with a class."
+    "Object detection: boxes with a class."
     name, modes, trials, result = 'detection', tuple(_WAYS), 3, DetectionResult
 
     def __init__(self,
@@ -250,7 +250,7 @@ def probe_detect(
     out=None, # a file (JSON Lines) that gets each record as soon as it is made
     progress:bool=True, # show a bar
 )->DetectionResult:
-    "How much an encoder helps to find things. Raises `InputError` before any training."
+    "How much an encoder helps to detect objects. Raises `InputError` before any training."
     return run_probe(
         Detection(classes), encoder, data, mode=mode, amount=photos, seeds=seeds,
         part=part, like=like, size=size, width=width, recipe=recipe, search=search,

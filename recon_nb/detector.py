@@ -1,4 +1,4 @@
-"""A small detector on any encoder: objects as points, with a size each (§4).
+"""A small detector for any encoder, which predicts objects as points with a size (§4).
 
 Docs: https://recon-nb.github.io/recon_nb/detector.html.md"""
 
@@ -60,7 +60,7 @@ def _slack(w, h, overlap=.7): # how far a box may move in both directions and st
 
 # %% ../nbs/34_detector.ipynb #f090cbfa
 class _Asked(NamedTuple):
-    "What the head is asked for."
+    "The targets of the head."
     heat:Tensor # b k g g: 1 at a centre
     care:Tensor # the same shape: 0 where nothing is asked
     at:Tensor # m 3: photo, row and column of each object
@@ -111,7 +111,7 @@ def decode_boxes(
     *,
     size:int, # side of the photo in pixels
 )->list: # float32 (at most 100, 6) of each photo: left, top, right, bottom, class, score
-    "The peaks of the maps, as boxes, the surest first."
+    "The peaks of the maps, as boxes, the most confident first."
     p, g = out[:,:-4].sigmoid(), out.shape[-1]
     p = p*(F.max_pool2d(p, 3, 1, 1) == p)
     score, i = p.flatten(1).topk(min(_ANSWERS, p[0].numel()))

@@ -1,4 +1,4 @@
-"""One argument says where a run computes: on a CPU, a GPU or several, in one process or in many.
+"""One argument says where a run computes: on a CPU, on one or several GPUs, in how many processes.
 
 Docs: https://recon-nb.github.io/recon_nb/devices.html.md"""
 

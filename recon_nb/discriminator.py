@@ -20,7 +20,7 @@ from .pixels import Images
 
 # %% ../nbs/32_discriminator.ipynb #31d036eb
 class DNorm(NamedTuple):
-    "What keeps a discriminator's numbers in bounds."
+    "A normalisation of the discriminator."
     layers: Callable # channels -> the layers behind a convolution
     mixes: bool = False # does a picture's logit depend on the others of its batch?
     bounds: Callable|None = None # what a convolution is wrapped in

@@ -1,4 +1,4 @@
-"""One file from several mirrors, whole or absent, and archives that can't write outside a folder.
+"""Downloads a file, whole or not at all, from one of several mirrors, and unpacks archives safely.
 
 Docs: https://recon-nb.github.io/recon_nb/download.html.md"""
 
@@ -118,11 +118,11 @@ def _ask(url, kept, note, timeout):
         and not (same and _tag(r.headers) not in (None, same))):
         return r, kept, note['total']
     r.close()
-    if not kept: raise OSError('sends a piece where the whole was asked for')
+    if not kept: raise OSError('sends a part although the whole file was requested')
     return _ask(url, 0, {}, timeout)
 
 # %% ../nbs/12_download.ipynb #9b847660
-class _Cut(Exception): "The line broke, for the reason inside: told apart from a disk that broke."
+class _Cut(Exception): "The connection broke, for the reason inside: not an error of the disk."
 
 @contextmanager
 def _writing(path):
@@ -159,7 +159,7 @@ def _receive(r, part, start, *, end, timeout, bar):
 
 # %% ../nbs/12_download.ipynb #9fd1f5ab
 def _request(url, part, *, size, timeout, bar):
-    """One request into `part`; (did it go on from earlier bytes?, is it packed for the way?).
+    """One request into `part`; (did it go on from earlier bytes?, is it compressed?).
     Raises if the file is not all there."""
     kept, note = _kept(part)
     if kept and kept == note['total']: return True, False
@@ -194,7 +194,7 @@ def _reason(e, timeout):
     return str(getattr(e, 'strerror', None) or e or type(e).__name__)
 
 def _unwrap(part, size):
-    "Undo the packing for the way; False if there is none."
+    "Decompress what was compressed for the transfer; False if it was not."
     plain = part.with_name(part.name+'.plain')
     try:
         with gzip.open(part) as f, open(plain, 'wb') as g:
@@ -263,7 +263,7 @@ def download(
 def _checked(path, checksum):
     if path.is_file() and _is_file(path, checksum): return path
     raise InputError(f"{path} is not the file that is expected there ({checksum}): "
-                     "it is damaged, or another one. Remove it, then it is fetched anew.")
+                     "it is damaged, or another file. Remove it, and it is downloaded again.")
 
 def _no_mirror(path, urls, why, kept, checksum, advice):
     tried = ';\n'.join(f'  {url}: {w}' for url,w in zip(urls, why))+'.'
@@ -379,7 +379,7 @@ def _unpack(
 # %% ../nbs/12_download.ipynb #8f0298d3
 @contextmanager
 def _reading(archive):
-    "Whatever a bad archive brings up, as one kind of error."
+    "Turn every error of a bad archive into one kind."
     try: yield
     except InputError: raise
     except FileNotFoundError as e: raise InputError(f"{e.filename} is missing.") from e
@@ -387,4 +387,4 @@ def _reading(archive):
             RuntimeError, NotImplementedError, OSError, ValueError) as e:
         why = getattr(e, 'strerror', None) or ' '.join(str(e).split()) or 'it ends too early'
         raise InputError(f"{archive} can't be unpacked: {why}. "
-                         "Remove it if it is damaged, then it can be fetched anew.") from e
+                         "If it is damaged, remove it, and it can be downloaded again.") from e

@@ -1,4 +1,4 @@
-"""The network that is kept: four stages that halve the picture (§2.2, §2.4), and others like it.
+"""The network that is kept: four stages, each halving the picture's side (§2.2, §2.4), and others.
 
 Docs: https://recon-nb.github.io/recon_nb/encoder.html.md"""
 
@@ -88,7 +88,7 @@ def check_encoder(
     enc:nn.Module, # any module; the same afterwards
     size:int, # side of the pictures in pixels
 )->nn.Module: # `enc`
-    "Try an encoder on two grey pictures. Raises `InputError` where it breaks the contract."
+    "Try an encoder on two grey pictures. Raises `InputError` if its interface is wrong."
     given = f"{type(_check_attributes(enc)).__name__} at {size} px"
     maps = _try_features(enc, size, given)
     expected = [(2, c, -(-size//r), -(-size//r)) for c,r in zip(enc.channels, enc.reductions)]

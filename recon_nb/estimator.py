@@ -1,4 +1,4 @@
-"""A run's encoder as a step of a scikit-learn pipeline: photos in, features out (§3.1).
+"""A run's encoder as a step of a scikit-learn pipeline that turns photos into features (§3.1).
 
 Docs: https://recon-nb.github.io/recon_nb/estimator.html.md"""
 

@@ -1,4 +1,4 @@
-"""A run is scored on the same held-out photos, early often and at the end, and keeps what it made.
+"""Scores a run on the same held-out photos, often at first and once at the end; keeps samples.
 
 Docs: https://recon-nb.github.io/recon_nb/evaluation.html.md"""
 

@@ -1,4 +1,4 @@
-"""Many arms, sets and seeds: run what is missing, a record each; safe to kill (§3.3, §3.5).
+"""Runs many probes, with a record for each, and can be interrupted (§3.3, §3.5).
 
 Docs: https://recon-nb.github.io/recon_nb/experiments.html.md"""
 
@@ -343,7 +343,7 @@ def _line(i, jobs, j, r, left):
 def _count_work(
     job:Job, # from `list_jobs`
 )->float: # multiply-adds, roughly
-    "What a job costs: its encoder's passes, and the head where that is dear."
+    "What a job costs: its encoder's passes, and the head where that is expensive."
     d, c, tests = job.images, job.net, len(job.images.test_y)
     k = len(d.classes)
     n = len(d.train_y) if job.labels is None else job.labels*k

@@ -1,4 +1,4 @@
-"""The trained encoder as one file, usable without this package, and the way back (§3.2).
+"""Writes the encoder to one file that is usable without this package, and opens it again (§3.2).
 
 Docs: https://recon-nb.github.io/recon_nb/export.html.md"""
 

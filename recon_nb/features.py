@@ -1,4 +1,4 @@
-"""What an encoder makes of photos, as plain numbers, the encoder itself unchanged (§3.1).
+"""Computes the features of photos, without changing the encoder (§3.1).
 
 Docs: https://recon-nb.github.io/recon_nb/features.html.md"""
 
@@ -110,7 +110,7 @@ def _in_batches(
     bs:int, # at a time
     device, # where a network is
 ): # an iterator of `Images`, channels last
-    "Inside, all photos as a network sees them; a thread cuts the next ones out meanwhile."
+    "In the context, batches of photos as a network sees them; a thread prepares the next."
     cut = lambda i: _as_bytes(np.array(photos[i:i+bs]))
     with prefetch(cut, range(0, len(photos), bs), device=device) as made:
         yield map(_as_input, made)
@@ -152,7 +152,7 @@ def _hash_weights(
     h, # from hashlib
     net:nn.Module, # a network
 )->None:
-    "Let a hash see every weight and buffer of a network."
+    "Add every weight and buffer of a network to a hash."
     for k,v in net.state_dict().items():
         h.update(k.encode())
         h.update(v.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())

@@ -1,4 +1,4 @@
-"""The paper's figures, and what a trained encoder sees, drawn from runs (§2, §3.4, Fig. 1-4).
+"""Draws the paper's figures, and what an encoder has learned, from runs (§2, §3.4, Fig. 1-4).
 
 Docs: https://recon-nb.github.io/recon_nb/figures.html.md"""
 
@@ -349,7 +349,7 @@ def draw_architecture(
 
 # %% ../nbs/80_figures.ipynb #2d75c501
 def _ends(net, size, photo):
-    "The module, the side of its pictures, and what hangs at input and output."
+    "The module, the side of its pictures, and what is drawn at input and output."
     if isinstance(net, (str, os.PathLike)): net = GANRun.load(net)
     run = net if isinstance(net, GANRun) else None
     if run: net, size = run.generator, run.cfg.size
@@ -456,7 +456,7 @@ def draw_reconstructions(
     for n in others:
         if photos is None and not np.array_equal(made[n].i_r, made[first].i_r):
             raise InputError(f"{n!r} and {first!r} kept different held-out photos; "
-                             "give photos=, which all are asked about.")
+                             "give photos=, for all of them.")
     columns = _by_run('$I_{in}$', {n: m.i_in for n,m in made.items()}, runs, 'view mask visible')
     for n,m in made.items():
         composed = what == 'composed' or what == 'seen' and runs[n].cfg.scale_bias
@@ -692,7 +692,7 @@ def draw_feature_maps(
     k:int=6, # how many channels a stage
     size:int|None=None, # side of the picture in pixels; the run's own, else 80
 )->Picture:
-    "A walk through an encoder's stages: all channels as colours, and those that vary most."
+    "Feature maps of an encoder's stages: all channels as colours, and those that vary most."
     if k < 1: raise InputError(f"k={k!r}; at least one channel must be drawn.")
     arm = as_contender(encoder, size=size or (80 if isinstance(encoder, nn.Module) else None))
     x = np.asarray(cut_square(_one(photo), share=1., size=arm.size))

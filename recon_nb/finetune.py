@@ -1,4 +1,4 @@
-"""The encoder is trained, too: one recipe for every arm, and a search that every arm gets (§3.1).
+"""Trains the encoder, too: the same recipe and the same search for every arm (§3.1).
 
 Docs: https://recon-nb.github.io/recon_nb/finetune.html.md"""
 

@@ -1,4 +1,4 @@
-"""A run owns one folder: a new one each time, locked while it is used, tied to its photos.
+"""The folder of a run: new for each run, locked while in use, resumed with the same photos only.
 
 Docs: https://recon-nb.github.io/recon_nb/folder.html.md"""
 

@@ -1,4 +1,4 @@
-"""An encoder, and a decoder that paints from what it has left of the photo (§2.2, §2.4, Fig. 3).
+"""An encoder, and a decoder that paints the picture from its features (§2.2, §2.4, Fig. 3).
 
 Docs: https://recon-nb.github.io/recon_nb/generator.html.md"""
 
@@ -19,7 +19,7 @@ from .pixels import Images
 
 # %% ../nbs/33_generator.ipynb #d934c9f9
 class Output(NamedTuple):
-    "What a generator must give: so many numbers for each place of the photo."
+    "What a generator must predict: how many numbers for each place of the photo."
     channels: int # numbers for each place
     stride: int = 1 # pixels of the photo for each place, along a side
     picture: bool = False # 1 or 3 channels in [-1, 1], at stride 1: can be shown and judged
@@ -49,7 +49,7 @@ def _decoder_widths(
 
 # %% ../nbs/33_generator.ipynb #b5186374
 class _Decoder(nn.Module):
-    "The way up (§2.4): each block doubles the side; the last has no batch norm, a picture's tanh."
+    "The decoder (§2.4): each block doubles the side; the last has no batch norm, a picture's tanh."
     def __init__(self,
         channels=(64,128,256,512), # of the encoder's stages
         reductions=(2,4,8,16), # pixels of a place of each stage, along a side
@@ -106,7 +106,7 @@ class _ReadingDecoder(nn.Module):
 
 # %% ../nbs/33_generator.ipynb #c3039143
 class Generator(nn.Module):
-    "Encoder and decoders (§2.2, Fig. 3): from what may be seen, what is asked for."
+    "Encoder and decoders (§2.2, Fig. 3): from what is seen to the target's outputs."
     def __init__(self,
         enc:nn.Module, # with `features`, `channels` and `reductions`
         outputs:tuple=(_PICTURE,), # what it must give, a picture first

@@ -1,4 +1,4 @@
-"""Is a classifier's pipeline broken? Checks that a working one passes with ease (§3.1, §3.5).
+"""Checks whether a classifier's pipeline is broken, and names the likely fault (§3.1, §3.5).
 
 Docs: https://recon-nb.github.io/recon_nb/guards.html.md"""
 
@@ -31,7 +31,7 @@ def _chance(y): return float(np.bincount(y).max()/len(y))
 # %% ../nbs/68_guards.ipynb #2ca3f541
 @dataclasses.dataclass(frozen=True)
 class Check:
-    "One question to a pipeline, and its answer."
+    "One check of a pipeline, and its result."
     name:str # what was asked
     reading:float|None # the number that decides; None if it was not run
     shown:str # the reading, in words
@@ -61,7 +61,7 @@ def _html_table(checks):
 
 # %% ../nbs/68_guards.ipynb #75b749f8
 class PipelineReport:
-    """The checks of a pipeline, in the order in which to mend it:
+    """The checks of a pipeline, in the order in which to fix it:
     later faults may follow from earlier ones."""
     def __init__(self,
         checks, # a list of `Check`
@@ -287,7 +287,7 @@ def check_data(
     most:int=2000,
     alpha:float=1e-4, # how often each check may fail by chance
 )->PipelineReport: # labels, class shares, pixels, copies, and three on raw pixels
-    "Are the two splits sound, before any training?"
+    "Check the two splits, before any training."
     parts = 'train_x', 'train_y', 'test_x', 'test_y', 'classes'
     if missing := [k for k in parts if not hasattr(data, k)]:
         raise InputError(f"a {type(data).__name__} has no {missing[0]}. "
@@ -472,7 +472,7 @@ def _check_order(c):
 
 # %% ../nbs/68_guards.ipynb #398b9b91
 def _why_no_better(c, train, said, first):
-    if first: return f"follows from '{first}', most likely: mend that first."
+    if first: return f"follows from '{first}', most likely: fix that first."
     return _why_chance(c, train, said)
 
 def _check_score(c, first=None): # `first`: an earlier check that failed

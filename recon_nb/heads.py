@@ -32,7 +32,7 @@ def _closest(
     own:Tensor|None=None, # which key each asker is: nobody chooses himself
     bs:int=1000, # askers at a time, or fewer if there are many keys
 ): # yields (cosines, indices into `keys`) of a block of askers, each `b k`, the nearest first
-    "The keys nearest to each asker, by cosine."
+    "The keys nearest to each query, by cosine."
     length = keys.norm(dim=1, keepdim=True).clamp_min(1e-12)
     keys = torch.div(keys, length, out=_beside(keys))
     bs = max(1, min(bs, int(_BLOCK/(4*len(keys)))))
@@ -77,8 +77,8 @@ def nearest_neighbours(
     if len(own) and not -len(f) <= int(own.min()) <= int(own.max()) < len(f):
         raise InputError(f"queries={queries}; there are {len(f)} images, 0 to {len(f)-1}.")
     if not isinstance(k, (int, np.integer)) or not 1 <= k < len(f):
-        raise InputError(f"k={_brief(k)}; of {len(f)} images one asks, so 1 to {len(f)-1} can "
-                         "answer.")
+        raise InputError(f"k={_brief(k)}; with {len(f)} images, give 1 to {len(f)-1} "
+                         "neighbours.")
     if centred: f = f - f.mean(0)
     own = own % len(f)
     cosines, near = zip(*_closest(f, f[own], k=k, own=own))

@@ -1,4 +1,4 @@
-"""What a run's numbers say about it: seven signs, in plain words, each with one thing to turn.
+"""Looks for seven signs of trouble in a run's numbers, and names one setting to change for each.
 
 Docs: https://recon-nb.github.io/recon_nb/health.html.md"""
 
@@ -129,7 +129,7 @@ class Seen(NamedTuple):
     def last(self)->dict: return self.scores[-1] if self.scores else {}
 
 # %% ../nbs/47_health.ipynb #72a3800d
-_PAGE = 'https://recon-nb.github.io/recon_nb/health.html'
+_PAGE = 'https://recon-nb.github.io/recon_nb/how_to/read_your_log.html'
 _FEW_UPDATES = 300 # a run of fewer learns little
 
 class Symptom(NamedTuple):
@@ -169,7 +169,7 @@ def _won(s):
     if adv is None: return f'its loss, {s.cfg.adv}, is from a file that was not given'
     if adv.unbounded: return _ran_away(s)
     steps, loss = s.trail.curve('loss_d')
-    if s.cfg.lambda_gp or len(loss) < 10: return None
+    if s.cfg.lambda_gp or s.cfg.lambda_r1 or len(loss) < 10: return None
     low = loss/_guessing(adv) < .02
     since = len(low) if low.all() else int(low[::-1].argmin()) # blocks at the end
     if since < max(3, _tenth(low)): return None
@@ -202,7 +202,8 @@ def _asleep(s):
     adv, (_, loss) = ADV.get(s.cfg.adv), s.trail.curve('loss_d')
     if adv is None: return f'its loss, {s.cfg.adv}, is from a file that was not given'
     young = s.step < (1000 if adv.unbounded else 200)
-    if young or len(loss) < 20 or s.cfg.lambda_gp and not adv.unbounded: return None
+    if young or len(loss) < 20: return None
+    if (s.cfg.lambda_gp or s.cfg.lambda_r1) and not adv.unbounded: return None
     if adv.unbounded:
         numbers = dict(distance=float(_tenths(_distance(s)[1])[-1]))
         if numbers['distance'] > 0: return None

@@ -1,4 +1,4 @@
-"""A photo is known by what is in it, never by its name or its place.
+"""A photo is identified by its content, never by its name or folder.
 
 Docs: https://recon-nb.github.io/recon_nb/identity.html.md"""
 

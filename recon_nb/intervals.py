@@ -1,4 +1,4 @@
-"""How sure is a difference? Pretrainings, label subsets, test photos: all their luck at once.
+"""Confidence intervals over pretraining runs, label subsets and test photos together.
 
 Docs: https://recon-nb.github.io/recon_nb/intervals.html.md"""
 
@@ -48,7 +48,7 @@ def crossed_interval(
     level:float=0.95, # how often such an interval shall hold the truth
     more:float=0., # variance that may come on top, at most: it widens, and never narrows
 )->tuple: # (mean, low, high); low and high are nan if there is nothing to know it from
-    "The interval of a mean over several kinds of luck that were all drawn at random."
+    "The interval of a mean over several sources of random variation."
     d = np.asarray(d, dtype=float)
     parts, m = _variances(d), float(d.mean())
     if not parts and not more: return m, np.nan, np.nan

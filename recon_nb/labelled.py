@@ -1,4 +1,4 @@
-"""Images with classes, to train and to test on, and the few labels that a probe sees (§3.2).
+"""Images with classes, for training and testing, and the few labels that a probe sees (§3.2).
 
 Docs: https://recon-nb.github.io/recon_nb/labelled.html.md"""
 
@@ -26,7 +26,7 @@ from .sources import _list_source,_list_visible
 @dataclass(frozen=True, eq=False, repr=False)
 class LabelledSet:
     """Images with classes, to train on and to test on.
-    Looks at itself when it is made; raises `InputError`."""
+    Checks itself when it is made; raises `InputError` for a fault."""
     name:str              # what records call it
     train_x:np.ndarray    # uint8 (n, size, size, 3)
     train_y:np.ndarray    # int64 (n,): indices into `classes`
@@ -128,7 +128,7 @@ def load_labelled(
 def _pass_on(data, size, share, split, name):
     if data.size != size or share != 1 or split is not None:
         raise InputError(f"{data!r} is asked for at {size} px, share {share:g}"
-                         f"{', split again' if split is not None else ''}; make it that way.")
+                         f"{', split again' if split is not None else ''}; make it so before.")
     return replace(data, name=name) if name else data
 
 # %% ../nbs/15_labelled.ipynb #8dfb5364
@@ -362,7 +362,7 @@ def _warn_doubles(s):
 # %% ../nbs/15_labelled.ipynb #cbd313ea
 @patch
 def drop_doubles(self:LabelledSet)->LabelledSet:
-    "The set without the photos to learn from that are in the test part, too."
+    "The set without training photos that are in the test part, too."
     keep = np.flatnonzero(~np.isin(self.train_ids, self.test_ids))
     if self.contents:
         among = _is_among(self.contents['train'], self.contents['test'])

@@ -1,4 +1,4 @@
-"""The two blocks of everything: one halves a picture, one doubles it. No pooling anywhere (§2.4).
+"""The two blocks of the networks: one halves the side of a picture, one doubles it (§2.4).
 
 Docs: https://recon-nb.github.io/recon_nb/layers.html.md"""
 

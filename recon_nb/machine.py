@@ -1,4 +1,4 @@
-"""Where to compute, what the host does meanwhile, and random numbers that are left as they were.
+"""Choosing a device, preparing batches while it computes, and seeding without side effects.
 
 Docs: https://recon-nb.github.io/recon_nb/machine.html.md"""
 

@@ -1,4 +1,4 @@
-"""What the generator may see: the centre window, alpha and beta (§2, §2.1, eq. 1), and others.
+"""What is hidden and what is seen: the centre window, alpha, beta (§2, §2.1, eq. 1), other masks.
 
 Docs: https://recon-nb.github.io/recon_nb/masks.html.md"""
 

@@ -1,4 +1,4 @@
-"""How good is a painted surround: L1, PSNR and SSIM, beside five trivial predictors (§3.4).
+"""How good a painted surround is: L1, PSNR and SSIM, compared with trivial predictors (§3.4).
 
 Docs: https://recon-nb.github.io/recon_nb/metrics.html.md"""
 
@@ -70,7 +70,7 @@ def _centre4(i_in): # b c h w -> b 49: the input at 4x4 pixels, and a constant
 # %% ../nbs/41_metrics.ipynb #0c73cab0
 # long: one class, and a line for each predictor
 class TrivialPredictors:
-    "Five predictors that need no network: fitted on training photos, asked about others."
+    "Five predictors that need no network: fitted on training photos, applied to others."
     def __init__(self,
         # of training photos: pairs of what the generator sees (`Images`)
         # and what it should give (`Images`), the photos or another picture of them
@@ -122,7 +122,7 @@ def score(
 def best_psnr(
     scores:dict, # predictor -> its `score`
 )->tuple: # (predictor, its PSNR in dB)
-    "The bar to clear: the best of the trivial predictors."
+    "The best of the trivial predictors, which a network must beat."
     name = max(scores, key=lambda n: scores[n]['psnr'])
     return name, scores[name]['psnr']
 

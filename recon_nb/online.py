@@ -1,4 +1,4 @@
-"""A small probe while the GAN trains, so that a useless encoder is noticed early (§3.1).
+"""A small probe during training, so that a useless encoder is noticed early (§3.1).
 
 Docs: https://recon-nb.github.io/recon_nb/online.html.md"""
 
@@ -51,7 +51,7 @@ class OnlineProbe:
 # %% ../nbs/77_online.ipynb #a2cb65e3
 @patch
 def _begin(self:OnlineProbe, st):
-    "Read the images, try the network, and forget the looks at steps that will be made again."
+    "Read the images, try the network, and remove the rows of steps that will be repeated."
     if self.part == 'disc' and not st.cfg.lambda_adv:
         raise InputError("part='disc', and the discriminator of this run is never trained "
                          "(lambda_adv=0): choose part='encoder'.")

@@ -1,4 +1,4 @@
-"""Photos that are in two sets: in train and in test, or in a pretraining and in its test.
+"""Finds photos that are in two sets: in training and test part, or in pretraining and probe.
 
 Docs: https://recon-nb.github.io/recon_nb/overlap.html.md"""
 
@@ -31,7 +31,7 @@ class _Known:
 def _of_run(folder):
     path = _as_path(folder)/'photos.npz'
     if not path.exists():
-        raise InputError(f"{folder} does not know its photos: it is no run, or of version 0.1. "
+        raise InputError(f"{folder} has no hashes of photos: it is not a run, or of version 0.1. "
                          "Give the photos themselves: overlap(load_photos('photos', size=32, "
                          "cuts={'i_r': 1.}), data).")
     try:
@@ -124,7 +124,7 @@ def overlap(
     *,
     near:bool=False, # also photos that look alike: copies made smaller, brighter, or worse
 )->Overlap: # prints as sentences
-    """Which photos of `b` are in `a`, too: by file, by pixels, and if asked by their look.
+    """Which photos of `b` are in `a`, too: by file, by pixels, and on request by similarity.
     Raises `InputError` if that can't be known."""
     if b is None:
         if not isinstance(a, LabelledSet):

@@ -1,4 +1,4 @@
-"""Photos cut once into what the view needs, and kept as memory-mapped bytes (§2).
+"""Photos cut once into the squares that a task needs, and kept as memory-mapped bytes (§2).
 
 Docs: https://recon-nb.github.io/recon_nb/photos.html.md"""
 
@@ -282,7 +282,7 @@ def _from_cache(key, rows, *, n, size, cuts, progress, notes=dict):
     if folder.exists():
         try: return _open_entry(folder, size=size, cuts=cuts)
         except Exception as e:
-            warnings.warn(f'an entry of the cache is damaged ({e}); it is built anew', stacklevel=2)
+            warnings.warn(f'an entry of the cache is damaged ({e}); it is rebuilt', stacklevel=2)
         with suppress(OSError):
             os.rename(folder, old := _temp_name(folder))
             _remove_entry(old)

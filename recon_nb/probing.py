@@ -1,4 +1,4 @@
-"""One loop for every question to an encoder: seeds, labels, search, records; a task says the rest.
+"""One loop for every test of an encoder: seeds, labels, search, records; a task defines the rest.
 
 Docs: https://recon-nb.github.io/recon_nb/probing.html.md"""
 
@@ -137,7 +137,7 @@ class Setup:
 
 # %% ../nbs/70_probing.ipynb #697f8dd0
 class ProbeTask:
-    "A kind of question to an encoder: a subclass says what is loaded, trained and scored."
+    "A kind of test of an encoder: a subclass says what is loaded, trained and scored."
     name = '' # what records call it
     modes = () # its ways to ask
     amount = 'photos' # the argument, and the record's key, that says how many are learned from
@@ -329,7 +329,7 @@ def run_probe(
     progress:bool=True, # show a bar
     **contender, # for `as_contender`: part, like, size, width
 )->ProbeResult:
-    "Ask, once for each seed. Raises `InputError` before any training."
+    "Probe an encoder, once for each seed. Raises `InputError` before any training."
     seeds = _parse_seeds(seeds)
     setup = _set_up(task, encoder, data, mode=mode, amount=amount, recipe=recipe, search=search,
                     root=root, name=name, device=device, progress=progress, **contender)

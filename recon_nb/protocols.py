@@ -1,4 +1,4 @@
-"""Table 3 as data: to the letter for a GPU, and better asked for two cores (§3, Table 3).
+"""Table 3 as data: as printed, for a GPU, and in an improved form for two cores (§3, Table 3).
 
 Docs: https://recon-nb.github.io/recon_nb/protocols.html.md"""
 
@@ -254,7 +254,7 @@ def run_folder(
     data:str, # name of the set that is asked about
     seed:int, # of pretraining
 )->Path:
-    "Where a pretraining lies."
+    "The folder of a pretraining run."
     preset, changes = row_config(p, row)
     parts = [preset, *(f'{k}={v}' for k,v in changes.items()),
              *([data] if p.photos == 'own' else []), f'{p.sizes[data]}px', f's{seed}']
@@ -290,7 +290,7 @@ def _is_done(p, folder, cfg):
     run = GANRun.load(folder)
     if (was := run.cfg.teacher_name) != cfg.teacher_name:
         raise InputError(
-            f"{folder} was taught by {was or 'nobody'}, not by {cfg.teacher_name or 'nobody'}: "
+            f"{folder} has the teacher {was or 'none'}, not {cfg.teacher_name or 'none'}: "
             f"give another folder for the runs of {p.name!r}.")
     if bad := {k: (v, has) for k,v in asdict(cfg).items()
                if (has := getattr(run.cfg, k)) != v and k not in ('data','teacher','init')
@@ -366,7 +366,7 @@ def best_row(
     data:str, # name of the set
 )->str: # the row
     """The pretrained arm whose recipe scored best on development images,
-    at the most labels that were searched. Test images have no say."""
+    at the most labels that were searched. Test images are not used."""
     found = [r for r in records
              if r['kind'] == 'recipe' and r['job']['data'] == data
              and r['job']['mode'] == 'finetune' and r['source']]

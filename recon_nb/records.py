@@ -1,4 +1,4 @@
-"""The lines that a run wrote, as rows or as columns: each read once, however many there are.
+"""Reads the records of a run as rows or as columns, parsing each line only once.
 
 Docs: https://recon-nb.github.io/recon_nb/records.html.md"""
 

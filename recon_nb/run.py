@@ -1,4 +1,4 @@
-"""A trained run, opened from its folder alone: photos in, reconstructions or features out (§2.4).
+"""Opens a trained run from its folder, and makes reconstructions or features of photos (§2.4).
 
 Docs: https://recon-nb.github.io/recon_nb/run.html.md"""
 
@@ -124,7 +124,7 @@ def _opening(path): # of a run: whatever is wrong with its weights, in a sentenc
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as e:
         raise InputError(f"{path} holds other weights than a run's "
                          f"({type(e).__name__}: {_why_not(e)}). "
-                         "Resume the run: it writes them anew.") from None
+                         "Resume the run: it writes them again.") from None
 
 # %% ../nbs/56_run.ipynb #66e17041
 def _read_encoder(
@@ -302,7 +302,7 @@ def load(cls,
 
 # %% ../nbs/56_run.ipynb #81065f2b
 class Reconstruction(NamedTuple):
-    "Photos and what became of them, as bytes `n h w 3`."
+    "Photos and their reconstructions, as bytes `n h w 3`."
     i_in: np.ndarray # what the generator saw
     painted: np.ndarray # what it painted
     composed: np.ndarray # painted where it is hidden, the right picture elsewhere
@@ -327,7 +327,7 @@ def _cut(run, images, share, window): # `b 3 h w`
 def reconstruct(self:GANRun,
     images, # a path, a PIL image, an array (h, w, 3) or (n, h, w, 3) of bytes, or a list of these
 )->Reconstruction: # bytes, `n h w 3`
-    """Whole photos in; what the generator sees of them and what it paints out.
+    """What the generator sees of whole photos, and what it paints.
     A photo's index is its place in the list."""
     _check_paints(self)
     cuts = _cut_all(images, size=self.cfg.size, cuts=self.task.cuts, window=self.cfg.window)
@@ -382,7 +382,7 @@ def snapshots(self:GANRun)->tuple: # (epochs, painted): a list, and bytes (epoch
     files = sorted((self.dir/'samples').glob('epoch-*.webp'))
     if not files:
         raise InputError(f"{self.dir} has no snapshots: "
-                         "it has not been looked at yet, or its target is not pixels.")
+                         "it has not been evaluated yet, or its target is not pixels.")
     return ([int(f.stem[6:]) for f in files],
             np.stack([_read_rows(f, self.cfg.size)[0] for f in files]))
 
@@ -392,7 +392,7 @@ def held_out(self:GANRun)->HeldOut:
     Raises `InputError` if nothing was kept."""
     try: i_in, i_r, hidden = _read_rows(self.dir/'samples'/'held-out.webp', self.cfg.size)
     except FileNotFoundError:
-        raise InputError(f"{self.dir} has no samples/held-out.webp: it has not been looked at yet, "
+        raise InputError(f"{self.dir} has no samples/held-out.webp: it has not been evaluated yet, "
                          "or its target is not pixels.") from None
     return HeldOut(i_in, i_r, hidden[..., 0] > 127)
 

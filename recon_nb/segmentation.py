@@ -1,4 +1,4 @@
-"""Does the encoder help to say what is *where*? Segmentation with one linear layer (§4).
+"""Tests whether an encoder helps with segmentation, using one linear layer (§4).
 
 Docs: https://recon-nb.github.io/recon_nb/segmentation.html.md"""
 
@@ -189,7 +189,7 @@ def segment(
     bs:int=64, # at a time
     device=None, # where the model is; found by itself
 )->UInt8[np.ndarray, 'n h w']: # the classes
-    "What a model says is where."
+    "The classes that a model predicts for each place."
     device = device or next(model.parameters()).device
     with frozen(model), _in_batches(photos, bs, device) as batches:
         return torch.cat([model(x).argmax(1).byte() for x in batches]).cpu().numpy()
@@ -217,7 +217,7 @@ def photo_accuracy(
 def intersection_over_union(
     confusion:np.ndarray, # from `count_places`
 )->np.ndarray: # of each class; NaN for one that neither the masks nor the answers have
-    "What mask and answer have in common, over what either has."
+    "What mask and prediction have in common, divided by what either has."
     both = confusion.diagonal()
     either = confusion.sum(0) + confusion.sum(1) - both
     return np.divide(both, either, out=np.full(len(both), np.nan), where=either > 0)
@@ -279,7 +279,7 @@ def dense_recipe(
 
 # %% ../nbs/72_segmentation.ipynb #460245ec
 class Segmentation(ProbeTask):
-    "What is where? A class for each place."
+    "Segmentation: a class for each place."
     name, modes, trials, result = 'segmentation', tuple(_WAYS), 3, SegmentationResult
 
     def __init__(self,
@@ -366,7 +366,7 @@ def probe_dense(
     out=None, # a file (JSON Lines) that gets each record as soon as it is made
     progress:bool=True, # show a bar
 )->SegmentationResult:
-    "How much an encoder helps to say what is where. Raises `InputError` before any training."
+    "How much an encoder helps with segmentation. Raises `InputError` before any training."
     return run_probe(
         Segmentation(classes), encoder, data, mode=mode, amount=photos, seeds=seeds,
         part=part, like=like, size=size, width=width, recipe=recipe, search=search,

@@ -1,4 +1,4 @@
-"""Photos in which every place has a class: what segmentation is asked on (§4).
+"""Photos with a class for every pixel, for segmentation (§4).
 
 Docs: https://recon-nb.github.io/recon_nb/segmented.html.md"""
 
@@ -27,7 +27,7 @@ VOID = 255 # in a mask: no class
 @dataclass(frozen=True, eq=False, repr=False)
 class SegmentationSet:
     """Photos with masks, to train on and to test on.
-    Looks at itself when it is made; raises `InputError`."""
+    Checks itself when it is made; raises `InputError` for a fault."""
     name:str              # what records call it
     train_x:np.ndarray    # uint8 (n, size, size, 3)
     train_y:np.ndarray    # uint8 (n, size, size): indices into `classes`, 255 for void
@@ -139,7 +139,7 @@ def _cut_mask(
 
 # %% ../nbs/17_segmented.ipynb #31f9606c
 def _open_mask(path, photo, known):
-    """A mask that was looked at: as large as the photo, one number a pixel,
+    """A mask that was checked: as large as the photo, one number a pixel,
     and each of them a class or void."""
     try:
         with Image.open(path, formats=('PNG',)) as im: im.load()
@@ -196,7 +196,7 @@ def _find_voc(root, lists, progress):
         if not part: raise InputError(f"{voc/f} names no photo.")
     if both := sorted({*parts[0]} & {*parts[1]}):
         raise InputError(f"{len(both)} photos are in {lists[0]}.txt and in {lists[1]}.txt, "
-                         f"such as {both[0]}: nobody may be tested on what was trained on.")
+                         f"such as {both[0]}: photos to train on can't be tested on.")
     return voc, [[(f'JPEGImages/{n}.jpg', f'SegmentationClass/{n}.png')
                   for n in dict.fromkeys(part)]
                  for part in parts]
@@ -254,7 +254,7 @@ def load_segmentation(
 
     if isinstance(data, SegmentationSet):
         if data.size != size:
-            raise InputError(f"{data!r} is asked for at {size} px; make it that way.")
+            raise InputError(f"{data!r} is asked for at {size} px; make it with that size.")
         called, names, parts = data.name, data.classes, [
             (data.train_x, data.train_y), (data.test_x, data.test_y)]
     elif given == 'collages':

@@ -1,4 +1,4 @@
-"""`recon-selftest`: does everything that depends on the machine work on yours? A report to read.
+"""`recon-selftest` tests everything that depends on the machine, and prints a report.
 
 Docs: https://recon-nb.github.io/recon_nb/selftest.html.md"""
 
@@ -99,7 +99,7 @@ def _check_resume(
     device:str, # cpu, cuda or mps
     folder:Path, # where it may write
 )->str: # what was seen, with numbers
-    "Two thirds and one third against the whole."
+    "Two thirds and one third of a run, compared with a whole one."
     whole,_ = _tiny(device, folder, 'whole')
     _tiny(device, folder, 'parts', epochs=2)
     parts,_ = _tiny(device, folder, 'parts', resume=True,
@@ -155,7 +155,7 @@ def _check_processes(
     folder:Path, # where it may write
 )->str: # what was seen, with numbers
     "Two processes share a run."
-    if device == 'mps': raise _NotHere('PyTorch knows no several processes on one Apple GPU')
+    if device == 'mps': raise _NotHere('several processes on one Apple GPU are not supported')
     if device == 'cuda' and torch.cuda.device_count() < 2:
         raise _NotHere(f'{torch.cuda.device_count()} GPU')
     child = ("import sys; from recon_nb.selftest import main; "

@@ -1,4 +1,4 @@
-"""VOC2012, CIFAR-10, SVHN, STL-10, Stanford Dogs: your copy, or from mirrors (§2.4, §3.2, §4).
+"""VOC2012, CIFAR-10, SVHN, STL-10, Stanford Dogs: from your copy, or downloaded (§2.4, §3.2, §4).
 
 Docs: https://recon-nb.github.io/recon_nb/sets.html.md"""
 
@@ -132,7 +132,7 @@ def locate_set(
     if at := _find_set(home, needs, inside=inside): return at
     raise InputError(f"no {name} in {home}, though it was downloaded. "
                      f"{_look(home, needs, inside, ())} "
-                     "Remove that folder, then it is downloaded anew.")
+                     "Remove that folder, and it is downloaded again.")
 
 # %% ../nbs/13_sets.ipynb #ed792846
 def _fetch(name, home, files, layout, progress):
@@ -210,7 +210,7 @@ def load_voc(
     val = held[0] if held else []
     if both := sorted({*train} & {*val}):
         raise InputError(f"{len(both)} photos are in train.txt and in val.txt, "
-                         f"such as {both[0]}: mend the lists in {voc/'ImageSets/Main'}.")
+                         f"such as {both[0]}: correct the lists in {voc/'ImageSets/Main'}.")
     if not train or held and not val:
         raise InputError(f"{voc/lists[-1] if lists else voc/'JPEGImages'} names no photo.")
     found = cut_files(voc, list(dict.fromkeys(train+val)), **how)
@@ -228,7 +228,7 @@ def _check_files(name, at, table):
     for f,md5 in table.items():
         got = file_checksum(at/f, 'md5')
         if got != f'md5:{md5}':
-            again = (f"remove {at}, then it is downloaded anew" if at.is_relative_to(_cache_dir())
+            again = (f"remove {at}, and it is downloaded again" if at.is_relative_to(_cache_dir())
                      else 'get it again')
             raise InputError(f"{at/f} is not {name}'s published file: {got}, expected md5:{md5}. "
                              f"It is damaged or another version: {again}.")

@@ -1,4 +1,4 @@
-"""Which config a run gets: a preset's, a file's, an earlier run's, or that of the run that goes on.
+"""The config of a run: from a preset, a file, an earlier run, or the run that is resumed.
 
 Docs: https://recon-nb.github.io/recon_nb/settings.html.md"""
 

@@ -1,4 +1,4 @@
-"""Ten labelled classes drawn by procedure, for the task of § 2, without a file or a download.
+"""Ten labelled classes of images, drawn by a program, for the task of § 2, without a download.
 
 Docs: https://recon-nb.github.io/recon_nb/shapes.html.md"""
 

@@ -1,4 +1,4 @@
-"""What every command has in common: its words, its errors in one line, its exit status.
+"""What all commands have in common: options, errors in one line, and exit statuses.
 
 Docs: https://recon-nb.github.io/recon_nb/shell.html.md"""
 

@@ -1,4 +1,4 @@
-"""Grids of pictures: every later page looks at what it makes.
+"""Grids of pictures and plots of curves, for every later page.
 
 Docs: https://recon-nb.github.io/recon_nb/show.html.md"""
 

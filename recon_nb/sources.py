@@ -1,4 +1,4 @@
-"""Photos as people have them, as one list: files, tables, arrays, pictures, Datasets.
+"""One list of photos from files, tables, arrays, pictures in memory, or a Dataset.
 
 Docs: https://recon-nb.github.io/recon_nb/sources.html.md"""
 

@@ -1,4 +1,4 @@
-"""One object holds a run: config, photos, networks, optimisers, and the step it is at (§2.3).
+"""One object with the state of a run: config, photos, networks, optimisers, current step (§2.3).
 
 Docs: https://recon-nb.github.io/recon_nb/state.html.md"""
 

@@ -1,4 +1,4 @@
-"""One move of each player, D first, and what must not move meanwhile (§2.3, §2.4).
+"""One training step of each network, D first, and what must not change in it (§2.3, §2.4).
 
 Docs: https://recon-nb.github.io/recon_nb/steps.html.md"""
 
@@ -13,7 +13,7 @@ import torch
 
 # %% ../nbs/53_steps.ipynb #cd2d9f41
 from .core import sample_uniform
-from .losses import gradient_penalty
+from .losses import gradient_penalty,r1_penalty
 from .masks import compose
 from .state import TrainState
 from .task import Sample
@@ -54,6 +54,7 @@ def _disc_losses(st, real, fake): # of a batch, or of a part of it; leaves its g
     if st.cfg.lambda_gp:
         loss = loss + st.cfg.lambda_gp*gradient_penalty(
             st.disc, real, fake, torch.rand(len(real), device=real.device))
+    if st.cfg.lambda_r1: loss = loss + st.cfg.lambda_r1*r1_penalty(st.disc, real)
     st.acc.backward(loss/st.cfg.accumulate)
     opinion = lambda v: (v.sigmoid() if st.adv.logits else v).mean()
     return dict(loss_d=loss.detach(),
@@ -101,7 +102,7 @@ def train_step(
     st:TrainState, # both players are changed
     s:Sample, # the batch
 )->dict: # name -> loss, as tensors on the device
-    """One move of each player: D first, then G, from one forward pass of G.
+    """One step of each network: D first, then G, from one forward pass of G.
     With `n_critic` G moves at every n-th step only; without an adversary there is no D."""
     if st.cfg.accumulate > 1: return _step_in_parts(st, s)
     _seed_step(st)

@@ -1,4 +1,4 @@
-"""Records as a table and a curve: what an arm reaches, how far from scratch (§3.5, Table 3).
+"""Tables and curves from records: accuracy of each arm, difference from scratch (§3.5, Table 3).
 
 Docs: https://recon-nb.github.io/recon_nb/tables.html.md"""
 
@@ -347,7 +347,7 @@ def _many(labels): return sorted(set(labels), key=lambda k: (k == 'all', k if k 
 
 # %% ../nbs/76_tables.ipynb #07ed7c05
 class Table(pd.DataFrame):
-    "A table of text that says below itself what must be known about it."
+    "A table of text, with notes below it."
     @property
     def _constructor(self): return Table
     @property

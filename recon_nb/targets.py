@@ -1,4 +1,4 @@
-"""What must be predicted of a photo: pixels (§2), patches without their light, edges, or hues.
+"""What the generator must predict: pixels (§2), normalised patches, edges, or hues.
 
 Docs: https://recon-nb.github.io/recon_nb/targets.html.md"""
 
@@ -76,7 +76,7 @@ class Target:
     def make(self,
         i_r:Images, # photos
     ): # a tensor for the only output, or a tuple with one for each
-        "The right answers for photos: what a target of one's own must write."
+        "The right answers for photos: what a new target must define."
         return i_r
 
     def __call__(self, i_r:Images)->tuple: # a tensor for each output
@@ -86,7 +86,7 @@ class Target:
     def fit_to(self,
         enc, # the encoder that will be trained
     )->None:
-        "Told once, before anything else. For targets as coarse as the encoder's last stage."
+        "Called once, before anything else. For targets as coarse as the encoder's last stage."
 
     @property
     def picture(self)->bool: # can it be shown, and judged by a discriminator?

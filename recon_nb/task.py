@@ -155,8 +155,8 @@ def check_mask(
         raise InputError(f"mask {name} gives {found} for {n} photos of {size} px; it must give "
             f"torch.bool of shape ({n}, 1, {size}, {size}), True where the picture is hidden.")
     if not (torch.equal(first, again) and torch.equal(first[[3,5]], few)):
-        raise InputError(f"mask {name} hides other places when it is asked again, or in other "
-            f"company: {_pure}, so that a run can be resumed and shared.")
+        raise InputError(f"mask {name} hides other places when called again, or with other "
+            f"photos in the batch: {_pure}, so that a run can be resumed and shared.")
     if not torch.equal(before, torch.get_rng_state()):
         raise InputError(f"mask {name} seeds PyTorch's random numbers, or draws from them, and "
             f"the networks in training need them for themselves: {_pure}.")

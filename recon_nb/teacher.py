@@ -1,4 +1,4 @@
-"""A second round: an encoder trained on edges gives photos codes, and the next one must find them.
+"""A second round: a trained encoder assigns codes to photos, and the next one must predict them.
 
 Docs: https://recon-nb.github.io/recon_nb/teacher.html.md"""
 
@@ -21,7 +21,7 @@ from .targets import SCORES,TARGETS,Target
 
 # %% ../nbs/43_teacher.ipynb #252fa2ec
 class Teacher(nn.Module):
-    "A trained encoder that is held still, and the codes for what its last stage says."
+    "A trained encoder that is frozen, and the codes for the features of its last stage."
     def __init__(self,
         enc:nn.Module, # with `features` and `channels`; copied
         *,

@@ -1,4 +1,4 @@
-"""A hook that shows losses, held-out scores and samples in TensorBoard as a run goes on (§2.4).
+"""A hook that shows losses, held-out scores and samples in TensorBoard during training (§2.4).
 
 Docs: https://recon-nb.github.io/recon_nb/tensorboard.html.md"""
 

@@ -1,4 +1,4 @@
-"""A pretrained backbone as timm keeps its own: `timm.create_model` opens it.
+"""Writes a pretrained backbone as a folder that `timm.create_model` opens.
 
 Docs: https://recon-nb.github.io/recon_nb/timm_folder.html.md"""
 

@@ -1,4 +1,4 @@
-"""The GAN loop: a plain loop around two named steps, which can be left and gone on with (§2.4).
+"""The training loop: a plain loop around two named steps, which can be stopped and resumed (§2.4).
 
 Docs: https://recon-nb.github.io/recon_nb/trainer.html.md"""
 

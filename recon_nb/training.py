@@ -1,4 +1,4 @@
-"""`train_gan()`: one call that checks, announces, trains, and can be gone on with (§2.4).
+"""`train_gan()`: one call that checks, announces and trains a run, and can be resumed (§2.4).
 
 Docs: https://recon-nb.github.io/recon_nb/training.html.md"""
 

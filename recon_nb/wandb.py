@@ -52,7 +52,7 @@ def _begin(self:WandbHook, st):
     how = dict(id=self.sent['id'], resume='allow', config=_config_of(st.cfg), **place)
     try: self.run = self.wandb.init(**{**how, **self.init})
     except (self.wandb.Error, OSError) as e:
-        raise InputError(f"Weights & Biases does not begin ({e}). Try `wandb login` in a shell, or "
+        raise InputError(f"Weights & Biases can't start ({e}). Try `wandb login` in a shell, or "
                          "WandbHook(mode='offline').") from None
     self.sent['id'], self.seen = self.run.id, st.losses
     self.run.define_metric('step')

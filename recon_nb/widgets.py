@@ -1,4 +1,4 @@
-"""Things to drag: masks (§2.1), a run in training (§2.4), neighbours (§3.1), paintings (§3.4).
+"""Interactive widgets: masks (§2.1), training (§2.4), neighbours (§3.1), reconstructions (§3.4).
 
 Docs: https://recon-nb.github.io/recon_nb/widgets.html.md"""
 
@@ -455,14 +455,14 @@ class TrainingMonitor(_Viewer):
             self._watch()
 
     def attach(self, run_dir)->None:
-        "Look at this folder from now on."
+        "Watch this folder from now on."
         self.dir = _as_path(run_dir) if run_dir is not None else None
         self.trail = Trail()
         names = ('history', 'metrics', 'probe') if self.dir else ()
         self.files = [self.dir/f'{k}.jsonl' for k in names]
 
     def close(self)->None:
-        "Look no more."
+        "Stop watching."
         self.closed.set()
 
     def stop(self)->None:
@@ -566,7 +566,7 @@ _watching = WeakValueDictionary() # folder -> the monitor that looks at it
 
 @patch
 def _watch(self:TrainingMonitor):
-    "Look at the folder from a thread; a monitor that did so before is relieved."
+    "Look at the folder from a thread; an earlier monitor of it ends."
     key = str(self.dir.resolve())
     earlier = _watching.get(key)
     _watching[key] = self

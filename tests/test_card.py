@@ -95,14 +95,14 @@ def test_weights_that_are_not_finite(run, tmp_path):
 @pytest.mark.parametrize('name', ['README.md', 'encoder.safetensors'])
 def test_what_is_no_release_is_left_alone(run, tmp_path, name):
     (tmp_path/name).write_text('mine')
-    with pytest.raises(InputError, match='holds other things'): write_release(run, tmp_path)
+    with pytest.raises(InputError, match='contains other files'): write_release(run, tmp_path)
     with pytest.raises(InputError, match='is a file'): write_release(run, tmp_path/name)
     assert (tmp_path/name).read_text() == 'mine'
 
 
 def test_refusals(run, records, tmp_path, capsys):
     (tmp_path/'full').mkdir(); (tmp_path/'full'/'thesis.txt').write_text('mine')
-    with pytest.raises(InputError, match='holds other things'): write_release(run, tmp_path/'full')
+    with pytest.raises(InputError, match='contains other files'): write_release(run, tmp_path/'full')
     assert (tmp_path/'full'/'thesis.txt').read_text() == 'mine'
     wrong = [dict(r, job={**r['job'], 'weights': '0'*12}) for r in records[1]]
     with pytest.raises(InputError, match='no record was made with the weights of this run'): write_release(run, tmp_path/'new', records=wrong)

@@ -36,7 +36,7 @@ OTHERS = {                                                     # field -> what a
     'size': lambda v: [48], 'visible': lambda v: [0.6], 'visible_from': lambda v: [0.7], 'visible_mixed': flipped, 'view': names(VIEWS), 'mask': names(MASKS), 'target': names(TARGETS),
     'scale_bias': flipped, 'encoder': lambda v: ['slim'], 'width': lambda v: [6], 'width_d': lambda v: [6], 'between': flipped,
     'decoder': names(('plain', 'reading')), 'width_dec': lambda v: [6], 'dropout': lambda v: [0.3], 'std_last': lambda v: [0.05],
-    'adv': names(ADV), 'norm_d': names(D_NORMS), 'lambda_gp': lambda v: [0., 3.], 'clip_d': lambda v: [0., 0.02],
+    'adv': names(ADV), 'norm_d': names(D_NORMS), 'lambda_gp': lambda v: [0., 3.], 'lambda_r1': lambda v: [3.], 'clip_d': lambda v: [0., 0.02],
     'n_critic': lambda v: [2], 'lambda_adv': lambda v: [0., 0.5], 'lambda_idt': lambda v: [0., 0.5], 'idt_norm': names(('l1', 'l2')),
     'idt_region': names(('all', 'hidden')), 'lr_g': lambda v: [3e-4], 'lr_d': lambda v: [3e-4], 'schedule': names(('constant', 'cosine')),
     'warmup': lambda v: [0.5], 'optimizer': names(('adam', 'adamw')), 'beta1': lambda v: [0.7], 'beta2': lambda v: [0.97],

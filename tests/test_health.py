@@ -1,6 +1,8 @@
 """Each sign of health on a tiny run that was spoilt on purpose, and on its neighbour that was not. What the signs are is on the page 47_health;
 the rows judged here were written by real training."""
+import json, re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,6 +40,15 @@ def trained(preset, **overrides):
 def after(st, n, **row):
     "The same as if it had made `n` updates: for what only has to be late enough."
     return _seen(st)._replace(step=n, total=n, scores=[{**evaluate(st), 'step': n, **row}], trivial=score_predictors(st))
+
+
+def test_each_sign_leads_to_its_place_on_the_page():
+    from recon_nb import health
+    shorts = set(re.findall(r"Symptom\('\w+', '([^']+)'", Path(health.__file__).read_text(encoding='utf-8')))
+    cells = json.loads((Path(__file__).parents[1]/'nbs/how_to/read_your_log.ipynb').read_text(encoding='utf-8'))['cells']
+    headings = {l[3:] for c in cells if c['cell_type'] == 'markdown' for l in ''.join(c['source']).splitlines() if l.startswith('## ')}
+    assert len(shorts) == 7 and {s.lower() for s in shorts} <= {h.lower() for h in headings}
+    assert health.Symptom('won', 'D has won', '', '', {}).link.endswith('/how_to/read_your_log.html#d-has-won')
 
 
 def found_in(seen): return {f.key: f for f in diagnose(seen).findings}

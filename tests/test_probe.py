@@ -334,7 +334,7 @@ def test_a_start_of_ones_own():
     net = as_contender(None, like=Mine(), size=16).build(0)
     assert 4 < net.conv.weight.mean() < 6 and net.bare.eq(3).all()
     del Mine.start
-    with pytest.raises(InputError, match='nothing renews bare'): as_contender(None, like=Mine(), size=16)
+    with pytest.raises(InputError, match='nothing resets bare'): as_contender(None, like=Mine(), size=16)
 
 
 def test_a_probe_of_a_module_loads_no_gan():

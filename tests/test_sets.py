@@ -363,7 +363,7 @@ def test_a_set_that_is_damaged_later(server, offered):
     load('cifar10'); clear_cache()
     f = _cache_dir()/'sets/cifar10/cifar-10-batches-py/test_batch'
     f.write_bytes(f.read_bytes()[:-1]+b'x')
-    with pytest.raises(InputError, match='remove .*sets/cifar10, then it is downloaded anew'): load('cifar10')
+    with pytest.raises(InputError, match='remove .*sets/cifar10, and it is downloaded again'): load('cifar10')
     f.unlink()
     with pytest.raises(InputError, match='lacks cifar-10-batches-py/test_batch. Remove that folder'): load('cifar10')
     shutil.rmtree(_cache_dir()/'sets/cifar10')

@@ -1,5 +1,5 @@
 """benchmarks/together.py hands out what is ready, in its order, and records each thing once; animals.py cuts by boxes."""
-import json, time
+import json, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,11 +31,11 @@ def play(together, monkeypatch, tmp_path):
     def train(p, runs, data, row, seed, root):
         done.append(('train', p.name, data, row, seed))
         return dict(kind='pretraining', row=row, seed=seed, **(dict(data=data) if p.photos == 'own' else {}))
-    def keys(p, runs, data, root):
+    def keys(p, runs, data, root, seeds):
         jobs = {k: dict(data=data, job=k) for k in ('frozen', 'search', 'tuned')}
         key = {k: json.dumps(v, sort_keys=True) for k,v in jobs.items()}
         return [(key['frozen'], None, 'probe', 'frozen'), (key['search'], None, 'recipe', 'search'), (key['tuned'], key['search'], 'probe', 'tuned')]
-    def probe(p, runs, data, root, key, found):
+    def probe(p, runs, data, root, seeds, key, found):
         job = json.loads(key)
         if job['job'] in fails: raise ValueError('no')
         done.append((job['job'], p.name, data, found and found['job']['job']))
@@ -71,6 +71,37 @@ def test_what_fails_is_said_and_leaves_the_rest(play, tmp_path, capsys):
     assert 'search failed: ValueError: no' in said and '1 waiting for a search' in said
     status, done = play(plan('first', x=32))
     assert status == 0 and [d[0] for d in done[4:]] == ['search', 'tuned']
+
+
+def test_some_pretrainings_now_and_the_others_another_day(together, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(together, 'open_set', lambda name, size, root: name)
+    monkeypatch.setattr(together, '_set_fingerprint', lambda s: s)
+    monkeypatch.setattr(together, '_jobs', lambda p, block, of, sets: asked.extend(of['a', 'x']) or [])
+    monkeypatch.setattr(together, 'MET', {})
+    p = plan('first', x=32)
+    desk = together.Desk({'first': p}, tmp_path/'runs', tmp_path, tmp_path, seeds=[1])
+    assert sorted(t.name for t in desk.ready) == ['pretraining x a 1', 'pretraining x b 1']
+    together.find_jobs.cache_clear()
+    together.list_keys(p, tmp_path/'runs', 'x', tmp_path, [1])
+    assert asked == [together.run_folder(p, tmp_path/'runs', 'a', data='x', seed=1)]
+    with pytest.raises(together.InputError, match='0 to 1, not 2'): together.check_seeds(p, [2])
+    with pytest.raises(together.InputError, match='run whole'): together.check_seeds(together.PLANS['four-sets'], [0])
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
+def test_a_process_does_not_outlive_the_one_that_began_it(tmp_path):
+    "The grandchild would train on, and hold its run folder against the next call."
+    child = (f"import sys, time; sys.path.insert(0, {str(BENCHMARKS)!r}); import together; together.begin('cpu'); "
+             "print('begun', flush=True); time.sleep(60)")
+    parent = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {child!r}]); print(p.pid, flush=True); p.wait()"
+    p = subprocess.Popen([sys.executable, '-c', parent], stdout=subprocess.PIPE, text=True)
+    pid = int(p.stdout.readline())
+    assert p.stdout.readline() == 'begun\n'
+    p.kill()
+    end = time.monotonic()+20
+    while Path(f'/proc/{pid}').exists() and time.monotonic() < end and 'Z' not in Path(f'/proc/{pid}/stat').read_text().split(')')[1]: time.sleep(.2)
+    assert time.monotonic() < end, 'it goes on without its parent'
 
 
 def test_every_plan_can_be_made(together):
