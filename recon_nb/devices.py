@@ -97,7 +97,8 @@ def make_accelerator(
 )->Accelerator:
     """An Accelerator of the wanted precision and device. Accelerate keeps one state a process;
     a run of another precision or device starts a new one, and an older run keeps its own."""
-    device = check_device(device) if device else None
+    nothing = device is None or isinstance(device, str) and not device
+    device = None if nothing else check_device(device)
     _renew_states(precision, device)
     # several processes on CPUs: Accelerate wants to be told
     if int(os.environ.get('WORLD_SIZE', 1)) > 1 and not torch.cuda.is_available():

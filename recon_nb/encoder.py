@@ -163,4 +163,4 @@ def stage_index(
     if type(stage) is int and 1 <= abs(stage) <= n: return stage-1 if stage > 0 else n+stage
     hint = ' Stages are counted from 1 (in version 0.1 they were counted from 0).'
     raise InputError(f"stage={stage!r}; this encoder has {n}: 1 to {n}, or -{n} to -1 from the end."
-        + hint*(stage == 0))
+        + hint*(type(stage) is int and stage == 0))

@@ -151,7 +151,7 @@ def train_gan(
     known = _run_info(origin_dir) if origin_dir else {}
     changed = {k for k,v in overrides.items() if v is not None} if resume else None
     check_choices(cfg, changed=changed, noted=known.get('plugins', ()))
-    root = root or known.get('root')
+    if root is None: root = known.get('root')
     cfg, data = _remember_data(cfg, data)
     earlier = _open_earlier(cfg) if cfg.teacher and not resume else None
     first = _first_weights(cfg) if cfg.init and not resume else None

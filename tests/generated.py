@@ -187,6 +187,8 @@ def test_where_a_config_comes_from(like, run_dir, resume, preset): ask(lambda: _
 @example('max_minutes', '')
 @example('config', b'bytes')
 @example('device', 2**63)
+@example('device', np.array([1, 2]))
+@example('root', np.array([1, 2]))
 def test_an_argument_of_training(here, name, value):
     "The photos are none, so that nothing is trained."
     assert ask(lambda: train_gan(here/'no such folder', **{name: value}, progress=False)) is REFUSED
@@ -502,6 +504,7 @@ def test_what_a_run_makes_of_photos(run, data):
 @given(stage=st.one_of(st.integers(-6, 6), junk), bs=st.one_of(st.integers(-2, 4), junk), pool=st.booleans())
 @example(stage=-1, bs=0, pool=True)
 @example(stage=1, bs=1.5, pool=True)
+@example(stage=np.array([1, 2]), bs=1, pool=True)
 def test_how_features_are_asked_for(run, stage, bs, pool):
     got = ask(lambda: run.transform(draw_shapes(3, size=20)[0], stage=stage, bs=bs, pool=pool), 'stage', 'bs=')
     assert got is REFUSED or len(got) == 3
