@@ -1,6 +1,6 @@
 """What the page `start/paint_your_photo` paints with: `python .ci/painter.py runs/painter` trains it and writes `nbs/start/paint/`.
 
-A small generator learns on the drawn scenes, a quarter of an hour on one CPU core; stopped, the same line goes on. Its weights after some of the
+A small generator learns on the drawn scenes, a few minutes on one CPU core; stopped, the same line goes on. Its weights after some of the
 epochs become `epoch-*.js`, with batch norm multiplied into the convolutions, in half precision; `pictures.js` holds scenes that it has not seen.
 They are scripts, because a page that is opened from a folder may load no other kind of file. `network.js` there computes with them."""
 import argparse, base64, io, json, sys

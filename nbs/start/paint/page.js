@@ -61,7 +61,7 @@
     const {data} = pen.getImageData(0, 0, canvas.width, canvas.height);
     state.photo = {rgba: data, width: canvas.width, height: canvas.height};
     state.side = 0;
-    resize(100);
+    resize(75);
     return update();
   }
 
