@@ -32,7 +32,7 @@ LAST = ['contributing']
 BANDS = {0: 'Shared by all', 10: 'Images', 20: 'Masks, networks, losses, targets', 49: 'Training', 60: 'Use a trained run',
          70: 'Does it help?', 80: 'Figures, widgets, answers', 89: 'The shell'}
 LIMITS = dict(page_bytes=3_000_000, path_words=700, path_columns=88)
-PATH = ORDER['Start'][1:6]                                        # the short pages that are read one after the other; what follows is an extra
+PATH = ORDER['Start'][1:6]         # the short pages that are read one after the other; what follows is an extra
 
 # ---- the sidebar
 

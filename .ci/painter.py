@@ -1,7 +1,7 @@
 """What the page `start/paint_your_photo` paints with: `python .ci/painter.py runs/painter` trains it and writes `nbs/start/paint/`.
 
-A small generator learns on the drawn scenes, a few minutes on one CPU core; stopped, the same line goes on. Its weights after some of the
-epochs become `epoch-*.js`, with batch norm multiplied into the convolutions, in half precision; `pictures.js` holds scenes that it has not seen.
+A small generator learns on the drawn scenes, a few minutes on one CPU core; stopped, the same line goes on. Its weights after some epochs
+become `epoch-*.js`, in half precision, with batch norm multiplied into the convolutions; `pictures.js` holds scenes that it has not seen.
 They are scripts, because a page that is opened from a folder may load no other kind of file. `network.js` there computes with them."""
 import argparse, base64, io, json, sys
 from pathlib import Path
@@ -67,7 +67,8 @@ def weights_file(run, vectors):
     changed = {k: v for k,v in SETTINGS.items() if k not in ('bs', 'epochs', 'keep_every')}
     scores = [r for r in run.metrics if r['step'] <= run.step][-1]
     said = dict(epoch=run.epoch, step=run.step, preset=run.cfg.preset, settings=changed, photos=run.info.get('photos', run.cfg.data),
-                l1=round(scores['l1'], 4), psnr=round(scores['psnr'], 2), size=run.cfg.size, window=window_size(run.cfg.size, run.cfg.visible))
+                l1=round(scores['l1'], 4), psnr=round(scores['psnr'], 2), size=run.cfg.size,
+                window=window_size(run.cfg.size, run.cfg.visible))
     body = json.dumps({**said, 'layers': layers, 'channels': vectors.shape[1], 'vectors': halves(vectors), 'numbers': halves(numbers)})
     return f'painter.files[{run.epoch}] = {body};\n'
 
