@@ -80,20 +80,7 @@ def estimate_cost(
     weights = sum(p.nbytes for p in _parameters(trial))
     return per_image*share*(st.total_steps-st.step), 4*weights + saved*part//k + waiting
 
-# %% ../nbs/58_cost.ipynb #903931f7
-def _noisy_state(cfg, *, bs, device=None):
-    "A state whose photos are noise: good enough to count and to time."
-    kept = _kept_cuts(cfg)
-    shape = 40, kept['size'], kept['size'], 3
-    noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    photos = load_photos(noise, **kept, progress=False)
-    train,valid = split_photos(photos, valid=0.1, seed=0)
-    # a whole batch, however few the photos
-    st = make_state(replace(cfg, bs=bs, epochs=1), photos, np.resize(train, bs), valid,
-                    acc=make_accelerator(cfg.precision, device=device))
-    if st.task.target.needs_teacher: teach(st, Teacher(st.gen_net.enc))
-    return st
-
+# %% ../nbs/58_cost.ipynb #c05ea1f0
 class _Operations(TorchDispatchMode):
     "Notes what each operation computes and how many bytes go in and out; views move nothing."
     def __init__(self):
@@ -107,6 +94,20 @@ class _Operations(TorchDispatchMode):
             tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor)]
             self.found.append((flops, sum(t.nbytes for t in tensors)))
         return out
+
+# %% ../nbs/58_cost.ipynb #903931f7
+def _noisy_state(cfg, *, bs, device=None):
+    "A state whose photos are noise: good enough to count and to time."
+    kept = _kept_cuts(cfg)
+    shape = 40, kept['size'], kept['size'], 3
+    noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    photos = load_photos(noise, **kept, progress=False)
+    train,valid = split_photos(photos, valid=0.1, seed=0)
+    # a whole batch, however few the photos
+    st = make_state(replace(cfg, bs=bs, epochs=1), photos, np.resize(train, bs), valid,
+                    acc=make_accelerator(cfg.precision, device=device))
+    if st.task.target.needs_teacher: teach(st, Teacher(st.gen_net.enc))
+    return st
 
 def count_flops(
     cfg:GANConfig, # of a pretraining
