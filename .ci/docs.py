@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = {   # pages that are not named here follow theirs, in the order of their names
     'Start': ['index', 'start/the_idea', 'tutorials/first_run', 'start/the_answer_so_far', 'start/see_it_beat_scratch',
-              'start/try_your_photos'],
+              'start/try_your_photos', 'start/paint_your_photo'],
     'Tutorials': ['tutorials/paper_walkthrough', 'tutorials/paper_pictures', 'tutorials/why_the_baseline_copies',
                   'tutorials/does_it_help', 'tutorials/another_target', 'tutorials/table_3', 'tutorials/your_photos'],
     'How-to': ['how_to/own_photos', 'how_to/probe_your_photos', 'how_to/resume', 'how_to/choose_an_epoch', 'how_to/several_gpus',
@@ -32,7 +32,7 @@ LAST = ['contributing']
 BANDS = {0: 'Shared by all', 10: 'Images', 20: 'Masks, networks, losses, targets', 49: 'Training', 60: 'Use a trained run',
          70: 'Does it help?', 80: 'Figures, widgets, answers', 89: 'The shell'}
 LIMITS = dict(page_bytes=3_000_000, path_words=700, path_columns=88)
-PATH = ORDER['Start'][1:]                                         # the short pages that are read one after the other
+PATH = ORDER['Start'][1:6]         # the short pages that are read one after the other; what follows is an extra
 
 # ---- the sidebar
 

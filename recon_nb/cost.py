@@ -80,6 +80,21 @@ def estimate_cost(
     weights = sum(p.nbytes for p in _parameters(trial))
     return per_image*share*(st.total_steps-st.step), 4*weights + saved*part//k + waiting
 
+# %% ../nbs/58_cost.ipynb #c05ea1f0
+class _Operations(TorchDispatchMode):
+    "Notes what each operation computes and how many bytes go in and out; views move nothing."
+    def __init__(self):
+        super().__init__()
+        self.found = []
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if not any(r.alias_info and not r.alias_info.is_write for r in func._schema.returns):
+            count = flop_registry.get(func._overloadpacket)
+            flops = count(*args, **(kwargs or {}), out_val=out) if count else 0
+            tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor)]
+            self.found.append((flops, sum(t.nbytes for t in tensors)))
+        return out
+
 # %% ../nbs/58_cost.ipynb #903931f7
 def _noisy_state(cfg, *, bs, device=None):
     "A state whose photos are noise: good enough to count and to time."
@@ -94,20 +109,6 @@ def _noisy_state(cfg, *, bs, device=None):
                     acc=make_accelerator(cfg.precision, device=device))
     if st.task.target.needs_teacher: teach(st, Teacher(st.gen_net.enc))
     return st
-
-class _Operations(TorchDispatchMode):
-    "Notes what each operation computes and how many bytes go in and out; views move nothing."
-    def __init__(self):
-        super().__init__()
-        self.found = []
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if not any(r.alias_info and not r.alias_info.is_write for r in func._schema.returns):
-            count = flop_registry.get(func._overloadpacket)
-            flops = count(*args, **(kwargs or {}), out_val=out) if count else 0
-            tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor)]
-            self.found.append((flops, sum(t.nbytes for t in tensors)))
-        return out
 
 def count_flops(
     cfg:GANConfig, # of a pretraining

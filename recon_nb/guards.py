@@ -49,10 +49,10 @@ def _not_run(name, why): return Check(name, None, '', why, None)
 
 # %% ../nbs/68_guards.ipynb #fd7264bb
 def _html_table(checks):
-    colour = {'ok': 'seagreen', 'FAULT': 'crimson'}
+    colour = {'ok': '#1f7a4d', 'FAULT': '#c5123a'} # grounds that white stands out from
     cell = lambda t, style='': f'<td style="text-align:left;{style}">{html.escape(t)}</td>'
     rows = [cell(c.name) + cell(c.shown) + cell(c.expected)
-            + cell(c.verdict, f'color:{colour.get(c.verdict, "gray")}')
+            + cell(c.verdict, f'background:{colour.get(c.verdict, "#5f6368")};color:white')
             + cell(c.fault)
             for c in checks]
     head = ''.join(f'<th style="text-align:left">{t}</th>'

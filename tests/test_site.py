@@ -1,10 +1,20 @@
 """The built site in a real browser with the network cut off, and the checks of `.ci/docs.py` shown something bad.
 
 Needs Chromium (CHROMIUM=/path/to/it, or one on PATH) and playwright. With CI=true their absence is a failure, otherwise a skip."""
-import json, os, shutil, subprocess, sys
+import base64, io, json, os, re, shutil, subprocess, sys
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
+import numpy as np
 import pytest
+from PIL import Image
+
+from recon_nb.pixels import to_model, to_pixels
+from recon_nb.shapes import draw_shapes
+from test_painter import painter, shipped, unpack
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(sys.version_info < (3, 11), reason='the layout of the site needs Python 3.11')
@@ -33,13 +43,13 @@ def chromium():
     path = os.environ.get('CHROMIUM') or next((p for n in ('chromium', 'chromium-browser', 'google-chrome') if (p := shutil.which(n))), None)
     if not path: missing('there is no Chromium (apt-get install chromium, or CHROMIUM=/path/to/it)')
     with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=path, args=['--no-sandbox', '--disable-gpu'])
+        browser = p.chromium.launch(executable_path=path, args=['--no-sandbox', '--disable-gpu', '--use-fake-ui-for-media-stream', '--use-fake-device-for-media-stream'])
         yield browser
         browser.close()
 
 
-@pytest.fixture
-def reader(chromium, site):
+@contextmanager
+def opened(chromium, site):
     "Opens pages of the site from their folder, offline, as wide as a desk or a phone; whatever fails or complains is a fault."
     faults, contexts = [], []
     def start(width=1400, scheme='light'):
@@ -57,21 +67,147 @@ def reader(chromium, site):
     assert faults == []
 
 
+@pytest.fixture
+def reader(chromium, site):
+    with opened(chromium, site) as start: yield start
+
+
 LOOK = """() => { const maths = [...document.querySelectorAll('main math')];
   return {width: document.documentElement.scrollWidth, h1: document.querySelectorAll('h1').length, title: document.title, formulas: maths.length,
     flat: maths.filter(m => !m.closest('details:not([open])') && m.getBoundingClientRect().width < 2).length,
     raw: [...document.querySelectorAll('main .math')].filter(e => /\\\\[([]/.test(e.textContent) && !e.querySelector('math')).length} }"""
+MEASURES = (Path(__file__).parent/'measures.js').read_text(encoding='utf-8')
+OPEN_FOLDS = "document.querySelectorAll('details').forEach(d => d.open = true)"
+SETTLED = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))"
 
 
-def test_every_page_opens_offline_and_fits(reader, site):
+def measure(page, *what):
+    "Functions of measures.js, each by its name."
+    return page.evaluate(f"(() => {{ const m = {MEASURES}; return Object.fromEntries({json.dumps(what)}.map(k => [k, m[k]()])); }})()")
+
+
+def is_dark(page, dark): page.wait_for_function(f"document.documentElement.classList.contains('quarto-dark') === {json.dumps(dark)}")
+
+
+def look_at(page):
+    "One page at the desk in light and dark, and on a phone."
+    page.evaluate(OPEN_FOLDS)
+    page.evaluate(SETTLED)
+    found = dict(desk=measure(page, 'contrast', 'cut', 'folds'))
+    page.emulate_media(color_scheme='dark'); is_dark(page, True)
+    found['dark'] = measure(page, 'contrast')
+    page.set_viewport_size(dict(width=400, height=900))
+    page.evaluate(SETTLED)
+    found['phone'] = measure(page, 'cut', 'folds', 'figures', 'tables')
+    found['look'] = page.evaluate(LOOK)
+    page.set_viewport_size(dict(width=1400, height=900))
+    page.emulate_media(color_scheme='light')
+    return found
+
+
+@pytest.fixture(scope='module')
+def seen(chromium, site):
+    "What is measured on each page: each is opened once."
+    with opened(chromium, site) as start:
+        page, seen = start(), {}
+        for f in sorted(site.rglob('*.html')):
+            name = f.relative_to(site).as_posix()
+            page.look(name); is_dark(page, False)
+            seen[name] = look_at(page)
+    return seen
+
+
+def faults_of(seen, at, kind):
+    found = {n: s[at][kind] for n,s in seen.items()}
+    found = {n: f['faults'] if isinstance(f, dict) else f for n,f in found.items()}
+    return {n: f for n,f in found.items() if f}
+
+
+def test_every_page_opens_offline_and_fits(seen):
     "No page complains or asks another host for anything; none is wider than a phone; formulas have been drawn."
-    page, seen = reader(width=400), {}
-    for f in sorted(site.rglob('*.html')):
-        name = f.relative_to(site).as_posix()
-        page.look(name)
-        seen[name] = page.evaluate(LOOK)
-    assert {n: s for n,s in seen.items() if s['width'] > 400 or s['h1'] != 1 or not s['title'] or s['flat'] or s['raw']} == {}
-    assert sum(s['formulas'] for s in seen.values()) > 50
+    looks = {n: s['look'] for n,s in seen.items()}
+    assert {n: s for n,s in looks.items() if s['width'] > 400 or s['h1'] != 1 or not s['title'] or s['flat'] or s['raw']} == {}
+    assert sum(s['formulas'] for s in looks.values()) > 50
+
+
+@pytest.mark.parametrize('at', ['desk', 'dark'])
+def test_every_text_stands_out_from_its_ground(seen, at):
+    assert sum(s[at]['contrast']['texts'] for s in seen.values()) > 2000
+    assert faults_of(seen, at, 'contrast') == {}
+
+
+@pytest.mark.parametrize('at', ['desk', 'phone'])
+def test_nothing_is_cut(seen, at):
+    "Code, outputs and tables fit, or scroll and show it."
+    assert faults_of(seen, at, 'cut') == {}
+
+
+@pytest.mark.parametrize('at', ['desk', 'phone'])
+def test_folds_hold_what_is_theirs(seen, at): assert faults_of(seen, at, 'folds') == {}
+
+
+def test_figures_can_be_read_on_a_phone(seen): assert faults_of(seen, 'phone', 'figures') == {}
+
+
+def test_tables_can_be_read_on_a_phone(seen): assert faults_of(seen, 'phone', 'tables') == {}
+
+
+BAD = """<main style="width: 380px; color: #000; background: #fff"><p style="color: #999">grey</p><p>black</p>
+<pre style="overflow: hidden; width: 100px">a line that is much too long for its box</pre><pre style="overflow: auto; width: 100px">another line that is too long</pre>
+<div class="cell"><details open><summary>A solution of the first</summary><p style="width: 900px">wide</p></details><div class="cell-output">7</div></div>
+<div class="cell-output-display" style="overflow: auto; width: 100px"><img alt="a dot" src="data:image/gif;base64,R0lGODlhAQABAAAAACw=">
+<table><tbody><tr><td>name</td><td style="min-width: 400px">1.0</td></tr><tr><td>x</td><td><div style="width: 20px">+1.2 [+0.3, +2.2]</div></td></tr></tbody></table></div></main>"""
+
+
+def test_the_measures_find_what_they_are_for(chromium, tmp_path):
+    (tmp_path/'bad.html').write_text(f'<!doctype html><body>{BAD}</body>')
+    page = chromium.new_page()
+    page.goto((tmp_path/'bad.html').as_uri())
+    found = measure(page, 'contrast', 'cut', 'folds', 'figures', 'tables')
+    page.close()
+    assert [f[:4] for f in found['contrast']['faults']] == ['2.85'] and 'grey' in found['contrast']['faults'][0]
+    assert sum(f.startswith('cut: pre') for f in found['cut']) == 1 and sum(f.startswith('scrolls without a sign: pre') for f in found['cut']) == 1
+    assert [f.split(': ')[1] for f in found['folds']][:1] == ['something stands outside'] and any('sticks out' in f for f in found['folds'])
+    assert found['figures'] == ['a dot does not open large']
+    assert [f.split(':')[0] for f in found['tables']] == ['the first column leaves', 'on three lines']
+
+
+def test_letters_in_figures_are_at_least_seven_points():
+    "On a phone an inch of a figure has 96 px (nbs/reading.html): 7 points are 9.3 px."
+    small = re.compile(r'(?:font_?size|labelsize|font\.size)[\'"]?\s*[=:]\s*(\d+(?:\.\d+)?)(?!\d*(?:px|rem|em))')
+    assert small.findall("ax.legend(fontsize=6.5); tick_params(labelsize = 8); {'font.size': 9}; font-size:1") == ['6.5', '8', '9']
+    sources = {p: ''.join(l for c in json.loads(p.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code' for l in c['source'])
+               for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts}
+    assert {p.name: f for p,s in sources.items() if (f := [x for x in small.findall(s) if float(x) < 7])} == {}
+
+
+def test_a_figure_opens_large(reader):
+    "By a click and by the keyboard; Escape closes it."
+    page = reader()
+    page.look('start/the_idea.html')
+    figure = page.locator('.figure-button').first
+    before = figure.locator('img').bounding_box()['width']
+    figure.click()
+    large = page.locator('dialog.large img')
+    assert large.is_visible() and large.bounding_box()['width'] > 1.2*before and large.get_attribute('alt') == figure.locator('img').get_attribute('alt')
+    page.keyboard.press('Escape')
+    assert not page.locator('dialog.large').is_visible()
+    figure.focus(); page.keyboard.press('Enter')
+    assert large.is_visible()
+    page.locator('dialog.large').click(position=dict(x=5, y=5))
+    assert not page.locator('dialog.large').is_visible()
+
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_search_results_can_be_read(reader, scheme):
+    page = reader(scheme=scheme)
+    page.look('index.html'); is_dark(page, scheme == 'dark')
+    page.keyboard.press('/'); page.keyboard.type('window')
+    page.locator('.search-result').nth(2).wait_for()
+    page.keyboard.press('ArrowDown')
+    page.locator('.search-result').nth(1).hover()
+    found = page.evaluate(f"({MEASURES}).contrast(document.querySelector('.smalldocs-search-results'))")
+    assert found['texts'] >= 3 and found['faults'] == []
 
 
 def test_search_finds_a_name_from_a_page_in_a_folder(reader):
@@ -135,6 +271,94 @@ def test_static_widgets_answer(reader, site):
             assert w.evaluate(look) != before, f
             tried += 1
     if not tried: pytest.skip('no page has a static widget with a slider')
+
+
+# ---- the page that paints
+
+DROP = """text => { const bytes = Uint8Array.from(atob(text), c => c.charCodeAt(0)), data = new DataTransfer();
+  data.items.add(new File([bytes], 'made.png', {type: 'image/png'}));
+  document.getElementById('painter').dispatchEvent(new DragEvent('drop', {dataTransfer: data, bubbles: true, cancelable: true})); }"""
+BYTES = "e => [...e.getContext('2d').getImageData(0, 0, e.width, e.height).data]"
+
+
+def pixels(page, name):
+    "What a canvas of the page shows, as bytes (h, w, 3)."
+    found = np.array(page.locator(f'[data-is={name}]').evaluate(BYTES), 'uint8').reshape(-1, 4)
+    side = int(len(found)**.5)
+    return found[:,:3].reshape(side, side, 3)
+
+
+def painted_by_pytorch(epoch, seen):
+    return to_pixels(unpack(shipped(epoch))(to_model(seen[None]))[0])[0].astype(int)
+
+
+@pytest.fixture
+def made():
+    "A picture made for the occasion, not square, and its bytes as a PNG."
+    im = Image.fromarray(draw_shapes(12, size=96, seed=9)[0][4]).crop((0, 0, 96, 80))
+    file = io.BytesIO()
+    im.save(file, 'png')
+    return im, base64.b64encode(file.getvalue()).decode()
+
+
+def test_a_dropped_picture_is_painted_as_pytorch_paints_it(reader, made):
+    "From a folder and without a network: the pixels on the screen are those of the package's generator, within one level of 255."
+    page, (im, text) = reader(), made
+    page.look('start/paint_your_photo.html')
+    page.locator('#painter[data-shown]').wait_for()
+    page.evaluate(DROP, text)
+    page.wait_for_function("document.querySelector('[data-is=photo]').width === 96")
+    last, size = painter.EPOCHS[-1], painter.SETTINGS['size']
+    side, inner = 60, 30                                               # the frame opens at three quarters of the shorter side, 80 px
+    page.wait_for_function(f"document.querySelector('#painter').dataset.shown === '{last}'")
+    for name,s in [('truth', side), ('seen', inner)]:
+        box = ((96-s)//2, (80-s)//2, (96+s)//2, (80+s)//2)
+        want = np.asarray(im.resize((size, size), Image.Resampling.BICUBIC, box=box)).astype(int)
+        assert np.abs(pixels(page, name) - want).max() <= 1, name
+    got = pixels(page, 'painted')
+    assert np.abs(got - painted_by_pytorch(last, pixels(page, 'seen'))).max() <= 1 and got.std() > 10
+    both, w = pixels(page, 'composed'), slice(size//4, 3*size//4)
+    assert (both[w,w] == pixels(page, 'truth')[w,w]).all() and (both[:size//4] == got[:size//4]).all()
+    page.locator('[name=painter-epoch]').first.check()
+    page.wait_for_function(f"document.querySelector('#painter').dataset.shown === '{painter.EPOCHS[0]}'")
+    assert np.abs(pixels(page, 'painted') - painted_by_pytorch(painter.EPOCHS[0], pixels(page, 'seen'))).max() <= 1
+    before = pixels(page, 'seen')
+    page.locator('[data-is=frame]').focus(); page.keyboard.press('ArrowRight')
+    assert (pixels(page, 'seen') != before).any()
+    assert page.locator('[data-is=filters] > div').count() == 8 and page.locator('[data-is=neighbours] button').count() == 6
+
+
+def test_the_frame_can_be_dragged_and_a_wrong_file_is_refused(reader, made):
+    page = reader()
+    page.look('start/paint_your_photo.html')
+    page.locator('#painter[data-shown]').wait_for()
+    before, box = pixels(page, 'painted'), page.locator('[data-is=frame]').bounding_box()
+    page.mouse.move(box['x']+20, box['y']+20); page.mouse.down(); page.mouse.move(box['x']+60, box['y']+5, steps=4); page.mouse.up()
+    assert page.locator('[data-is=frame]').bounding_box()['x'] > box['x']+10
+    assert (pixels(page, 'painted') != before).any()
+    page.evaluate(DROP, base64.b64encode(b'no picture').decode())
+    page.get_by_text('no picture that your browser can open').wait_for()
+
+
+def test_the_page_works_from_a_server_and_takes_a_picture(chromium, site):
+    "Nothing is asked of anybody but the server that the page comes from; the camera's picture is painted."
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args): pass
+    with ThreadingHTTPServer(('127.0.0.1', 0), partial(Quiet, directory=str(site))) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        here, asked = f'http://127.0.0.1:{server.server_port}/', []
+        page = chromium.new_page()
+        page.on('request', lambda r: asked.append(r.url))
+        page.goto(f'{here}start/paint_your_photo.html')
+        page.locator('#painter[data-shown]').wait_for()
+        before = pixels(page, 'truth')
+        page.locator('[data-is=open]').click()
+        page.wait_for_function("document.querySelector('[data-is=video]').videoWidth > 0")
+        page.locator('[data-is=snap]').click()
+        page.wait_for_function("document.querySelector('[data-is=photo]').width > 48 && document.querySelector('[data-is=camera]').hidden")
+        assert (pixels(page, 'truth') != before).any()
+        page.close(); server.shutdown()
+    assert len(asked) > 5 and [u for u in asked if not u.startswith((here, 'data:', 'blob:'))] == []
 
 
 # ---- the checks find what they are for; no browser needed
@@ -233,7 +457,6 @@ def test_colab_leaves_out_marked_cells(monkeypatch):
 
 def test_stages_in_prose_count_as_the_code_does():
     "From 1: the third stage is `stage=3`."
-    import json, re
     ordinals = dict(first=1, second=2, third=3, fourth=4)
     pattern = re.compile(r'\b(first|second|third|fourth)\b[^.`]{0,80}\(?`stage=(\d)`')
     assert pattern.search("the third of the encoder's four stages (`stage=2`)")
