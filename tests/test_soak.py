@@ -8,7 +8,7 @@ import soak
 pytestmark = pytest.mark.skipif(not sys.platform.startswith('linux'), reason='soak.py looks into /proc')
 
 
-def rounds(work, n=30): return soak.again(work, 0, n, say=lambda *a, **k: None)
+def rounds(work, n=30): return soak.again(work, soak.Notes(0, n, lambda *a, **k: None))
 
 
 def test_what_grows_is_noticed(tmp_path):
