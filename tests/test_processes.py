@@ -1,5 +1,6 @@
 "Several processes: two on the CPU do what one does. Each test starts real processes with torchrun."
 import json, os, re, signal, subprocess, sys, time
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -223,11 +224,16 @@ def test_a_fault_anywhere_else_ends_both(fault, message, tmp_path): assert_one_e
 @pytest.mark.slow
 @pytest.mark.parametrize('rank', [0, 1])
 def test_a_killed_process_ends_the_other_and_the_folder_resumes(rank, tmp_path):
-    rc, said, end = launch_script(tmp_path, FAULTY, tmp_path/'run', f'killed {rank}')
-    assert rc != 0 and end-float((tmp_path/'failed').read_text()) < 30, said
+    rc, said, _ = launch_script(tmp_path, FAULTY, tmp_path/'run', f'killed {rank}')
+    assert rc != 0 and ended(said)-float((tmp_path/'failed').read_text()) < 30, said
     assert re.search(rf'Root Cause.*rank +: {rank} .*exitcode +: -9 ', said, re.S), said            # the launcher's one report, with a traceback of its own
     assert said.count('Traceback (most recent call last)') == 1, said                            # the other process says nothing
     resumes(tmp_path)
+
+
+def ended(said):
+    "When the last of the processes had ended, by the launcher's report; on a busy machine the launcher itself takes longer."
+    return max(datetime.strptime(t, '%Y-%m-%d_%H:%M:%S').timestamp() for t in re.findall(r'time +: (\S+)', said))
 
 
 def resumes(tmp_path):
@@ -251,8 +257,8 @@ def test_a_slow_process_is_waited_for(tmp_path):
 
 @pytest.mark.slow
 def test_a_full_disk_in_the_first_ends_both_and_the_folder_resumes(tmp_path):
-    rc, said, end = launch_script(tmp_path, FAULTY, tmp_path/'run', 'full disk at the end')
-    assert rc != 0 and end-float((tmp_path/'failed').read_text()) < 30, said
+    rc, said, _ = launch_script(tmp_path, FAULTY, tmp_path/'run', 'full disk at the end')
+    assert rc != 0 and ended(said)-float((tmp_path/'failed').read_text()) < 30, said
     assert said[:said.index('torch/distributed/elastic')].count('Traceback') == 1 and said.count("OSError: [Errno 28] No space left on device: 'the-file'") == 1, said
     resumes(tmp_path)
 
