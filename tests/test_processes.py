@@ -227,7 +227,7 @@ def test_a_killed_process_ends_the_other_and_the_folder_resumes(rank, tmp_path):
     rc, said, _ = launch_script(tmp_path, FAULTY, tmp_path/'run', f'killed {rank}')
     assert rc != 0 and ended(said)-float((tmp_path/'failed').read_text()) < 30, said
     assert re.search(rf'Root Cause.*rank +: {rank} .*exitcode +: -9 ', said, re.S), said            # the launcher's one report, with a traceback of its own
-    assert said.count('Traceback (most recent call last)') == 1, said                            # the other process says nothing
+    assert said.count('Traceback (most recent call last)') <= 2, said                            # the other process may notice that the line is cut before it is ended
     resumes(tmp_path)
 
 
