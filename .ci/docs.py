@@ -24,8 +24,8 @@ ORDER = {   # pages that are not named here follow theirs, in the order of their
                      'explanations/where_the_paper_is_silent', 'explanations/adversarial_losses', 'explanations/stl10_mystery',
                      'explanations/beat_scratch', 'explanations/which_change_mattered', 'explanations/papers_own_pretext',
                      'explanations/longer_and_second_round', 'explanations/how_fair_is_it', 'explanations/photos_nobody_tuned_for',
-                     'explanations/resnet18', 'explanations/where_the_field_went', 'explanations/glossary',
-                     'explanations/bibliography'],
+                     'explanations/resnet18', 'explanations/where_the_field_went', 'explanations/broken_on_purpose',
+                     'explanations/glossary', 'explanations/bibliography'],
     'The library': ['api']}
 FOLDERS = dict(start='Start', tutorials='Tutorials', how_to='How-to', explanations='Explanations')
 LAST = ['contributing']

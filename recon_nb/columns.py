@@ -10,7 +10,7 @@ __all__ = []
 # %% ../nbs/08_columns.ipynb #cae4c3f0
 import math,os
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path,PureWindowsPath
 from .core import _as_path,InputError,_by_caller
 
 # %% ../nbs/08_columns.ipynb #6b1a9083
@@ -26,8 +26,13 @@ def _column(names, wanted, what):
                          f"Keep one: table.drop(columns={found[1:]!r}).")
     return found[0] if found else None
 
+def _place(value, root): # where a path leads; one that Windows wrote has backslashes
+    path = root/Path(value).expanduser()
+    if '\\' not in str(value) or path.exists(): return path
+    return root/PureWindowsPath(value).as_posix()
+
 def _is_file(value, root):
-    try: return isinstance(value, (str, os.PathLike)) and (root/value).is_file()
+    try: return isinstance(value, (str, os.PathLike)) and _place(value, root).is_file()
     except (OSError, ValueError): return False
 
 # %% ../nbs/08_columns.ipynb #49d1e772

@@ -17,7 +17,7 @@ from pathlib import Path,PurePosixPath
 from urllib.error import HTTPError,URLError
 from urllib.request import Request,build_opener
 from filelock import FileLock,Timeout
-from .core import _as_path,InputError,progress_bar,write_atomic,_megabytes
+from .core import _as_path,InputError,progress_bar,write_atomic,_megabytes,_replace_file
 
 # %% ../nbs/12_download.ipynb #c41c5f74
 def file_checksum(
@@ -199,7 +199,7 @@ def _unwrap(part, size):
     try:
         with gzip.open(part) as f, open(plain, 'wb') as g:
             while (data := f.read(1<<20)) and g.tell() <= (size or 2**40): g.write(data)
-        os.replace(plain, part)
+        _replace_file(plain, part)
         return True
     except (OSError, EOFError, zlib.error):
         plain.unlink(missing_ok=True)
@@ -253,7 +253,7 @@ def download(
                                         timeout=timeout, bar=bar))
                 if why[-1] is None: break
         if why[-1] is None:
-            os.replace(part, path)
+            _replace_file(part, path)
             _forget(part)
             return path
         kept = _kept(part)[0]
@@ -315,13 +315,17 @@ def _zip_entries(f):
                    partial(z.open, m), target)
 
 # %% ../nbs/12_download.ipynb #3988bc99
-def _unpack_entry(folder, name, kind, source, target):
+def _unpack_entry(folder, name, kind, source, target, *, seen):
     parts = _parts_of(name)
     if kind == 'device': raise ValueError(f'its entry {name!r} is neither a file nor a folder')
     path = folder.joinpath(*parts)
     if kind == 'folder' or not parts:
         path.mkdir(parents=True, exist_ok=True)
         return
+    if '/'.join(parts) not in seen and path.exists():
+        raise ValueError(f'its entry {name!r} falls on a file whose name has other capitals: '
+                         'this disk does not tell them apart')
+    seen.add('/'.join(parts))
     path.parent.mkdir(parents=True, exist_ok=True)
     if kind == 'link':
         old = folder.joinpath(*_parts_of(target, f'its entry {name!r} is a link that'))
@@ -335,7 +339,7 @@ def _unpack_entry(folder, name, kind, source, target):
 # %% ../nbs/12_download.ipynb #0557f3fc
 _most_entries = 1_000_000
 
-def _unpack_one(archive, folder, *, most, progress):
+def _unpack_one(archive, folder, *, most, seen, progress):
     with (open(archive, 'rb') as f,
           progress_bar(total=archive.stat().st_size, desc=f'unpacking {archive.name}',
                        unit='B', unit_scale=True, show=progress) as bar):
@@ -347,7 +351,7 @@ def _unpack_one(archive, folder, *, most, progress):
                 raise ValueError(f'it holds more than {_megabytes(most)} '
                                  f'or {_most_entries:,} entries')
             _check_room(folder, size, archive.name)
-            _unpack_entry(folder, name, kind, source, target)
+            _unpack_entry(folder, name, kind, source, target, seen=seen)
             if (at := f.tell()) > bar.n: bar.update(at-bar.n)
 
 # %% ../nbs/12_download.ipynb #519b6f1b
@@ -367,12 +371,13 @@ def _unpack(
         for old in folder.parent.iterdir():
             if old.name.startswith(f'.{folder.name}.') and old.suffix == '.unpacking':
                 shutil.rmtree(old, ignore_errors=True)
-        temp = folder.with_name(f'.{folder.name}.{os.getpid()}.unpacking')
+        temp, seen = folder.with_name(f'.{folder.name}.{os.getpid()}.unpacking'), set()
         try:
             with _writing(folder): temp.mkdir()
             for archive in archives:
-                with _reading(archive): _unpack_one(archive, temp, most=most, progress=progress)
-            with _writing(folder): os.rename(temp, folder)
+                with _reading(archive):
+                    _unpack_one(archive, temp, most=most, seen=seen, progress=progress)
+            with _writing(folder): _replace_file(temp, folder)
         finally: shutil.rmtree(temp, ignore_errors=True)
     return folder
 

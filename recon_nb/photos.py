@@ -16,7 +16,8 @@ from dataclasses import dataclass,field
 from pathlib import Path
 import numpy as np
 from PIL import ExifTags,Image,ImageFile
-from .core import _as_path,InputError,_brief,_megabytes,progress_bar,write_atomic
+from .core import (_as_path,InputError,_brief,_megabytes,_replace_file,progress_bar,
+                           write_atomic)
 from .decoding import Ranges,_PHOTO_SUFFIXES,open_picture
 from .identity import _hash_file,_hash_pixels,_pixel_ids
 from .sources import _Fetched,_as_photo,_list_source,_one_array,_suffix
@@ -263,7 +264,7 @@ def _build_entry(folder, rows, *, n, size, cuts, notes):
         if shutil.disk_usage(temp).free < need: raise OSError(f'{_megabytes(need)} are needed')
         meta = _write_rows(temp, rows, n=n, size=size, cuts=cuts)
         _write_meta(temp, {**meta, **notes()})
-        try: os.rename(temp, folder)
+        try: _replace_file(temp, folder)
         except OSError:
             if not folder.exists(): raise
     except OSError as e:

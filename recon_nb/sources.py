@@ -15,8 +15,8 @@ from io import BytesIO
 from pathlib import Path
 import numpy as np
 from PIL import Image
-from .columns import (_TABLE_SUFFIXES,_Table,_is_hub_table,_is_table,_read_frame,
-                              _read_hub,_read_table_file)
+from .columns import (_TABLE_SUFFIXES,_Table,_is_hub_table,_is_table,_place,
+                              _read_frame,_read_hub,_read_table_file)
 from .core import _as_path,InputError,_by_caller,_near_path
 
 # %% ../nbs/09_sources.ipynb #c7fda563
@@ -353,7 +353,7 @@ def _list_table(table:_Table)->_Listing:
     known = dict(labels=table.labels, parts=table.parts, classes=table.classes, name=table.name,
                  columns=table.columns)
     if files and all(files):
-        paths = [table.root/_as_path(p) for p in table.photos]
+        paths = [_place(p, table.root) for p in table.photos]
         _check_there(paths, table)
         return _list_paths(paths, 'table', **known)
     return _Listing(table.photos, [str(i) for i in range(len(table.photos))], 'table', **known)

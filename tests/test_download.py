@@ -383,7 +383,7 @@ def test_half_an_archive(tmp_path, kind, share):
 
 def slow_unpack(f, out):
     real = dl._unpack_entry
-    def slow(*args): time.sleep(.05); real(*args)
+    def slow(*args, **how): time.sleep(.05); real(*args, **how)
     dl._unpack_entry = slow
     _unpack(f, out, progress=False)
 

@@ -5,9 +5,11 @@ import subprocess
 import sys
 from unittest import mock
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
+from packaging.version import Version
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -50,7 +52,11 @@ def test_every_damaged_byte_is_noticed(exported, tmp_path):
         assert 'damaged' in refused(load_pretrained, tmp_path/'bad.safetensors'), n
 
 
-@pytest.mark.parametrize('state', [{}, {'architecture': {}}, {'architecture': {'width': 'wide', 'ni': 3, 'dropout': 0.}}, {'config': {}}, [], 3, None,
+# An old type hook prints the encoder that it refuses, before there is one; without the hook there is a plain error.
+wide = pytest.param({'architecture': {'width': 'wide', 'ni': 3, 'dropout': 0.}},
+                    marks=pytest.mark.skipif(Version(jaxtyping.__version__) < Version('0.3'), reason='jaxtyping is older'))
+
+@pytest.mark.parametrize('state', [{}, {'architecture': {}}, wide, {'config': {}}, [], 3, None,
                                    {'architecture': {'width': 8, 'ni': 3, 'dropout': 0.}}])
 def test_foreign_files_are_refused(state, exported, tmp_path):
     path = tmp_path/'foreign.safetensors'
@@ -90,7 +96,7 @@ def test_missing_extras_are_named_before_anything_is_done(run, tmp_path, monkeyp
 
 
 def test_onnx_agrees_and_names_no_path(run):
-    import onnxruntime as ort
+    ort = pytest.importorskip('onnxruntime')
     path = export_encoder(run, run.dir.parent/'encoder.onnx')
     for word in (b'private-place', b'site-packages', b'.py"', os.fsencode(os.getcwd())): assert word not in path.read_bytes()
     session = ort.InferenceSession(path, providers=['CPUExecutionProvider'])

@@ -64,7 +64,31 @@ def test_a_deep_network_is_drawn_in_larger_parts():
     assert 'stem' in fine and 'high' in fine and any('Block with 3 convolutions' in t for t in fine)
     assert '20×2×2' in fine
     assert f'{sum(p.numel() for p in net.parameters()):,} parameters' in fine             # nothing is left out
-    with pytest.raises(InputError, match='does not take a picture of 1 px'): draw_architecture(net, size=1)
+    with pytest.raises(InputError, match='does not take a picture of 3 px'): draw_architecture(nn.Sequential(nn.Conv2d(3, 8, 5)), size=3)
+
+
+def drawn_outside(fig):
+    "Photos that reach beyond a figure of one set of axes, and words that begin there."
+    ax, = fig.axes
+    (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
+    def away(x, y): return not (left-.01 <= x <= right+.01 and top-.01 <= y <= bottom+.01)
+    far = [im.get_extent() for im in ax.get_images() if any(away(x, y) for x,y in zip(im.get_extent()[:2], im.get_extent()[2:]))]
+    return far + [t.get_text() for t in ax.texts if t.get_text() and t.get_transform() == ax.transData and away(*t.get_position())]
+
+
+@pytest.mark.parametrize('h, w', [(90, 30), (30, 90), (40, 40), (300, 10)])
+def test_a_photo_of_any_form_lies_within_its_figure(h, w):
+    fig = draw_crop(np.random.default_rng(0).integers(0, 256, (h, w, 3), dtype=np.uint8))
+    assert images(fig) and not drawn_outside(fig)
+
+
+@pytest.mark.parametrize('net', [nn.Sequential(nn.Conv2d(3, 8, 4, 2, 1), nn.ReLU(), nn.Conv2d(8, 4, 3, 1, 1)), Residual()], ids=['short', 'deep'])
+def test_the_words_of_an_architecture_lie_within_its_figure_and_above_its_blocks(net):
+    fig = draw_architecture(net, size=32)
+    assert texts(fig) and not drawn_outside(fig)
+    slabs = [p.get_path().get_extents(p.get_patch_transform()).ymin for p in fig.axes[0].patches]
+    counts = [t.get_position()[1] for t in fig.axes[0].texts if t.get_text().endswith('parameters')]
+    assert slabs and counts and max(counts) < min(slabs)                                   # y goes downwards
 
 
 def test_a_generator_with_several_outputs_shows_the_first():

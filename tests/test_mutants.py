@@ -51,3 +51,12 @@ def test_a_mutant_that_does_not_fit_is_told(tmp_path):
         assert 'x-1' in (tmp_path/'recon_nb/a.py').read_text() and 'x-1' in (tmp_path/'nbs/10_a.ipynb').read_text()
         put_back()
         assert (tmp_path/'recon_nb/a.py').read_text() == text and json.loads((tmp_path/'nbs/10_a.ipynb').read_text()) == page
+
+
+def test_few_of_the_drawn_faults_survive_and_each_says_why():
+    rows = [json.loads(x) for x in (ROOT/'tests/mutants/drawn.jsonl').read_text(encoding='utf-8').splitlines()]
+    judged = [r for r in rows if r['by'] is not None]
+    left = [r for r in judged if not r['by']]
+    assert [r['n'] for r in rows] == list(range(200)) and len(judged) >= 27
+    assert len(left) <= len(judged)/10 and all(r['reason'] for r in left)
+    for r in judged: assert not r['by'] or (ROOT/r['by']).is_file(), r['n']

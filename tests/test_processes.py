@@ -1,5 +1,6 @@
 "Several processes: two on the CPU do what one does. Each test starts real processes with torchrun."
 import json, os, re, signal, subprocess, sys, time
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -137,7 +138,7 @@ def test_ctrl_c_stops_all_processes_at_the_same_step(tmp_path):
 
 # What goes wrong in one of two processes, and the moment it does. Names are replaced in every page that imports them.
 FAULTY = '''
-import os, sys, time
+import os, signal, sys, time
 import torch
 torch.set_num_threads(1)
 from recon_nb import train_gan
@@ -156,11 +157,35 @@ def hook(st):
 if fault == 'read in the first' and rank == 0: replace('load_photos', full)
 if fault == 'read in the second' and rank == 1: replace('load_photos', full)
 if fault == 'save': replace('save_checkpoint', full)
+if fault == 'full disk at the end' and rank == 0:
+    import recon_nb.core as core
+    kept = core.write_atomic
+    def write_atomic(path, data):
+        if os.path.basename(str(path)).startswith('checkpoint') and os.path.exists(os.path.join(folder, 'checkpoint.safetensors')): full()
+        return kept(path, data)
+    replace('write_atomic', write_atomic)
 if fault == 'step in the second' and rank == 1: replace('train_step', lambda st, batch: fail(ValueError('a fault')))
 if fault == 'memory in the second' and rank == 1: replace('train_step', lambda st, batch: fail(MemoryError()))
-options = dict(width=4, width_d=4, bs=8, epochs=4)
+def at_step(n, do):
+    import recon_nb.trainer as page
+    step = page.train_step
+    def train_step(st, batch):
+        if st.step == n: do()
+        return step(st, batch)
+    replace('train_step', train_step)
+def killed():
+    open(os.path.join(os.path.dirname(folder), 'failed'), 'w').write(str(time.time()))
+    os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+if fault == f'killed {rank}': at_step(7, killed)
+if fault == 'slow in the second' and rank == 1: at_step(3, lambda: time.sleep(12))
+options, data = dict(width=4, width_d=4, bs=8, epochs=4), 'shapes'
+if fault.split()[0] in ('none', 'killed', 'slow', 'full', 'resumed'):        # few photos: these runs come to their end
+    from recon_nb.shapes import draw_shapes
+    options, data = dict(options, size=32), draw_shapes(45, size=32)[0]
+if fault == 'resumed': options = dict(resume=True)
 if fault == 'memory in the second': sys.exit(train(['shapes', '--quiet', '--run-dir', folder, '--size', '32', '--bs', '8', '--width', '4']))
-train_gan('shapes', run_dir=folder, hooks=hook, progress=False, **options)
+train_gan(data, run_dir=folder, hooks=hook, progress=False, **options)
 '''
 
 
@@ -170,7 +195,7 @@ def launch_script(tmp_path, text, *argv):
     script.write_text(text)
     words = [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--standalone', script, *argv]
     env = {**os.environ, 'OMP_NUM_THREADS': '1', 'TQDM_DISABLE': '1', 'GLOO_SOCKET_IFNAME': 'lo', 'RECON_NB_CACHE': str(tmp_path/'cache')}
-    done = subprocess.run([*map(str, words)], capture_output=True, text=True, env=env, timeout=120)
+    done = subprocess.run([*map(str, words)], capture_output=True, text=True, env=env, timeout=300)
     return done.returncode, done.stdout+done.stderr, time.time()
 
 
@@ -194,6 +219,48 @@ def test_a_fault_in_one_process_ends_both(fault, message, tmp_path): assert_one_
                                             ('read in the second', "OSError: [Errno 28] No space left on device: 'the-file'"),
                                             ('save', "OSError: [Errno 28] No space left on device: 'the-file'")])
 def test_a_fault_anywhere_else_ends_both(fault, message, tmp_path): assert_one_ends_both(tmp_path, fault, message)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('rank', [0, 1])
+def test_a_killed_process_ends_the_other_and_the_folder_resumes(rank, tmp_path):
+    rc, said, _ = launch_script(tmp_path, FAULTY, tmp_path/'run', f'killed {rank}')
+    assert rc != 0 and ended(said)-float((tmp_path/'failed').read_text()) < 30, said
+    assert re.search(rf'Root Cause.*rank +: {rank} .*exitcode +: -9 ', said, re.S), said            # the launcher's one report, with a traceback of its own
+    assert said.count('Traceback (most recent call last)') <= 2, said                            # the other process may notice that the line is cut before it is ended
+    resumes(tmp_path)
+
+
+def ended(said):
+    "When the last of the processes had ended, by the launcher's report; on a busy machine the launcher itself takes longer."
+    return max(datetime.strptime(t, '%Y-%m-%d_%H:%M:%S').timestamp() for t in re.findall(r'time +: (\S+)', said))
+
+
+def resumes(tmp_path):
+    "The folder goes on, with two processes, and ends as if nothing had been."
+    rc, said, _ = launch_script(tmp_path, FAULTY, tmp_path/'run', 'resumed')
+    assert rc == 0, said
+    steps = [r['step'] for r in read_jsonl(tmp_path/'run'/'history.jsonl')]
+    assert steps == list(range(1, len(steps)+1)) and load_tensors(tmp_path/'run'/'checkpoint.safetensors')[1]['step'] == steps[-1]
+    return steps[-1]
+
+
+@pytest.mark.slow
+def test_a_slow_process_is_waited_for(tmp_path):
+    rc, said, _ = launch_script(tmp_path, FAULTY, tmp_path/'slow', 'slow in the second')
+    assert rc == 0 and 'Traceback' not in said, said
+    rc, said, _ = launch_script(tmp_path, FAULTY, tmp_path/'run', 'none')
+    assert rc == 0, said
+    a, b = tensors(tmp_path/'slow'), tensors(tmp_path/'run')
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.slow
+def test_a_full_disk_in_the_first_ends_both_and_the_folder_resumes(tmp_path):
+    rc, said, _ = launch_script(tmp_path, FAULTY, tmp_path/'run', 'full disk at the end')
+    assert rc != 0 and ended(said)-float((tmp_path/'failed').read_text()) < 30, said
+    assert said[:said.index('torch/distributed/elastic')].count('Traceback') == 1 and said.count("OSError: [Errno 28] No space left on device: 'the-file'") == 1, said
+    resumes(tmp_path)
 
 
 def test_a_refusal_in_the_second_process_is_one_line_in_the_shell(tmp_path):
