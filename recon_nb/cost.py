@@ -108,6 +108,7 @@ class _Operations(TorchDispatchMode):
             self.found.append((flops, sum(t.nbytes for t in tensors)))
         return out
 
+# %% ../nbs/58_cost.ipynb #5c0f7e21
 def count_flops(
     cfg:GANConfig, # of a pretraining
 )->float: # for one photo, both players, forward and backward; a mean over `n_critic` updates
