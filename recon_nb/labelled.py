@@ -128,7 +128,7 @@ def load_labelled(
 def _pass_on(data, size, share, split, name):
     if data.size != size or share != 1 or split is not None:
         raise InputError(f"{data!r} is asked for at {size} px, share {share:g}"
-                         f"{', split again' if split is not None else ''}; make it so before.")
+                         f"{', split again' if split is not None else ''}; make it with these.")
     return replace(data, name=name) if name else data
 
 # %% ../nbs/15_labelled.ipynb #8dfb5364

@@ -53,7 +53,7 @@ def test_other_networks_keep_the_promise(name, reductions):
 @pytest.mark.parametrize('name,how,says', [
     ('timm/resnt18', {}, "Did you mean 'timm/resnet18'"), ('torchvision/resnt18', {}, "Did you mean 'torchvision/resnet18'"),
     ('timm/resnet18.a1_in1k', {}, 'names weights'), ('timm/test_convnext', dict(stem='cifar'), 'Leave stem out'),
-    ('torchvision/vit_b_16', {}, 'no row of parts'),
+    ('torchvision/vit_b_16', {}, 'not a sequence of parts'),
     ('timm/test_resnet', dict(size=72), 'power of two'), ('timmm/resnet18', {}, 'Accepted: paper, timm/..., torchvision/...')])
 def test_what_can_not_work_is_said_in_a_sentence(name, how, says):
     with pytest.raises(InputError, match=re.escape(says)): make_encoder(name, **{'size': 64, **how})
