@@ -5,7 +5,7 @@
 
 Each case is a pair on the embedded drawn scenes, at 32 px: a run that goes wrong, and its neighbour
 that does not. A record a run: its changes against the preset, its curves, its held-out scores, what
-`health` says, and four held-out photos as it paints them. The page `read_your_log` shows them. What
+`health` says, and three held-out photos as it paints them. The page `read_your_log` shows them. What
 is recorded is not run again."""
 import argparse, base64, io, math, os, sys, tempfile
 from dataclasses import asdict
@@ -49,7 +49,7 @@ def curves(history, most=60):
                 **{k: rounded(mean(k, p) for p in parts) for k in names})
 
 
-def strip(run, n=4):
+def strip(run, n=3):
     "The last grid of held-out photos, cut to `n`, as a PNG in base64: seen, painted, put in, true."
     found = sorted((run.dir/'samples').glob('epoch-*.png'))
     if not found: return None

@@ -110,6 +110,7 @@ def _noisy_state(cfg, *, bs, device=None):
     if st.task.target.needs_teacher: teach(st, Teacher(st.gen_net.enc))
     return st
 
+# %% ../nbs/58_cost.ipynb #903931f8
 def count_flops(
     cfg:GANConfig, # of a pretraining
 )->float: # for one photo, both players, forward and backward; a mean over `n_critic` updates

@@ -43,6 +43,7 @@ def _load_plugin(path):
     if not known or not _is_there(known): known = _loaded[key] = _run_plugin(path)
     return known
 
+# %% ../nbs/45_plugins.ipynb #30b6845e
 def _is_there(known): # and not replaced meanwhile
     return all(REGISTRIES[field].get(n) is part for (field,n),part in known['parts'].items())
 
