@@ -5,8 +5,8 @@
 
 Each case is a pair on the embedded drawn scenes, at 32 px: a run that goes wrong, and its neighbour
 that does not. A record a run: its changes against the preset, its curves, its held-out scores, what
-`health` says, and three held-out photos as it paints them. The page `read_your_log` shows them. What
-is recorded is not run again."""
+`health` says, and three held-out photos as it paints them. The page `read_your_log` shows them.
+What is recorded is not run again."""
 import argparse, base64, io, math, os, sys, tempfile
 from dataclasses import asdict
 from pathlib import Path
