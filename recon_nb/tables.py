@@ -50,10 +50,11 @@ _GIVE = 'Give files that `compare_encoders` or `recon-probe --out` wrote.'
 def _is_count(v): return isinstance(v, Integral) and 0 < v < 2**31
 def _is_share(v): return isinstance(v, Real) and bool(0 <= v <= 1)
 def _is_text(v): return isinstance(v, str)
+def _is_name(v): return isinstance(v, (str, Integral)) # a row may be called 20
 def _or_none(is_it): return lambda v: v is None or is_it(v)
 def _is_dict(v): return isinstance(v, dict)
 _FIELDS = { # of a probe's record -> is it that?
-    **dict.fromkeys(('arm','mode','data'), _is_text),
+    **dict.fromkeys(('mode','data'), _is_text), 'arm': _is_name,
     **dict.fromkeys(('n_train','classes','n_test','size'), _is_count),
     **dict.fromkeys(('test_accuracy','chance'), _is_share),
     'seed': lambda v: isinstance(v, Integral), 'labels_per_class': _or_none(_is_count)}
@@ -62,8 +63,8 @@ _OTHERS = {
     **dict.fromkeys('weights test_pixels test_right task kind subset subset_photos'.split(),
                     _or_none(_is_text))}
 _NAMES = { # of a record's `job`, and of its `source`
-    **dict.fromkeys(('arm','weights','preset','part','module','run'), _or_none(_is_text)),
-    'seed': _or_none(lambda v: isinstance(v, Integral))}
+    **dict.fromkeys(('weights','preset','part','module','run'), _or_none(_is_text)),
+    'arm': _or_none(_is_name), 'seed': _or_none(lambda v: isinstance(v, Integral))}
 
 # %% ../nbs/76_tables.ipynb #b7600002
 def _check_record(r):
