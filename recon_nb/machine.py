@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from itertools import islice
 import torch
 from torch import Tensor,nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 from .core import InputError,_nearest
 
@@ -81,6 +82,20 @@ def fork_random(
     with torch.random.fork_rng(devices=sorted(used)): yield
     # a GPU not yet in use starts from the last seed it hears of: the caller's
     if not there: torch.cuda.manual_seed_all(torch.initial_seed())
+
+# %% ../nbs/05_machine.ipynb #c234e579
+class _DrawNothing(TorchFunctionMode):
+    "Functions that fill a tensor give it back as it is."
+    fills = {'normal_','uniform_','trunc_normal_','kaiming_normal_','kaiming_uniform_',
+             'xavier_normal_','xavier_uniform_','constant_','zeros_','ones_','fill_','zero_'}
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func.__name__ in self.fills: return args[0] if args else kwargs['tensor']
+        return func(*args, **kwargs)
+
+@contextmanager
+def _shapes_only(): # what is made inside has shapes and no numbers
+    with torch.device('meta'), _DrawNothing(): yield
 
 # %% ../nbs/05_machine.ipynb #05aead02
 @contextmanager

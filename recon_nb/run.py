@@ -25,7 +25,7 @@ from .choices import check_choices
 from .config import GANConfig,config_from_dict
 from .core import (_as_path,InputError,_brief,_near_path,read_jsonl,_read_object,
                            _why_not)
-from .machine import check_device,fork_random
+from .machine import check_device,fork_random,_shapes_only
 from .evaluation import generate
 from .encoder import _encoder_choices,_encoder_of,stage_index
 from .health import Health,Seen,Trail,diagnose
@@ -266,11 +266,14 @@ class GANRun:
 # %% ../nbs/56_run.ipynb #5b1c7e02
 def _sample_networks(cfg): # for their shapes, without numbers if they can be made so
     with fork_random():
-        with suppress(Exception), torch.device('meta'): return make_networks(cfg)
+        with suppress(Exception), _shapes_only(): return make_networks(cfg)
         return make_networks(cfg)
 
 def _fill_networks(tensors, cfg):
-    _check_shapes(tensors, *_sample_networks(cfg))
+    gen,disc = _sample_networks(cfg)
+    if disc is None: # runs of earlier versions kept one that never trained
+        tensors = {k: v for k,v in tensors.items() if not k.startswith('disc.')}
+    _check_shapes(tensors, gen, disc)
     with fork_random(): gen,disc = make_networks(cfg) # the weights that are drawn here are replaced
     gen.load_state_dict({k: v for k,v in tensors.items() if not k.startswith('disc.')})
     if disc is not None:

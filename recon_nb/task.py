@@ -17,7 +17,7 @@ from .config import GANConfig
 from .core import InputError,check_name
 from .encoder import _check_attributes,_encoder_of
 from .generator import Output
-from .machine import fork_random
+from .machine import fork_random,_shapes_only
 from .masks import MASKS,VIEWS,Mask,_Varying
 from .pixels import Hidden,Images
 from .targets import TARGETS,Target
@@ -106,7 +106,7 @@ def _sample_encoder(
     """An encoder as a run will have it, for its shape, and without numbers if it can be made so:
     a config of a stranger may ask for any width. Nobody's random numbers are touched."""
     with fork_random():
-        with suppress(Exception), torch.device('meta'): return _check_attributes(_encoder_of(cfg))
+        with suppress(Exception), _shapes_only(): return _check_attributes(_encoder_of(cfg))
         return _check_attributes(_encoder_of(cfg))
 
 # %% ../nbs/44_task.ipynb #f5144f3c

@@ -196,7 +196,7 @@ def test_wrong_piece(server, get, part, answer):
 def test_piece_nobody_asked_for(server, get):
     def piece(h): h.send_response(206); h.send_header('Content-Range', 'bytes 5-9/300000'); h.end_headers(); h.wfile.write(b'12345')
     server.routes['/a'] = piece
-    with pytest.raises(InputError, match='a piece where the whole'): get('a')
+    with pytest.raises(InputError, match='sends a part although the whole'): get('a')
 
 @pytest.mark.parametrize('harm', [lambda n: n.unlink(), lambda n: n.write_text('{'), lambda n: n.write_text('[]'), lambda n: n.write_text('{"total": null}')])
 def test_spoilt_note(server, get, part, harm):

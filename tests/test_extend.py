@@ -184,7 +184,7 @@ WRONG = {
     'a mask of three channels': (mask('hidden.expand(len(index), 3, self.size, -1)'), 'left', 'torch.bool of shape'),
     'a mask of floats': (mask('hidden.float().expand(len(index), 1, self.size, -1)'), 'left', 'torch.bool of shape'),
     'a mask without an area': (LEFT.replace('    area = .25\n', ''), 'left', 'does not say how much it leaves visible'),
-    'a mask that draws anew': (mask('torch.rand(len(index), 1, self.size, self.size) < .75'), 'left', 'asked again'),
+    'a mask that draws anew': (mask('torch.rand(len(index), 1, self.size, self.size) < .75'), 'left', 'called again'),
     'other channels than declared': (target('i_r.mean(1, keepdim=True)', 'Output(3, picture=True)'), 'grey', 'must give numbers of shape'),
     'a forgotten keepdim': (target('i_r.mean(1)', 'Output(1, picture=True)'), 'grey', 'must give numbers of shape'),
     'values to 255': (target('127.5*(i_r.mean(1, keepdim=True)+1)', 'Output(1, picture=True)'), 'grey', r'a picture lies in \[-1, 1\]'),

@@ -1,5 +1,5 @@
 "What `tests/soak.py` holds, shortly: training with everything that looks on, and `recon-embed`, again and again. And that its bounds would notice."
-import sys, threading
+import mmap, sys, threading
 
 import pytest
 
@@ -14,7 +14,10 @@ def rounds(work, n=30): return soak.again(work, soak.Notes(0, n, lambda *a, **k:
 def test_what_grows_is_noticed(tmp_path):
     kept, stop = [], threading.Event()
     def timed(rows, seconds=.2): return [dict(r, seconds=k*seconds) for k,r in enumerate(rows)]          # a busy machine would make the growth look slow
-    grown, found = soak.judge(timed(rounds(lambda k: kept.append(bytearray(400_000)))))
+    def take(k):                                             # from the system: what Python has freed before would hide it
+        kept.append(mmap.mmap(-1, 400_000))
+        kept[-1].write(b'x'*400_000)
+    grown, found = soak.judge(timed(rounds(take)))
     assert [g.split()[0] for g in grown] == ['memory'] and 300 < found['kb_a_round'] < 500
     kept.clear()
     grown, _ = soak.judge(timed(rounds(lambda k: kept.append(open(tmp_path/f'{k}', 'w')))))
