@@ -391,7 +391,7 @@ def test_check_passes_what_is_whole(small):
     ('<script src="https://a.b/c.js"></script>', 'needs another host: https://a.b/c.js'), ('<link rel="stylesheet" href="//a.b/c.css">', 'needs another host'),
     ('<img alt="x" src="http://a.b/c.png">', 'needs another host'), ('<p style="background:url(https://a.b/c.png)">', 'needs another host'),
     ('<style>@import url("https://a.b/c.css");</style>', 'needs another host'), ('<script>fetch("https://a.b/c")</script>', 'needs another host'),
-    ('<p id="f"></p>', 'two things called #f'), ('<p>'+'x'*3_000_001+'</p>', 'MB; allowed 3')])
+    ('<p id="f"></p>', 'two things called #f'), ('<p>[<a href="core.html">f</a>](core.html)</p>', 'a link is shown as it is written'), ('<p>'+'x'*3_000_001+'</p>', 'MB; allowed 3')])
 def test_check_finds(small, body, fault):
     assert any(fault in f for f in small(core=f'<title>t</title><p id="f">f</p>{body}'))
 
