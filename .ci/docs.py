@@ -400,7 +400,8 @@ def check(out, root=ROOT):
     faults += [f'{n} needs another host: {u}' for n,text in texts.items() if n.endswith('.css') for u in css_urls(text) if elsewhere(u)]
     menu = {os.path.normpath(u) for u in pages['index.html'].menu} if 'index.html' in pages else set()
     faults += [f'{n} is not in the sidebar' for n in pages if n not in menu and n != '404.html']
-    faults += [f'{n}: a link is shown as it is written: {m[0]}' for n in pages for m in re.finditer(r'\]\([^)\s<]*\.(?:ipynb|html)[^)\s<]*\)', texts[n])]
+    faults += [f'{n}: a link is shown as it is written: {m[0]}' for n in pages
+               for m in re.finditer(r'\]\([^)\s<]*\.(?:ipynb|html)[^)\s<]*\)', texts[n])]
     return list(dict.fromkeys(faults + documented(root, pages)))
 
 COLAB = """#| hide
