@@ -111,7 +111,7 @@ def picture(locator):
     "What the picture looks like on the screen. It may be replaced by its successor just now: then again."
     from playwright.sync_api import Error
     for _ in range(20):
-        try: return np.asarray(Image.open(io.BytesIO(locator.screenshot(timeout=5000))).convert('RGB')).astype(int)
+        try: return np.asarray(Image.open(io.BytesIO(locator.screenshot(timeout=20000))).convert('RGB')).astype(int)
         except Error: time.sleep(.1)
     raise AssertionError(f'{locator} can not be pictured')
 

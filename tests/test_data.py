@@ -67,7 +67,7 @@ def test_two_processes_build_at_once(photos, cache):
     barrier, queue = ctx.Barrier(2), ctx.Queue()
     both = [ctx.Process(target=build, args=(photos, dict(RECON_NB_CACHE=str(cache)), barrier, queue)) for _ in range(2)]
     for p in both: p.start()
-    got = [queue.get(timeout=60) for _ in both]
+    got = [queue.get(timeout=300) for _ in both]
     for p in both: p.join(60)
     assert [p.exitcode for p in both] == [0, 0]
     assert got[0] == got[1] == crcs(load_photos(photos, **HOW))

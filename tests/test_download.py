@@ -280,7 +280,7 @@ def test_two_at_once(server, tmp_path):
     server.routes['/a'] = dict(pace=.05, size=20_000)
     queue = mp.get_context('spawn').Queue()
     both = [child(fetch, server.url+'a', tmp_path/'f.bin', queue) for _ in range(2)]
-    assert [queue.get(timeout=60) for _ in both] == [SUM, SUM]
+    assert [queue.get(timeout=300) for _ in both] == [SUM, SUM]
     for p in both: p.join(60)
     assert whole(tmp_path/'f.bin') and len(server.log) == 1
 

@@ -45,7 +45,7 @@ def launch(tmp_path, folder, *, processes, norm='plain', wait=True, **options):
     env = {**os.environ, 'OMP_NUM_THREADS': '1', 'TQDM_DISABLE': '1', 'GLOO_SOCKET_IFNAME': 'lo'}
     p = subprocess.Popen([*words, str(script), str(tmp_path/folder), norm, repr(options)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env, start_new_session=True)
     if not wait: return p
-    out = p.communicate(timeout=100)[0]
+    out = p.communicate(timeout=300)[0]
     return p.returncode, out
 
 
@@ -129,7 +129,7 @@ def test_ctrl_c_stops_all_processes_at_the_same_step(tmp_path):
     limit = time.monotonic() + 120
     while not history.exists() and time.monotonic() < limit and p.poll() is None: time.sleep(0.1)
     os.killpg(p.pid, signal.SIGINT)                            # as a terminal does
-    said = p.communicate(timeout=120)[0]
+    said = p.communicate(timeout=300)[0]
     stops = re.findall(r'signal at (\d+)', said)                # the two may speak at the same time
     assert len(stops) == 2 and len({*stops}) == 1, said
     step = int(stops[0])

@@ -23,7 +23,7 @@ def command(name, *argv, **kwargs):
 
 def run(name, *argv, **kwargs):
     p = command(name, *argv, **kwargs)
-    out, err = p.communicate(timeout=120)
+    out, err = p.communicate(timeout=300)
     return p.returncode, out, err
 
 
@@ -102,7 +102,7 @@ def test_a_signal_saves_and_resume_ends_where_a_straight_run_ends(sig, tmp_path)
         time.sleep(0.1)
     time.sleep(0.5)
     p.send_signal(sig)
-    out, err = p.communicate(timeout=60)
+    out, err = p.communicate(timeout=300)
     assert p.returncode == 130 and 'Traceback' not in err, err
     assert 'stopping after this update' in err and f"recon-train --run-dir {tmp_path/'a'} --resume goes on" in out
     steps = int(re.search(r'stopped at step (\d+)', out)[1])
@@ -312,7 +312,7 @@ def test_selftest_refuses_in_one_line(argv, capsys):
 
 
 def one(*argv, **kwargs):
-    r = subprocess.run([sys.executable, '-m', 'recon_nb', *map(str, argv)], env=ENV, text=True, capture_output=True, timeout=120, **kwargs)
+    r = subprocess.run([sys.executable, '-m', 'recon_nb', *map(str, argv)], env=ENV, text=True, capture_output=True, timeout=300, **kwargs)
     return r.returncode, r.stdout, r.stderr
 
 

@@ -165,7 +165,7 @@ def test_a_spawned_process_trains_the_same(tmp_path):
     queue = mp.get_context('spawn').Queue()
     p = mp.get_context('spawn').Process(target=train_elsewhere, args=(tmp_path, queue))
     p.start()
-    names, _ = queue.get(timeout=120)
+    names, _ = queue.get(timeout=300)
     p.join(60)
     assert p.exitcode == 0 and names == ['0.png', '1.png', '2.png']
     train_gan(PHOTOS, run_dir=tmp_path/'here', progress=False, **TINY)
