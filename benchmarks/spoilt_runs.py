@@ -7,19 +7,19 @@ Each case is a pair on the embedded drawn scenes, at 32 px: a run that goes wron
 that does not. A record a run: its changes against the preset, its curves, its held-out scores, what
 `health` says, and three held-out photos as it paints them. The page `read_your_log` shows them.
 What is recorded is not run again."""
-import argparse, base64, io, math, os, sys, tempfile
+import argparse, base64, io, os, sys, tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from recon_nb.core import append_jsonl, describe_machine, read_jsonl
 from recon_nb.experiments import _locked_records
 from recon_nb.shapes import draw_shapes
 from recon_nb.training import train_gan
-from stability import rounded
+from stability import thin
 
+CURVES = 'loss_d', 'loss_g', 'adv', 'idt', 'd_real', 'd_fake'
 SMALL = dict(size=32, width=8, bs=16, epochs=15)           # 495 updates
 CASES = {                                                   # preset, what spoils it, what mends it
     'healthy': ('quick', dict(epochs=25), None),
@@ -35,18 +35,6 @@ CASES = {                                                   # preset, what spoil
         'quick', dict(lr_g=1e-4, schedule='constant', lambda_adv=0., epochs=40, bs=32, width=4),
         dict(lr_g=7e-4, schedule='cosine')),
 }
-
-
-def curves(history, most=60):
-    "Means over equal parts of a run: step, losses, D's opinions."
-    parts = np.array_split(np.arange(len(history)), min(most, len(history)))
-    names = [k for k in ('loss_d', 'loss_g', 'adv', 'idt', 'd_real', 'd_fake')
-             if any(k in row for row in history)]
-    def mean(k, part):
-        known = [history[i][k] for i in part if k in history[i]]     # G may move at some steps only
-        return sum(known)/len(known) if known else math.nan
-    return dict(step=[history[p[-1]]['step'] for p in parts],
-                **{k: rounded(mean(k, p) for p in parts) for k in names})
 
 
 def strip(run, n=3):
@@ -72,8 +60,8 @@ def train(case, mended, toy):
     return dict(
         schema=1, case=case, mended=mended, preset=preset, changes=changes, config=asdict(run.cfg),
         updates=run.step, seconds=history[-1]['seconds'] if history else 0.,
-        curves=curves(history), metrics=run.metrics, health=said, trivial=run.info['trivial'],
-        pictures=strip(run), machine=describe_machine())
+        curves=thin(history, 60, CURVES), metrics=run.metrics, health=said,
+        trivial=run.info['trivial'], pictures=strip(run), machine=describe_machine())
 
 
 def main():

@@ -63,15 +63,15 @@ class GradientNorms:
 def rounded(values): return [float(f'{v:.4g}') for v in values]
 
 
-def thin(history, most=100):
-    "Means over at most so many equal parts: step, losses, D's opinions."
+def thin(history, most=100, names=('loss_d', 'loss_g', 'd_real', 'd_fake')):
+    "Means over at most so many equal parts of a run: its step, and those of `names` that it has."
     parts = np.array_split(np.arange(len(history)), min(most, len(history)))
     def mean(k, part):
         known = [history[i][k] for i in part if k in history[i]]     # G moves at some steps only
         return sum(known)/len(known) if known else math.nan
     return dict(step=[history[p[-1]]['step'] for p in parts],
                 **{k: rounded(mean(k, p) for p in parts)
-                   for k in ('loss_d', 'loss_g', 'd_real', 'd_fake')})
+                   for k in names if any(k in row for row in history)})
 
 
 def train(a, arm, seed):

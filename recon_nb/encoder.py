@@ -1,4 +1,4 @@
-"""The network that is kept: four stages, each halving the picture's side (§2.2, §2.4), and others.
+"""The network that is kept: four stages, each halving the picture's side (§2.2, §2.4).
 
 Docs: https://recon-nb.github.io/recon_nb/encoder.html.md"""
 

@@ -49,7 +49,7 @@ def _decoder_widths(
 
 # %% ../nbs/33_generator.ipynb #b5186374
 class _Decoder(nn.Module):
-    "The decoder (§2.4): each block doubles the side; the last has no batch norm, a picture's tanh."
+    "The decoder (§2.4): blocks double the side; the last has no batch norm, a picture's tanh."
     def __init__(self,
         channels=(64,128,256,512), # of the encoder's stages
         reductions=(2,4,8,16), # pixels of a place of each stage, along a side

@@ -1,4 +1,4 @@
-"""VOC2012, CIFAR-10, SVHN, STL-10, Stanford Dogs: from your copy, or downloaded (§2.4, §3.2, §4).
+"""VOC2012, CIFAR-10, SVHN, STL-10, Stanford Dogs: your copy, or downloaded (§2.4, §3.2, §4).
 
 Docs: https://recon-nb.github.io/recon_nb/sets.html.md"""
 

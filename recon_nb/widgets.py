@@ -1,4 +1,4 @@
-"""Interactive widgets: masks (§2.1), training (§2.4), neighbours (§3.1), reconstructions (§3.4).
+"""Widgets: masks (§2.1), training (§2.4), neighbours (§3.1), reconstructions (§3.4).
 
 Docs: https://recon-nb.github.io/recon_nb/widgets.html.md"""
 
