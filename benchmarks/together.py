@@ -123,9 +123,14 @@ def quietly(f, log, *args):
         return f(*args)
 
 
+def folder_of(p, runs, data, row, seed):
+    "A plan's runs lie in a folder of its own: two plans may call a row the same."
+    return run_folder(p, runs/p.name, row, data=data, seed=seed)
+
+
 def run_training(p, runs, data, row, seed, root):
     "Train a run, or go on with it; returns its record."
-    folder, cfg = run_folder(p, runs, row, data=data, seed=seed), _config(p, row, data, seed)
+    folder, cfg = folder_of(p, runs, data, row, seed), _config(p, row, data, seed)
     if not _is_done(p, folder, cfg):
         where = _root_of(data, root) if p.photos == 'own' else root
         _train(p, folder, cfg, photos_of(p, data, root), where)
@@ -155,12 +160,10 @@ def find_jobs(plan, runs, data, root):
     "Key -> job, for all jobs of a plan on a set; and the set's fingerprint."
     p = MET[plan]
     s = open_set(data, p.sizes[data], root)
-    of = {(row, data): [run_folder(p, runs, row, data=data, seed=k) for k in MET[plan, 'seeds']]
+    of = {(row, data): [folder_of(p, runs, data, row, k) for k in MET[plan, 'seeds']]
           for row in p.arms}
     jobs = _in_order([j for b in p.blocks for j in _jobs(p, b, of, {data: s})])
     return {j.key: j for j in jobs}, _set_fingerprint(s)
-
-
 
 
 def meet(p, seeds):

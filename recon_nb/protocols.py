@@ -109,7 +109,7 @@ _WITHOUT = { # `improved-edges`, with one thing changed
     'pixels, with an adversary':
         ('improved-edges', dict(target='pixels', lambda_adv=0.01, adv='hinge', norm_d='spectral'))}
 
-_GAMES = {
+_ADVERSARIAL = {
     'the game, played better': ('improved-gan', dict(
         mask='window', visible=0.5, target='pixels', decoder='plain', width_dec=0,
         lambda_adv=0.1, idt_norm='l1', lr_g=5e-4, lr_d=5e-4, beta1=0., beta2=0.9, wd=1e-5)),
@@ -120,7 +120,7 @@ _GAMES = {
 PROTOCOLS |= {p.name: p for p in [
     Protocol('ablations', width=32, sizes=dict(cifar10=32), photos='own', bs=128,
         fields=dict(epochs=4, valid=0.02, precision='bf16'), like='improved',
-        arms={**_STEPS, **_WITHOUT, **_GAMES}, blocks=(
+        arms={**_STEPS, **_WITHOUT, **_ADVERSARIAL}, blocks=(
             Block(('knn','linear'), (100,), 3),)),
     Protocol('improved', width=32, sizes=dict(cifar10=32, svhn=32, imagenette=48),
         photos='own', bs=128, pretrainings=3,
@@ -288,6 +288,9 @@ def _is_done(p, folder, cfg):
     "Whether a pretraining is finished. Raises `InputError` if it is another one."
     if not (folder/'weights.safetensors').exists(): return False
     run = GANRun.load(folder)
+    if Path(p.photos).is_dir() and (was := run.info['name']) != Path(p.photos).name:
+        raise InputError(f"{folder} was trained on the folder {was}, not {Path(p.photos).name}: "
+                         f"give another folder for the runs of {p.name!r}.")
     if (was := run.cfg.teacher_name) != cfg.teacher_name:
         raise InputError(
             f"{folder} has the teacher {was or 'none'}, not {cfg.teacher_name or 'none'}: "

@@ -1,8 +1,10 @@
 """benchmarks/together.py hands out what is ready, in its order, and records each thing once; animals.py cuts by boxes."""
 import json, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from recon_nb.core import read_jsonl
@@ -84,7 +86,7 @@ def test_some_pretrainings_now_and_the_others_another_day(together, monkeypatch,
     assert sorted(t.name for t in desk.ready) == ['pretraining x a 1', 'pretraining x b 1']
     together.find_jobs.cache_clear()
     together.list_keys(p, tmp_path/'runs', 'x', tmp_path, [1])
-    assert asked == [together.run_folder(p, tmp_path/'runs', 'a', data='x', seed=1)]
+    assert asked == [together.folder_of(p, tmp_path/'runs', 'x', 'a', 1)]
     with pytest.raises(together.InputError, match='0 to 1, not 2'): together.check_seeds(p, [2])
     with pytest.raises(together.InputError, match='run whole'): together.check_seeds(together.PLANS['four-sets'], [0])
 
@@ -135,3 +137,22 @@ def test_animals_are_cut_by_their_boxes(monkeypatch, tmp_path, capsys):
     with Image.open(tmp_path/'out'/'scenes'/'a.jpg') as im: assert im.size == (64,64)
     assert 'train: 2 animals in 1 photos' in capsys.readouterr().out
     with pytest.raises(SystemExit): animals.main([str(tmp_path), str(tmp_path)])
+
+
+def test_runs_of_another_plan_are_not_taken_for_ones_own(together, tmp_path):
+    "Two plans may differ in their photos alone, as `instances` and `scenes` do."
+    from recon_nb.core import InputError
+    from recon_nb.protocols import _config, _is_done
+    rng = np.random.default_rng(0)
+    for name in ('scenes', 'instances'):
+        (tmp_path/name).mkdir()
+        for i in range(8): Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(tmp_path/name/f'{i}.png')
+    p, q = (replace(plan(name, photos=str(tmp_path/name), cifar10=32), width=4, updates=1) for name in ('instances', 'scenes'))
+    where = [together.folder_of(x, tmp_path/'runs', 'cifar10', 'a', 0) for x in (p, q)]
+    assert where[0] != where[1]
+    together.MET['device'] = 'cpu'
+    record = together.run_training(p, tmp_path/'runs', 'cifar10', 'a', 0, tmp_path)
+    assert record['updates'] >= 1 and where[0].is_dir() and not where[1].exists()
+    assert _is_done(p, where[0], _config(p, 'a', 'cifar10', 0))
+    with pytest.raises(InputError, match='was trained on the folder instances, not scenes'):
+        _is_done(q, where[0], _config(q, 'a', 'cifar10', 0))
