@@ -20,13 +20,15 @@ ORDER = {   # pages that are not named here follow theirs, in the order of their
                'how_to/several_gpus', 'how_to/a_backbone', 'how_to/encoder_elsewhere', 'how_to/log_elsewhere',
                'how_to/add_a_data_set', 'how_to/add_a_target', 'how_to/add_a_mask', 'how_to/add_a_loss', 'how_to/add_an_encoder'],
     'Explanations': ['explanations/which_numbers',
-                     'explanations/where_the_paper_is_silent', 'explanations/adversarial_losses', 'explanations/stability',
+                     'explanations/where_the_paper_is_silent', 'explanations/larger_inputs', 'explanations/one_instance',
+                     'explanations/adversarial_losses', 'explanations/stability',
                      'explanations/stl10_mystery',
-                     'explanations/beat_scratch', 'explanations/which_change_mattered', 'explanations/papers_own_pretext',
+                     'explanations/why_it_failed', 'explanations/beat_scratch', 'explanations/which_change_mattered',
+                     'explanations/papers_own_pretext',
                      'explanations/longer_and_second_round', 'explanations/how_fair_is_it', 'explanations/photos_nobody_tuned_for',
                      'explanations/resnet18', 'explanations/where_the_field_went', 'explanations/broken_on_purpose',
                      'explanations/glossary', 'explanations/bibliography'],
-    'The library': ['api']}
+    'The library': ['map', 'api']}
 FOLDERS = dict(start='Start', tutorials='Tutorials', how_to='How-to', explanations='Explanations')
 LAST = ['contributing']
 BANDS = {0: 'Shared by all', 10: 'Images', 20: 'Masks, networks, losses, targets', 49: 'Training', 60: 'Use a trained run',
@@ -402,6 +404,8 @@ def check(out, root=ROOT):
     faults += [f'{n} is not in the sidebar' for n in pages if n not in menu and n != '404.html']
     faults += [f'{n}: a link is shown as it is written: {m[0]}' for n in pages
                for m in re.finditer(r'\]\([^)\s<]*\.(?:ipynb|html)[^)\s<]*\)', texts[n])]
+    faults += [f'{n}: an object is shown by its address: {html.unescape(m[0])}' for n in pages
+               for m in re.finditer(r'&lt;[^&<]{0,80}(?:&lt;lambda&gt;| at 0x[0-9a-f]+)[^&<]{0,40}', texts[n])]
     return list(dict.fromkeys(faults + documented(root, pages)))
 
 COLAB = """#| hide

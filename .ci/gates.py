@@ -2,15 +2,15 @@
 
 Each gate is a function that returns its faults as sentences: none means passed. It may raise `Skip`. `.ci/run` also hands over
 what README's test command left behind (`--log`, `--junit`, `--rc`); notebooks and tests are then counted along with the gates."""
-import argparse, ast, base64, csv, difflib, io, json, os, re, shutil, subprocess, sys, tempfile, zipfile
+import argparse, ast, base64, csv, io, json, os, re, subprocess, sys, tempfile, zipfile
 import xml.etree.ElementTree as ET
 from configparser import ConfigParser
-from contextlib import contextmanager
 from email import message_from_string
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-import docs, readme
+import docs, pages, readme
+from pages import copy_of_tree, files
 
 ROOT = Path(__file__).resolve().parents[1]
 GATES = {}
@@ -36,21 +36,6 @@ def settings():
     return ini['DEFAULT']
 
 def lib(): return sorted((ROOT/'recon_nb').glob('*.py'))
-
-def files():
-    "The files git tracks, and the new ones it does not ignore."
-    rc, out = sh('git', 'ls-files', '-z', '-co', '--exclude-standard')
-    if rc: raise RuntimeError(f'git ls-files: {out}')
-    return sorted(f for f in out.split('\0') if f and (ROOT/f).is_file())
-
-@contextmanager
-def copy_of_tree():
-    "A copy of `files()` in a temporary folder, so that no gate can change the checkout it judges."
-    with tempfile.TemporaryDirectory() as d:
-        for f in files():
-            (Path(d)/f).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT/f, Path(d)/f)
-        yield Path(d)
 
 def snapshot(d): return {str(p.relative_to(d)): p.read_bytes() for p in d.rglob('*') if p.is_file() and '__pycache__' not in p.parts}
 
@@ -79,43 +64,6 @@ def export_is_clean():
 def readme_in_sync():
     "README.md and CONTRIBUTING.md, with their pictures, are what their notebooks say."
     return readme.check(ROOT)
-
-def shown(output):
-    "The text of one saved output, pictures apart."
-    data = [v for k,v in sorted(output.get('data', {}).items()) if not k.startswith('image/')]
-    texts = [readme.as_text(v) if isinstance(v, (str, list)) else json.dumps(v) for v in data]
-    return '\n'.join([readme.as_text(output.get('text', '')), *output.get('traceback', []), *texts])
-
-def said(cell):
-    "What a cell has printed and shown, as text. Pictures are left out: fonts and versions change them."
-    def drawn(output): return any(k.startswith('image/') for k in output.get('data', {}))
-    return '\n'.join(shown(o) for o in cell.get('outputs', []) if not drawn(o)).strip()
-
-def differences(saved, fresh, page):
-    "Where the cells of a page say something else than what is saved in it."
-    faults = []
-    for a,b in zip(saved, fresh, strict=True):
-        lines = difflib.unified_diff(said(a).splitlines(), said(b).splitlines(), 'saved', 'fresh', n=0, lineterm='')
-        diff = '\n'.join(list(lines)[2:12])
-        if diff: faults.append(f"{page}, cell {a['id']}:\n{diff}")
-    if faults: faults.append(f'to mend it: nbdev-test --save {page} && nbdev-clean && python .ci/readme.py')
-    return faults
-
-# The pages that speak of the whole library.
-ABOUT_ALL = ['nbs/contributing.ipynb', 'nbs/api.ipynb']
-
-def cells_of(path): return json.loads(path.read_text(encoding='utf-8'))['cells']
-
-@gate
-def saved_outputs():
-    "The rules and the index speak of the library as it is: run again, their cells say what is saved in them, figures apart."
-    faults = []
-    with copy_of_tree() as d:
-        for page in ABOUT_ALL:
-            saved = cells_of(d/page)
-            rc, out = sh('nbdev-test', '--save', '--n-workers', '0', page, cwd=d, env={'PYTHONPATH': str(d)})
-            faults += [f'{page} fails:\n{tail(out)}'] if rc else differences(saved, cells_of(d/page), page)
-    return faults
 
 def all_lines(path):
     "The lines on which a module lists its public names: nbdev writes them, with up to 120 columns and more."
@@ -269,13 +217,19 @@ def wheel():
 # Written so that no pattern matches itself.
 MACHINE = re.compile(r'(?<![\w.:/-])/(?:home|root|tmp|Users|private|work|mnt|workspace)/[\w.]|[A-Z]:\\+Users\\')
 
+def text_of(output):
+    "All text of one saved output, what a reader does not see included; pictures apart."
+    data = [v for k,v in sorted(output.get('data', {}).items()) if not k.startswith('image/')]
+    texts = [readme.as_text(v) if isinstance(v, (str, list)) else json.dumps(v) for v in data]
+    return '\n'.join([readme.as_text(output.get('text', '')), *output.get('traceback', []), *texts])
+
 def visible_text(f):
     "A file's text without pictures; a notebook as its cells, so that saved outputs are judged too."
     try: text = (ROOT/f).read_text(encoding='utf-8')
     except UnicodeDecodeError: return ''
     if f.endswith('.ipynb'):
         cells = json.loads(text)['cells']
-        text = '\n'.join([*(''.join(c['source']) for c in cells), *(shown(o) for c in cells for o in c.get('outputs', []))])
+        text = '\n'.join([*(''.join(c['source']) for c in cells), *(text_of(o) for c in cells for o in c.get('outputs', []))])
     return re.sub(r'base64,[A-Za-z0-9+/=\s]+', 'base64,', text)
 
 def output_faults(f):
@@ -338,20 +292,13 @@ def run_gate(name):
     print(f"{'FAIL' if faults else 'ok  '} {name}", *(f'     - {f}' for f in faults), sep='\n', flush=True)
     return 'failed' if faults else 'passed'
 
-def notebooks():
-    "The notebooks that nbdev-test looks at, and those of them that ask not to be run."
-    nbs = [p for p in sorted((ROOT/'nbs').rglob('*.ipynb')) if not re.search(r'(^|/)[_.]', str(p.relative_to(ROOT/'nbs')))]
-    first = {p: json.loads(p.read_text(encoding='utf-8'))['cells'][:1] for p in nbs}
-    off = [p for p,cells in first.items() if re.search(r'^skip_exec: *true', ''.join(''.join(c['source']) for c in cells), re.M)]
-    return nbs, off
-
 def count_notebooks(log):
-    "Passed, failed and skipped notebooks, from what nbdev-test printed. Silence is failure: it must have said Success."
-    nbs, off = notebooks()
-    m = re.search(r'Tests Failed On The Following Notebooks:\n=+\n((?:\t.*\n?)+)', log)
-    if m: failed = len(m[1].strip().splitlines())
-    else: failed = 0 if re.search(r'^Success\.$', log, re.M) else len(nbs)-len(off)
-    return dict(passed=len(nbs)-len(off)-failed, failed=failed, skipped=len(off))
+    "Passed, failed and skipped notebooks, from what .ci/pages.py printed. One that says something else than what is saved has failed."
+    nbs, off = pages.notebooks(ROOT)
+    run, failed = len(nbs) - len(off), pages.failed_in(log)
+    stale = len(re.findall(f'^{re.escape(pages.DIFFERS)}', log, re.M))
+    n = run if failed is None else min(len(failed) + stale, run)
+    return dict(passed=run-n, failed=n, skipped=len(off))
 
 def end_of_test(case):
     "How a test ended, from its entry in pytest's record."

@@ -1,5 +1,4 @@
-"""The gates of `.ci/gates.py` shown something bad: what ruff may find where, and a page whose saved outputs are stale."""
-import json
+"""The gates of `.ci/gates.py` shown something bad: what ruff may find where."""
 import shutil
 import sys
 from pathlib import Path
@@ -48,24 +47,3 @@ def test_pages_and_tests_may_be_wider_and_the_gates_themselves_a_little(house):
         assert house(f'{folder}/a.py', 'def f(x=[]): return x\n') == {'B006'}
     assert house('.ci/a.py', WIDE) == set()
     assert house('.ci/a.py', WIDER + 'x = 1; y = 2\n') == {'E501', 'E702'}
-
-
-def cell(*outputs): return dict(id='one', cell_type='code', source=['f()'], outputs=[*outputs])
-def printed(text): return dict(output_type='stream', name='stdout', text=text.splitlines(keepends=True))
-def result(**data): return dict(output_type='execute_result', data={k.replace('_', '/'): [v] for k,v in data.items()})
-
-
-def test_a_page_that_says_something_else_is_out_of_date():
-    saved = [cell(printed('3 modules\n4 pages\n')), cell(result(text_plain='5'))]
-    assert gates.differences(saved, json.loads(json.dumps(saved)), 'p.ipynb') == []
-    for fresh in ([cell(printed('3 modules\n5 pages\n')), saved[1]], [saved[0], cell(result(text_plain='6'))],
-                  [cell(), saved[1]], [saved[0], cell(result(text_plain='5'), printed('a'))]):
-        first, last = gates.differences(saved, fresh, 'p.ipynb')
-        assert first.startswith('p.ipynb, cell one:\n')
-        assert last.startswith('to mend it: nbdev-test --save p.ipynb')
-    assert '-4 pages\n+5 pages' in gates.differences(saved, [cell(printed('3 modules\n5 pages\n')), saved[1]], 'p.ipynb')[0]
-
-
-def test_pictures_may_differ():
-    a, b = (cell(result(image_png=x, text_plain=f'<Figure {x}>')) for x in ('abc', 'abd'))
-    assert gates.differences([a], [b], 'p.ipynb') == []
