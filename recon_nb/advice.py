@@ -173,9 +173,9 @@ def _choose(found):
 def _worth(found, target): # yes, no, or not known; and the row that is hardest to beat
     if not found.counts or not all(map(found.has, _BESIDE)): return None, None
     way = f'linear {found.counts[-1]}'
-    bar = max(_BESIDE, key=lambda b: found.mean(b, way))
-    if any(found.differ(target, b, way)[2] < _LUCK for b in _BESIDE): return False, bar
-    return (True if all(found.ahead(target, b, way) for b in _BESIDE) else None), bar
+    baseline = max(_BESIDE, key=lambda b: found.mean(b, way))
+    if any(found.differ(target, b, way)[2] < _LUCK for b in _BESIDE): return False, baseline
+    return (True if all(found.ahead(target, b, way) for b in _BESIDE) else None), baseline
 
 # %% ../nbs/85_advice.ipynb #e3cd4b84
 def _check_time(updates, seconds, spent, minutes):
@@ -315,9 +315,12 @@ class Advice:
 
     def __repr__(self):
         shown = [self.table.to_string(), '\n'.join(self.table.notes)]*bool(len(self.table))
-        return '\n\n'.join(p for p in (*shown, self.sentence, self.command) if p)
+        return '\n\n'.join(p for p in (*shown, self.sentence, self._to_run()) if p)
     def _repr_html_(self):
-        return f'{self.table._repr_html_()}<p><b>{self.sentence}</b></p><pre>{self.command}</pre>'
+        return f'{self.table._repr_html_()}<p><b>{self.sentence}</b></p><pre>{self._to_run()}</pre>'
+    def _to_run(self):
+        if not self.command or self.worth is not False: return self.command
+        return f'# only to see whether a longer pretraining changes that:\n{self.command}'
 
 def _points(d): return f'{d[0]:+.1f} points [{d[1]:+.1f}, {d[2]:+.1f}]'
 
@@ -345,16 +348,16 @@ def _say_choice(found, target, sure):
 # %% ../nbs/85_advice.ipynb #4b308969
 _WAYS = {'linear': 'linear layer', 'neighbours': 'nearest neighbours'}
 
-def _say_worth(found, target, worth, bar):
+def _say_worth(found, target, worth, baseline):
     if not found.counts: return 'Whether pretraining is worth it cannot be told without labels.'
-    if bar is None: return 'Whether it is worth it cannot be said yet.'
+    if baseline is None: return 'Whether it is worth it cannot be said yet.'
     way = f'linear {found.counts[-1]}'
-    by = (f'{_points(found.differ(target, bar, way))} against {bar}, the better of the two that '
-          f'need no training, {found.counts[-1]} labels a class')
+    by = (f'{_points(found.differ(target, baseline, way))} against {baseline}, the better of the '
+          f'two that need no training, {found.counts[-1]} labels a class')
     if worth: return f'Pretraining is worth it: {by}.'
     if worth is None: return f'Whether pretraining is worth it, these labels do not tell: {by}.'
     return (f'Pretraining by reconstruction is not worth it on these labels, as far as this length '
-            f'shows: {by}. Take {bar}, or train on the labels alone.')
+            f'shows: {by}. Take {baseline}, or train on the labels alone.')
 
 # %% ../nbs/85_advice.ipynb #3d32545b
 def _tabulate(work, found, runs):
@@ -410,8 +413,9 @@ def _warn(work, found, runs, updates):
         yield (f"So far clearly behind random weights: {', '.join(slow)}. This is usual early on; "
                'more minutes show whether it stays so.')
     yield (f'One pretraining each, of {updates} updates (the preset makes '
-           f'{cfg.epochs*(work.n//min(cfg.bs, work.n))} of these photos): the luck of a '
-           'pretraining is not in the intervals, and what a longer one gains is not known.')
+           f'{cfg.epochs*(work.n//min(cfg.bs, work.n))} of these photos): the '
+           'variation between pretrainings is not in the intervals, and what a longer one gains '
+           'is not known.')
     if lost := [t for t in work.cfgs if t not in found.targets]:
         yield f"Not tried: {', '.join(lost)}; the same call goes on."
 
@@ -426,8 +430,8 @@ def _conclude(work, stopped):
                       Table(), updates, work.out, stopped)
     runs = {t: GANRun.load(work.out/'runs'/t, device='cpu') for t in found.targets}
     target, sure = _choose(found)
-    worth, bar = _worth(found, target)
-    said = [_say_choice(found, target, sure), _say_worth(found, target, worth, bar),
+    worth, baseline = _worth(found, target)
+    said = [_say_choice(found, target, sure), _say_worth(found, target, worth, baseline),
             *_warn(work, found, runs, updates)]
     return Advice(target, sure, worth, ' '.join(said), _command(work, target),
                   _tabulate(work, found, runs), updates, work.out, stopped)

@@ -143,7 +143,7 @@ def _bill(work, done):
 
 # %% ../nbs/84_answer.ipynb #46e56307
 _MODES = {'knn': 'nearest neighbours', 'linear': 'linear layer', 'finetune': 'fine-tuned'}
-_ROWS = {'random': 'random weights', 'scratch': 'scratch', 'raw pixels': 'raw pixels'}
+_ROWS = 'random weights', 'scratch', 'raw pixels'
 
 def _many(labels): return labels == 'all', 0 if labels == 'all' else labels # to sort by
 def _cell(c): return c and f"{c['mean']:.1f} [{c['mean_low']:.1f}, {c['mean_high']:.1f}]" or ''
@@ -158,7 +158,7 @@ def _tabulate(s, name, notes):
     for k in sorted(dict.fromkeys(s.labels), key=_many):
         for a in (name, *_ROWS):
             line = {w: _cell(cells.get((k, a, m))) for m,w in _MODES.items()}
-            if any(line.values()): out[k, _ROWS.get(a, a)] = line
+            if any(line.values()): out[k, a] = line
         out[k, 'gain'] = {w: _gain(cells.get((k, name, m))) for m,w in _MODES.items()}
     t = Table(pd.DataFrame.from_dict(out, orient='index'))
     t.index = pd.MultiIndex.from_tuples(t.index, names=['labels a class', ''])
@@ -317,5 +317,5 @@ def does_it_help(
     speed = _measure_speed(found[0], device=device) if tried else None
     known = _where_they_should_not_be(run, data)
     work = _Work(steps, out, device, speed, minutes, progress, known, start)
-    if progress: _announce(work, [name, *_ROWS.values()], data, counts, labels is not None)
+    if progress: _announce(work, [name, *_ROWS], data, counts, labels is not None)
     return _conclude(work, name, _run_steps(work))

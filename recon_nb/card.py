@@ -89,12 +89,12 @@ def _numbers(run, records):
              '| difference [95 % interval] |',
              '|---|---|---|---|---|---|']
     s = summarize(rows)
-    own = ~s.arm.isin(['scratch','random','raw pixels'])
+    own = ~s.arm.isin(['scratch','random weights','raw pixels'])
     for c in s[own].to_dict('records'):
         ref = s[(s['mode'] == c['mode'])
                 & (s.data == c['data'])
                 & (s.labels == c['labels'])
-                & s.arm.isin(['scratch','random'])]
+                & s.arm.isin(['scratch','random weights'])]
         base = f"{ref.arm.item()} {ref['mean'].item():.1f}" if len(ref) else '-'
         spread = '' if math.isnan(c['std']) else f" ± {c['std']:.1f}"
         lines.append(f"| {c['data']} | {c['labels']} | {c['mode']} "

@@ -29,7 +29,7 @@ class ClassificationResult(ProbeResult):
         r = self.rows[0]
         labels = ('all labels' if r['labels_per_class'] is None else
                   f"{r['labels_per_class']} labels a class")
-        return (f"{r['arm']}, {r['mode']} on {r['data']}, {labels}: test {self._spread()} "
+        return (f"{self._who()}, {r['mode']} on {r['data']}, {labels}: test {self._spread()} "
                 f"(n={self.n}), train {self._mean('train_accuracy'):.1%}, "
                 f"chance {r['chance']:.1%}{self._searched()}")
 

@@ -139,7 +139,7 @@ class DetectionResult(ProbeResult):
 
     def __repr__(self):
         r = self.rows[0]
-        return (f"{r['arm']}, {r['mode']} on {r['data']}, {r['n_train']:,} photos: "
+        return (f"{self._who()}, {r['mode']} on {r['data']}, {r['n_train']:,} photos: "
                 f"test mAP@0.5 {self._spread()} (n={self.n}), at 0.5:0.95 "
                 f"{self._mean('test_map'):.1%}; train {self._mean('train_map50'):.1%}, "
                 f"floor {self._mean('floor'):.1%}{self._searched()}")

@@ -486,7 +486,7 @@ def _named(runs):
     if isinstance(runs, (GANRun, str, os.PathLike)): runs = {_open(runs).dir.name: runs}
     if not isinstance(runs, dict) or not runs:
         raise InputError("runs must be a dict, name -> run, "
-                         "such as {'baseline': 'runs/paper-baseline-001'}, or one run.")
+                         "such as {'GAN alone': 'runs/paper-baseline-001'}, or one run.")
     return {str(n): _open(r) for n,r in runs.items()}
 
 def _wrap(title, width): # each of its lines for itself

@@ -208,7 +208,7 @@ def train_model(
     *,
     n:int, # photos to train on
     seed:int, # of the order; dropout draws from the random numbers at hand
-    ready=lambda x: x, # what the model is given, from what the device was sent
+    ready=None, # what the model is given, a function of what the device was sent; that, if None
     loss_of=F.cross_entropy, # a function of (logits, classes)
     device=None, # where to compute; the best there is, if not given
     watch=None, # a function of (update, model), called ten times; for curves
@@ -229,7 +229,7 @@ def train_model(
             for g in opt.param_groups: g['lr'] = r.lr*g['scale']*_rate((step+.5)/total)
             with (torch.autocast(device.type, torch.bfloat16)
                   if r.precision == 'bf16' else nullcontext()):
-                logits = model(ready(x))
+                logits = model(ready(x) if ready else x)
             loss = loss_of(logits.float(), y)
             opt.zero_grad()
             loss.backward()

@@ -41,8 +41,8 @@ def _half(total, spread, level): # of a variance, and of what Satterthwaite divi
 
 # %% ../nbs/73_intervals.ipynb #d346e981
 def crossed_interval(
-    # differences, an axis for each kind of luck: pretrainings, label subsets, test photos;
-    # nothing can be known of the luck of an axis of length 1, and it is not in the interval
+    # differences, an axis for each kind of variation: pretrainings, label subsets, test photos;
+    # nothing can be known of the variation along an axis of length 1, and it is not in the interval
     d,
     *,
     level:float=0.95, # how often such an interval shall hold the truth

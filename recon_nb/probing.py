@@ -46,12 +46,17 @@ class ProbeResult:
     def records(self)->list: return [dict(r) for r in self.rows] # JSON-ready, one a seed
 
     def _mean(self, key): return np.mean([r[key] for r in self.rows])
+    def _who(self):
+        r = self.rows[0]
+        return r['arm'] if 'finetune' in r['mode'] else _UNTRAINED.get(r['arm'], r['arm'])
     def _spread(self): return f'{self.mean:.1%}' + (f' ± {self.std:.1%}' if self.n > 1 else '')
     def _searched(self): # a recipe that nobody has looked for is said
         r = self.rows[0]
         return '' if r['selected'] or not r['config'].get('lr') else '; recipe not searched'
 
 # %% ../nbs/70_probing.ipynb #ed0a0478
+_UNTRAINED = {'pixels': 'raw pixels', 'scratch': 'random weights'} # scratch means trained
+
 def _pack_bits(
     right, # a bool for each photo
 )->str: # in base64: eight photos a byte

@@ -236,7 +236,7 @@ class SegmentationResult(ProbeResult):
 
     def __repr__(self):
         r = self.rows[0]
-        return (f"{r['arm']}, {r['mode']} on {r['data']}, {r['n_train']:,} photos: "
+        return (f"{self._who()}, {r['mode']} on {r['data']}, {r['n_train']:,} photos: "
                 f"test mIoU {self._spread()} (n={self.n}), "
                 f"train {self._mean('train_miou'):.1%}, floor {r['floor']:.1%}; "
                 f"pixels right {self._mean('test_pixel_accuracy'):.1%}, lazy {r['chance']:.1%}"

@@ -140,7 +140,7 @@ def train_gan(
     plugins=None, # files that register parts of your own: a mask, a view, a target, ...
     **overrides, # any field of `GANConfig`, such as `epochs=10`
 )->GANRun:
-    """Train the paper's GAN on photos.
+    """Pretrain on photos by reconstruction: the paper's GAN (`paper-sb`) or another preset.
     Raises `InputError` for a wrong call before anything is computed;
     Ctrl-C saves and returns the run."""
     load_plugins(plugins)

@@ -181,9 +181,9 @@ def test_the_sentence_says_what_the_interval_says(monkeypatch, tmp_path, toy, be
     Counted(monkeypatch, better=better)
     a = does_it_help(Few(1), toy, out=tmp_path/'a.jsonl', **{**HOW, 'seeds': 4})
     assert a.sentence.startswith('Fine-tuned from Few instead of from scratch: ') and says in a.sentence
-    assert 'One pretraining: its luck is not included.' in a.sentence and '*' not in a.table.to_string()
+    assert 'One pretraining: how others would vary is not included.' in a.sentence and '*' not in a.table.to_string()
     three = does_it_help([Few(1), Few(2), Few(3)], toy, out=tmp_path/'b.jsonl', **{**HOW, 'seeds': 4})
-    assert 'luck' not in three.sentence and ('*' in three.table.to_string()) == (better != .5) and says in three.sentence
+    assert 'vary' not in three.sentence and ('*' in three.table.to_string()) == (better != .5) and says in three.sentence
 
 
 def test_labels_by_what_there_is():
@@ -246,7 +246,7 @@ def test_the_shell_says_its_cost_first_and_ends_in_a_sentence(monkeypatch, tmp_p
     assert cli.probe(call) == 0
     out = capsys.readouterr().out
     assert out.index('fine-tuning, 5 labels a class: 4 runs and 2 searches') < out.index('nearest neighbours, 5 labels a class: about')
-    assert 'Fine-tuned from mine instead of from scratch: ' in out and out.rstrip().endswith('One pretraining: its luck is not included.')
+    assert 'Fine-tuned from mine instead of from scratch: ' in out and out.rstrip().endswith('One pretraining: how others would vary is not included.')
     kept, = tmp_path.glob('probe-photos-*.jsonl')
     assert counted.calls == len(read_jsonl(kept)) == 2*2*3 + 2 + 4
     assert all(json.loads(line)['test_pixels'] for line in kept.read_text().splitlines() if 'test_pixels' in line)

@@ -1,6 +1,6 @@
-"""The widgets in a real browser, by keyboard: live in JupyterLab, and their static forms from plain files with the network cut off.
+"""The widgets in a real browser, by keyboard: live in JupyterLab and in Notebook 7, and their static forms from plain files with the network cut off.
 
-Needs Chromium (CHROMIUM=/path/to/it, or one on PATH), playwright and jupyterlab. With CI=true their absence is a failure, otherwise a skip."""
+Needs Chromium (CHROMIUM=/path/to/it, or one on PATH), playwright, jupyterlab and notebook. With CI=true their absence is a failure, otherwise a skip."""
 import io, json, os, shutil, socket, subprocess, sys, time, urllib.request
 
 import numpy as np
@@ -49,9 +49,9 @@ def free_port():
 
 @pytest.fixture(scope='module')
 def lab(here, chromium):
-    "JupyterLab's address."
-    try: import jupyterlab  # noqa: F401
-    except ImportError: missing("jupyterlab is not installed (pip install -e '.[dev]')")
+    "The address of a server of both: Notebook 7 is an extension of the server that JupyterLab runs on."
+    try: import jupyterlab, notebook  # noqa: E401,F401
+    except ImportError as e: missing(f"{e.name} is not installed (pip install -e '.[dev]')")
     port = free_port()
     env = {**os.environ, 'OMP_NUM_THREADS': '1', 'TQDM_DISABLE': '1', 'JUPYTER_CONFIG_DIR': str(here/'config'), 'JUPYTER_DATA_DIR': str(here/'data'),
            'JUPYTERLAB_SETTINGS_DIR': str(here/'settings'), 'JUPYTERLAB_WORKSPACES_DIR': str(here/'workspaces'), 'IPYTHONDIR': str(here/'ipython')}
@@ -85,20 +85,26 @@ run = train_gan(draw_shapes(200, size=48)[0], run_dir='stop-hook', hooks=Trainin
 TrainingMonitor(every=.3).train(draw_shapes(200, size=48)[0], run_dir='stop-background', **options)
 """.strip().split('\n---\n')
 WAIT = 90_000        # ms; on an idle machine all of it takes seconds
+APPS = {                # where the notebook is, and what is on the page once its kernel is idle; before that, a cell's run is lost
+    'JupyterLab': ('lab/tree/n.ipynb?reset', 'text=| Idle'),
+    'Notebook 7': ('notebooks/n.ipynb', '.jp-NotebookKernelStatus-fade:not(.jp-NotebookKernelStatus-info)')}
 
 
 @pytest.fixture(scope='module')
 def notebook(chromium, lab, here, runs):
-    "Runs cell `i` of one notebook in JupyterLab; gives the page and the cell. One kernel serves all tests: importing torch is slow."
+    "Runs cell `i` of one notebook in one of APPS; gives the page and the cell. One kernel serves all tests: importing torch is slow."
     code = [dict(cell_type='code', id=f'c{i}', metadata={}, source=c, outputs=[], execution_count=None) for i,c in enumerate(CELLS)]
     kernel = dict(name='python3', display_name='Python 3', language='python')
     (here/'n.ipynb').write_text(json.dumps(dict(cells=code, metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5)))
     context = chromium.new_context(viewport=dict(width=1200, height=2600))
     context.route('**', lambda route: route.continue_() if '127.0.0.1' in route.request.url else route.abort())
-    page = context.new_page()
-    page.goto(f'{lab}/lab/tree/n.ipynb?reset')
-    page.get_by_text('| Idle').wait_for(timeout=WAIT)                            # before that, a cell's run is lost
-    def run(i):
+    pages = {}
+    def run(i, app='JupyterLab'):
+        if app not in pages:
+            (path, idle), pages[app] = APPS[app], context.new_page()
+            pages[app].goto(f'{lab}/{path}')
+            pages[app].locator(idle).first.wait_for(state='attached', timeout=WAIT)
+        page = pages[app]
         cell = page.locator('.jp-Notebook .jp-CodeCell').nth(i)
         cell.locator('.cm-content').click()
         page.keyboard.press('Shift+Enter')
@@ -127,7 +133,7 @@ def until(ask, what, seconds=20):
 def differs(a, b): return a.shape != b.shape or np.abs(a-b).mean() > .5
 
 
-# --- live, in JupyterLab
+# --- live, in JupyterLab and in Notebook 7
 
 def test_mask_explorer_in_jupyterlab(notebook):
     page, cell = notebook(0)
@@ -142,6 +148,20 @@ def test_mask_explorer_in_jupyterlab(notebook):
     seen = picture(judged)
     cell.locator('select').first.select_option('canvas')
     until(lambda: differs(picture(judged), seen), 'the composition in the other view')
+
+
+def test_mask_explorer_in_notebook_7(notebook):
+    "By mouse and by a number that is typed: Notebook 7 takes the arrow keys for itself, also while a slider has the focus."
+    page, cell = notebook(0, 'Notebook 7')
+    alpha, said = cell.locator('img[alt="scale image, alpha"]'), cell.locator('.widget-readout').first
+    alpha.wait_for(timeout=WAIT)
+    before, box = picture(alpha), cell.locator('.noUi-handle').first.bounding_box()
+    x, y = box['x']+box['width']/2, box['y']+box['height']/2
+    page.mouse.move(x, y); page.mouse.down(); page.mouse.move(x+40, y, steps=5); page.mouse.up()
+    until(lambda: float(said.inner_text()) > .4, 'the readout')
+    until(lambda: differs(picture(alpha), before), 'alpha after the drag')
+    said.click(); page.keyboard.press('Control+A'); page.keyboard.type('0.5'); page.keyboard.press('Enter')
+    until(lambda: cell.get_by_text('25% of the picture').count() == 1, 'half the side, as typed')
 
 
 def test_recon_browser_in_jupyterlab(notebook):

@@ -238,11 +238,11 @@ def test_intervals_are_scipys(seed):
     x, y = rng.normal(50, 2, (2, n))
     want = stats.ttest_rel(x, y).confidence_interval(.95)
     c = cell([record('scratch', a, seed=s) for s, a in enumerate(y)] + [record('ours', a, seed=s) for s, a in enumerate(x)])
-    assert np.allclose((c.low, c.high), want, rtol=1e-3) and c.luck == 'label subsets, test photos (at most)' and c.lacks == 'one pretraining: its luck is not included' and not c.star
+    assert np.allclose((c.low, c.high), want, rtol=1e-3) and c.covers == 'label subsets, test photos (at most)' and c.lacks == 'one pretraining: how others would vary is not included' and not c.star
     d = rng.normal(1, 2, (3, n))
     many = [record('scratch', a, seed=s) for s, a in enumerate(y)] + [record('ours', y[s]+d[p, s], seed=s, run=p) for p in range(3) for s in range(n)]
     c = cell(many)
-    assert np.allclose((c.low, c.high), crossed_interval(d)[1:], atol=1e-2) and c.luck.startswith('pretrainings, label subsets') and c.n == f'3x{n}' and not c.lacks
+    assert np.allclose((c.low, c.high), crossed_interval(d)[1:], atol=1e-2) and c.covers.startswith('pretrainings, label subsets') and c.n == f'3x{n}' and not c.lacks
     assert c['std'] == pytest.approx((y+d).mean(1).std(ddof=1)) and c.star == (c.low*c.high > 0)
 
 
@@ -264,11 +264,11 @@ def test_incomplete_cells():
     assert np.isnan(alone['diff']) and np.isnan(alone['std'])
     assert table([record('ours', 53)]).loc['ours - scratch'].tolist() == ['-']
     one = cell([record('scratch', 50), record('ours', 53)])
-    assert one['diff'] == pytest.approx(3) and one.luck == 'test photos (at most)' and one.lacks.endswith('one label subset: its luck is not included')
+    assert one['diff'] == pytest.approx(3) and one.covers == 'test photos (at most)' and one.lacks.endswith('one label subset: how others would vary is not included')
     other = cell([record('scratch', 50, seed=0), record('ours', 53, seed=1)])     # no seed in common: nothing to pair
     assert np.isnan(other['diff'])
     shared = cell(base[:1] + [record('ours', 53+p, run=p) for p in range(3)])     # one scratch run for all: its luck is unknown
-    assert shared.low < 4 < shared.high and shared.lacks == 'one label subset: its luck is not included' and not shared.star
+    assert shared.low < 4 < shared.high and shared.lacks == 'one label subset: how others would vary is not included' and not shared.star
     matched = cell(base[:3] + [record('ours', 53+p, seed=p, run=p) for p in range(3)])
     assert matched['diff'] == pytest.approx(3) and not matched.lacks and matched.n == '3x1'
 
@@ -304,8 +304,8 @@ def test_one_encoder_and_ninety_photos_have_no_star():
     c, d = cell(rs), [a['test_accuracy']-b['test_accuracy'] for a, b in zip(rs[1::2], rs[::2])]
     old = interval(d)
     assert old[1] > 0 and c.high-c.low > 200*(old[2]-old[1])/2*1.5 and not c.star
-    assert c.lacks == 'one pretraining: its luck is not included' and c.luck == 'label subsets, test photos'
-    assert 'one pretraining: its luck is not included' in '\n'.join(table(rs).notes) and '*' not in table(rs).loc['ours - scratch'].item()
+    assert c.lacks == 'one pretraining: how others would vary is not included' and c.covers == 'label subsets, test photos'
+    assert 'one pretraining: how others would vary is not included' in '\n'.join(table(rs).notes) and '*' not in table(rs).loc['ours - scratch'].item()
 
 
 @pytest.mark.parametrize('n, star', [(1, False), (2, False), (3, True)])
@@ -344,7 +344,7 @@ def test_intervals_hold_the_truth(shape, luck):
 
 def test_frozen_scratch_is_random_and_controls_are_always_there():
     records = [record('scratch', 30, mode='linear'), record('pixels', 25, mode='linear'), record('ours', 35, mode='linear'), record('scratch', 38), record('ours', 40), record('ours', 28, mode='knn')]
-    for mode, rows in [('linear', ['chance', 'raw pixels (linear)', 'random', 'scratch (finetune)', 'ours', 'ours - random']), ('finetune', ['chance', 'raw pixels (linear)', 'random (linear)', 'scratch', 'ours', 'ours - scratch'])]:
+    for mode, rows in [('linear', ['chance', 'raw pixels (linear)', 'random weights', 'scratch (finetune)', 'ours', 'ours - random weights']), ('finetune', ['chance', 'raw pixels (linear)', 'random weights (linear)', 'scratch', 'ours', 'ours - scratch'])]:
         assert table(records, mode).index.tolist() == rows
     t = table(records, 'knn', labels=(25, None), sets=['toy', 'never'], arms=['ours', 'theirs'])
     assert t['toy', 25].tolist() == ['10.0', '25.0 (1)', '-', '38.0 (1)', '28.0 (1)', '-', '-', '-'] and (t['never'] == '-').all(axis=None) and (t['toy', 'all'][1:] == '-').all()

@@ -273,6 +273,17 @@ def test_static_widgets_answer(reader, site):
     if not tried: pytest.skip('no page has a static widget with a slider')
 
 
+def test_the_first_thing_to_drag_is_in_the_first_screen(reader):
+    "The page of the widgets begins with one: its first slider, and the pictures that it changes, need no scrolling."
+    page = reader()
+    page.look('widgets.html')
+    widget = page.locator('main .rnb').first
+    height = page.viewport_size['height']
+    for part in (widget.locator('input[type=range]').first, widget.locator('.rnb-pic').first):
+        box = part.bounding_box()
+        assert 0 < box['y'] and box['y'] + box['height'] < height
+
+
 # ---- the page that paints
 
 DROP = """text => { const bytes = Uint8Array.from(atob(text), c => c.charCodeAt(0)), data = new DataTransfer();
