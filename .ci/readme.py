@@ -110,7 +110,7 @@ def test_command(text):
     "The first fenced block below a heading that has the word test in it."
     m = re.search(r'^#+[^\n]*\btests?\b[^\n]*\n(?:(?!^#).)*?^```[^\n]*\n(.*?)^```', text, re.M|re.S|re.I)
     if not m: raise ValueError('README.md has no heading with the word test and a fenced block below it')
-    missing = [w for w in ('pip install', '.ci/pages.py', 'pytest') if w not in m[1]]
+    missing = [w for w in ('pip install', 'nbdev-test --n-workers 2', 'pytest') if w not in m[1]]
     if missing: raise ValueError(f"README's test command lacks {', '.join(missing)}: {m[1].strip()!r}")
     return m[1].strip()
 

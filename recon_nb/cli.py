@@ -124,7 +124,7 @@ def _readable(paths, most=None): # the photos that can be read; the others are n
     for p in listed[:most]:
         try:
             with warnings.catch_warnings(): # opened together later: they share a range, said then
-                warnings.simplefilter('ignore')
+                warnings.filterwarnings('ignore', '.* as found in these pictures')
                 good += as_images([p]) and [p]
         except InputError as e: bad.append(str(e))
     if not good: raise InputError(' '.join(bad))

@@ -339,7 +339,7 @@ def _strict_pillow():
     old, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
+            warnings.filterwarnings('ignore', module=r'(PIL|pillow_heif)\b')
             yield
     finally: ImageFile.LOAD_TRUNCATED_IMAGES = old
 

@@ -151,10 +151,8 @@ class ProbeTask:
     trials = 1 # trainings that a search costs, about
     result = ProbeResult
 
-    # the set; how: size, root, name, progress, and window, if the run has one
-    def load(self, data, **how):
-        raise NotImplementedError
-    def run(self, setup, seed, i, tick)->Finding: raise NotImplementedError # one seed
+    # A subclass also has `load(data, **how)`: the set; how: size, root, name, progress, and
+    # window, if the run has one. And `run(setup, seed, i, tick)`: a `Finding`, for one seed.
     def recipe(self, mode)->Recipe|None: return None # where to start; None: there is none
     def check(self, contender, mode): pass # raises `InputError` before a set is read
     def check_set(self, setup): pass # raises `InputError` before anything is computed
@@ -162,11 +160,17 @@ class ProbeTask:
         return np.zeros(len(data.train_x), np.int64)
     def steady(self, setup, i)->bool: return False # do equal photos give equal answers, always?
 
-    # for a search: a model by `setup.recipe`, its score on some of the photos to learn from,
-    # and from a function of a recipe the best one, with what the record keeps of the choice
-    def fit(self, setup, seed, i, tick): raise NotImplementedError
-    def rate(self, setup, model, i)->float: raise NotImplementedError
-    def choose(self, setup, score)->tuple: raise NotImplementedError
+    # For a search: `fit(setup, seed, i, tick)`, a model by `setup.recipe`;
+    # `rate(setup, model, i)`, its score on some of the photos to learn from;
+    # `choose(setup, score)`, from a function of a recipe the best one, and what the record
+    # keeps of the choice
+
+# %% ../nbs/70_probing.ipynb #2b5d5fa6
+def _check_task(task, search): # nothing is read for a task that could not answer
+    needs = ('load', 'run', *(('fit', 'rate', 'choose') if search else ()))
+    if lost := [n for n in needs if not callable(getattr(task, n, None))]:
+        raise InputError(f"the task {task.name or type(task).__name__!r} has no "
+                         f"{', '.join(lost)}: see `ProbeTask` for what each must do.")
 
 # %% ../nbs/70_probing.ipynb #1278b60b
 def _check_recipe(task, mode, recipe, search):
@@ -209,6 +213,7 @@ def _set_up(task, encoder, data, *, mode, amount, recipe, search, root, name, de
     check_name(mode, task.modes, 'mode')
     device, amount = check_device(device), _parse_count(amount, task.amount)
     recipe = _check_recipe(task, mode, recipe, search)
+    _check_task(task, search)
     contender = as_contender(encoder, **contender)
     task.check(contender, mode)
     deep = dict(window=contender.window) if contender.window else {}

@@ -367,3 +367,17 @@ def test_neighbours_of_raw_pixels_see_where_a_colour_is():
     x, y = np.concatenate([left, left[:, :, ::-1]]), np.repeat([0, 1], 80)
     data = LabelledSet('halves', x[::2], y[::2], x[1::2], y[1::2], ('red left', 'red right'))
     assert probe('pixels', data, mode='knn', labels_per_class=20, seeds=1, size=32, progress=False).mean == 1.
+
+
+def test_a_task_that_could_not_answer_is_refused_before_anything_is_read():
+    from recon_nb.core import InputError
+    from recon_nb.finetune import Recipe
+    from recon_nb.probing import ProbeTask, run_probe, search_recipe
+    class Half(ProbeTask):
+        name, modes = 'half', ('linear',)
+        def load(self, data, **how): raise AssertionError('nothing may be read')
+    with pytest.raises(InputError, match="the task 'half' has no run: see `ProbeTask`"): run_probe(Half(), 'pixels', 'nowhere', mode='linear')
+    class More(Half):
+        def run(self, setup, seed, i, tick): raise AssertionError
+        def recipe(self, mode): return Recipe()
+    with pytest.raises(InputError, match="has no fit, rate, choose"): search_recipe(More(), 'pixels', 'nowhere', mode='linear')
