@@ -15,7 +15,7 @@ ORDER = {   # pages that are not named here follow theirs, in the order of their
     'Start': ['index', 'start/the_idea', 'tutorials/first_run', 'start/the_answer_so_far', 'start/see_it_beat_scratch',
               'start/try_your_photos', 'start/paint_your_photo'],
     'Tutorials': ['tutorials/paper_walkthrough', 'tutorials/paper_pictures', 'tutorials/why_the_baseline_copies',
-                  'tutorials/does_it_help', 'tutorials/another_target', 'tutorials/table_3', 'tutorials/your_photos'],
+                  'tutorials/table_3', 'tutorials/does_it_help', 'tutorials/another_target', 'tutorials/your_photos'],
     'How-to': ['how_to/own_photos', 'how_to/probe_your_photos', 'how_to/resume', 'how_to/read_your_log', 'how_to/choose_an_epoch',
                'how_to/several_gpus', 'how_to/a_backbone', 'how_to/encoder_elsewhere', 'how_to/log_elsewhere',
                'how_to/add_a_data_set', 'how_to/add_a_target', 'how_to/add_a_mask', 'how_to/add_a_loss', 'how_to/add_an_encoder'],
@@ -30,7 +30,7 @@ ORDER = {   # pages that are not named here follow theirs, in the order of their
                      'explanations/glossary', 'explanations/bibliography'],
     'The library': ['map', 'api']}
 FOLDERS = dict(start='Start', tutorials='Tutorials', how_to='How-to', explanations='Explanations')
-LAST = ['contributing']
+LAST = ['contributing', 'house_rules']
 BANDS = {0: 'Shared by all', 10: 'Images', 20: 'Masks, networks, losses, targets', 49: 'Training', 60: 'Use a trained run',
          70: 'Does it help?', 80: 'Figures, widgets, answers', 89: 'The shell'}
 LIMITS = dict(page_bytes=3_000_000, path_words=700, path_columns=88)
@@ -419,18 +419,20 @@ COLAB_AT = 'https://colab.research.google.com/github/recon-nb/recon_nb/blob/main
 
 def no_colab(root=ROOT):
     "Tutorials that lack the link to Colab below their title, or the first cell that makes them run there, as the rules show it."
-    page = root/'nbs/contributing.ipynb'
+    page = root/'nbs/house_rules.ipynb'
     rules = json.loads(page.read_text(encoding='utf-8'))['cells'] if page.exists() else []
     shown = any(COLAB in ''.join(c['source']) for c in rules)
-    faults = [] if shown else ['nbs/contributing.ipynb does not show the cell for Colab as .ci/docs.py has it']
+    faults = [] if shown else ['nbs/house_rules.ipynb does not show the cell for Colab as .ci/docs.py has it']
     for n in sources(root/'nbs'):
         if not n.startswith('tutorials/'): continue
-        cells = json.loads((root/f'nbs/{n}.ipynb').read_text(encoding='utf-8'))['cells']
+        cells = cells_of(root, n)
         prose, code = ([''.join(c['source']).strip() for c in cells if c['cell_type'] == k] for k in ('markdown', 'code'))
         top = [l for p in prose[:2] for l in p.splitlines()]
         if f'[Open in Colab]({COLAB_AT.format(n)})' not in top: faults.append(f'{n} has no link to Colab below its title')
-        if code[:1] != [COLAB]: faults.append(f'{n}: its first code cell is not the one for Colab, which nbs/contributing.ipynb shows')
+        if code[:1] != [COLAB]: faults.append(f'{n}: its first code cell is not the one for Colab, which nbs/house_rules.ipynb shows')
     return faults
+
+def cells_of(root, name): return json.loads((root/f'nbs/{name}.ipynb').read_text(encoding='utf-8'))['cells']
 
 def in_order(nbs):
     "Every page in the order of the sidebar, which is that of the arrows at the pages' feet."
@@ -449,39 +451,62 @@ def wide_code(cells):
     lines = [l for source in shown if not re.search(r'^#\|\s*hide\b', source, re.M) for l in source.splitlines()]
     return [l for l in lines if len(l) > LIMITS['path_columns'] and not l.startswith('#|')]
 
+NEXT = re.compile(r'^#+ Next\b.*$', re.M)
+
 def leads_to(name, cells):
-    "The words and the page of the first link below a page's last heading, Next."
-    prose = [''.join(c['source']) for c in cells if c['cell_type'] == 'markdown']
-    m = re.search(r'^## Next\s+\[([^\]]+)\]\(([^)#]+)\.ipynb\)', prose[-1] if prose else '', re.M)
-    return (m[1], os.path.normpath(PurePosixPath(name).parent/m[2])) if m else ('', '')
+    "The words and the page of the first link below a page's heading Next; None if it has no such heading."
+    text = '\n\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'markdown')
+    if not (heading := NEXT.search(text)): return None
+    m = re.search(r'\[([^\]]+)\]\(([^)]+)\)', text[heading.end():])
+    if not m: return '', ''
+    target = m[2].split('#')[0].removesuffix('.ipynb')
+    return m[1], target if ':' in target else os.path.normpath(PurePosixPath(name).parent/target)
+
+def built(name): return re.sub(r'^\d\d_', '', name)       # a page of the library is published under its module's name
 
 def arrow(out, name):
     "The page that the arrow at the foot of a built page leads to."
-    text = (out/f'{name}.html').read_text(encoding='utf-8')
+    text = (out/f'{built(name)}.html').read_text(encoding='utf-8')
     m = re.search(r'nav-page-next">\s*<a href="([^"#]+)\.html"', text)
     return os.path.normpath(PurePosixPath(name).parent/m[1]) if m else ''
 
-def first_path(root=ROOT, out=None, path=PATH):
-    "The faults of the short pages at the beginning: each ends where the next begins, and stays short."
+def what_is_next(root=ROOT, out=None):
+    "Pages whose Next is another page than that of the arrow at their foot, or calls it by another name."
+    order, faults = in_order(root/'nbs'), []
+    for n,after in zip(order, [*order[1:], ''], strict=True):
+        if not (there := leads_to(n, cells_of(root, n))): continue
+        said, target = there
+        if target != after:
+            faults.append(f'{n}: Next leads to {target or "nothing"}; the sidebar goes on with {after or "nothing"} (elsewhere: See also)')
+        elif said != (title := page_title(root, after)): faults.append(f'{n}: Next calls {after} {said!r}; its title is {title!r}')
+        if out and (there := arrow(out, n)) != built(after):
+            faults.append(f'{n}: the arrow at its foot leads to {there or "nothing"}, not to {after}')
+    return faults
+
+BY_FILE = re.compile(r'\[[^\]]*\b\d\d_[a-z]\w*`?\]\(([^)#]+)\.ipynb')
+
+def called_by_file(root=ROOT):
+    "Links to pages of the library that give the name of the file, which no reader sees in the sidebar."
+    prose = [(n, ''.join(c['source'])) for n in in_order(root/'nbs') for c in cells_of(root, n) if c['cell_type'] == 'markdown']
+    return [f'{n}: a link calls {m[1]}.ipynb by its file; give the title of the page' for n,text in prose for m in BY_FILE.finditer(text)]
+
+def first_path(root=ROOT, path=PATH):
+    "The faults of the short pages at the beginning: each says what is next, and stays short."
     order, faults = in_order(root/'nbs'), []
     for n in path:
         if n not in order:
             faults.append(f'{n}, a page of the first path, is missing')
             continue
-        cells = json.loads((root/f'nbs/{n}.ipynb').read_text(encoding='utf-8'))['cells']
-        after, (said, target) = order[order.index(n)+1], leads_to(n, cells)
-        if target != after: faults.append(f'{n}: Next leads to {target or "nothing"}; the sidebar goes on with {after}')
-        elif said not in (titles := page_titles(root, after)): faults.append(f'{n}: Next calls {after} {said!r}; its title is {titles}')
-        if out and (there := arrow(out, n)) != after:
-            faults.append(f'{n}: the arrow at its foot leads to {there or "nothing"}, not to {after}')
+        cells = cells_of(root, n)
+        end = next((''.join(c['source']) for c in reversed(cells) if c['cell_type'] == 'markdown'), '')
+        if not re.search(r'^## Next\n(?!.*^#)', end, re.M | re.S): faults.append(f'{n} does not end with what is next')
         if (w := words(cells)) > LIMITS['path_words']: faults.append(f"{n} has {w} words; allowed {LIMITS['path_words']}")
         faults += [f"{n}: a line of code has more than {LIMITS['path_columns']} columns: {l[:60]}..." for l in wide_code(cells)]
     return faults
 
-def page_titles(root, name):
-    "The title of a page, in a list."
-    cells = json.loads((root/f'nbs/{name}.ipynb').read_text(encoding='utf-8'))['cells']
-    return [h for c in cells if c['cell_type'] == 'markdown' for h in headings(''.join(c['source']))][:1]
+def page_title(root, name):
+    "The title of a page; empty if it has none."
+    return next((h for c in cells_of(root, name) if c['cell_type'] == 'markdown' for h in headings(''.join(c['source']))), '')
 
 def stale_sidebar(root=ROOT):
     "Whether nbs/sidebar.yml is not what `--sidebar` would write."
@@ -504,7 +529,7 @@ def main():
         print(e, file=sys.stderr)
         return 1
     print(*(f'warning: {w}' for w in warnings), sep='\n', end='\n' if warnings else '')
-    faults = check(a.out) + first_path(out=a.out) if a.check else []
+    faults = check(a.out) + what_is_next(out=a.out) + called_by_file() + first_path() if a.check else []
     print(*faults, f'{a.out}/index.html', sep='\n')
     return bool(faults)
 

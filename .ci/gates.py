@@ -125,7 +125,8 @@ def site():
     warnings = [w for w in docs.build(ROOT) if 'broken link' not in w]           # the check names those with their pages
     sizes = [p.stat().st_size/1e6 for p in (ROOT/'_docs').rglob('*.html')]
     print(f'     {len(sizes)} pages, {sum(sizes):.0f} MB; the largest has {max(sizes):.1f}')
-    return warnings + docs.check(ROOT/'_docs', ROOT) + docs.stale_sidebar(ROOT) + docs.no_colab(ROOT) + docs.first_path(ROOT, ROOT/'_docs')
+    return [*warnings, *docs.check(ROOT/'_docs', ROOT), *docs.stale_sidebar(ROOT), *docs.no_colab(ROOT),
+            *docs.what_is_next(ROOT, ROOT/'_docs'), *docs.called_by_file(ROOT), *docs.first_path(ROOT)]
 
 # A run of one checkpoint is written to the folder that is given.
 MAKE_RUN = """
@@ -243,10 +244,12 @@ def output_faults(f):
     return faults
 
 def history_kib():
-    "What a clone of this branch has to fetch. What lies about in this checkout, unpacked or of other branches, is nobody else's."
+    "What a clone of this branch fetches from a host that packs well. What lies about in this checkout is nobody else's."
     with tempfile.TemporaryDirectory() as d:
-        rc, out = sh('git', 'clone', '-q', '--bare', '--no-local', '--single-branch', ROOT, d)
-        if rc: raise RuntimeError(f'git clone: {tail(out)}')
+        clone = 'clone', '-q', '--bare', '--no-local', '--single-branch', ROOT, d
+        for cmd in (clone, ('-C', d, 'repack', '-adfq', '--window=50', '--depth=50')):
+            rc, out = sh('git', *cmd)
+            if rc: raise RuntimeError(f"git {' '.join(map(str, cmd))}: {tail(out)}")
         return sum(p.stat().st_size for p in Path(d).rglob('*.pack')) / 1024
 
 @gate
@@ -292,12 +295,13 @@ def run_gate(name):
     print(f"{'FAIL' if faults else 'ok  '} {name}", *(f'     - {f}' for f in faults), sep='\n', flush=True)
     return 'failed' if faults else 'passed'
 
+def stale_pages(log): return re.findall(f'^{re.escape(pages.DIFFERS)}(.+)', log, re.M)
+
 def count_notebooks(log):
     "Passed, failed and skipped notebooks, from what .ci/pages.py printed. One that says something else than what is saved has failed."
     nbs, off = pages.notebooks(ROOT)
     run, failed = len(nbs) - len(off), pages.failed_in(log)
-    stale = len(re.findall(f'^{re.escape(pages.DIFFERS)}', log, re.M))
-    n = run if failed is None else min(len(failed) + stale, run)
+    n = run if failed is None else min(len(failed) + len(stale_pages(log)), run)
     return dict(passed=run-n, failed=n, skipped=len(off))
 
 def end_of_test(case):
@@ -325,7 +329,12 @@ def main():
     results = [run_gate(n) for n in a.names or GATES]
     counts = dict(gates={k: results.count(k) for k in ('passed', 'failed', 'skipped')})
     if a.log:
-        counts = dict(notebooks=count_notebooks(a.log.read_text(errors='replace')), tests=count_tests(a.junit), **counts)
+        log = a.log.read_text(errors='replace')
+        counts = dict(notebooks=count_notebooks(log), tests=count_tests(a.junit), **counts)
+        failed = pages.failed_in(log)
+        if failed is None: print('nbdev-test did not come to its end: every page counts as failed')
+        for name in failed or []: print(f'page failed: {name}')
+        for name in stale_pages(log): print(f'{pages.DIFFERS}{name}')
         print('; '.join(f'{what}: {counted(c)}' for what,c in counts.items()))
         if a.rc and not (counts['notebooks']['failed'] or counts['tests']['failed']):
             print(f"FAIL README's test command ended with status {a.rc}")

@@ -8,10 +8,11 @@
 
 Words and whole numbers have to be the same. Another number may differ by 2 %, or by one in its last digit if that is under a tenth of it:
 processors round in different ways. What a page has trained may differ by more, so pages that differ in decimals and per cents alone are
-printed, and are a fault with `--strict` only. Times (`3 s`, `20 ms`, `2 min`) and estimates of memory are not compared. Pictures and
-widgets only have to be there. A cell whose output is another one each time, or on each machine, says so: `#| varies the reason`. Then
-only the kinds of its outputs are compared: text stays text, a picture a picture. So it is on pages with a short form for tests, which
-save their full form. A cell that is not executed (`#| realdata`, `#| slow` ...) keeps what it has. The real photos aren't used."""
+printed, and are a fault with `--strict` only; so are words below the first such measure: a page that trains to another number may draw
+another conclusion. Times (`3 s`, `20 ms`, `2 min`) and estimates of memory are not compared. Pictures and widgets only have to be there. A
+cell whose output is another one each time, or on each machine, says so: `#| varies the reason`. Then only the kinds of its outputs are
+compared: text stays text, a picture a picture. So it is on pages with a short form for tests, which save their full form. A cell that is
+not executed (`#| realdata`, `#| slow` ...) keeps what it has. The real photos aren't used."""
 import argparse, difflib, html, json, os, re, shutil, signal, subprocess, sys, tempfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -117,14 +118,24 @@ def counts(line):
     line = plain(line)
     return [m[0] for m in NUMBER.finditer(line) if m[0] and not re.search('[.e]', m[0]) and line[m.end():m.end()+1] != '%']
 
-def changed(a, b, measured=True):
-    "The lines of `a` and of `b` that say something else, marked by - and +; only in words and counts if not `measured`."
-    alike = same if measured else lambda x, y: counts(x) == counts(y)
-    found = []
+def aligned(a, b):
+    "The lines of `a` and of `b` in order: pairs that are built alike, and (lines, lines) where none are."
     for op,i,j,k,l in difflib.SequenceMatcher(None, [*map(template, a)], [*map(template, b)], autojunk=False).get_opcodes():
-        if op == 'equal': found += [(f'-{x}', f'+{y}') for x,y in zip(a[i:j], b[k:l], strict=True) if not alike(x, y)]
-        else: found.append([*(f'-{x}' for x in a[i:j]), *(f'+{y}' for y in b[k:l])])
-    return [l for ls in found for l in ls]
+        yield from zip(a[i:j], b[k:l], strict=True) if op == 'equal' else [(a[i:j], b[k:l])]
+
+def changed(a, b, measured=True, trained=False):
+    """The lines of `a` and of `b` that say something else, marked by - and +; and whether a measure differs, or one did before (`trained`).
+
+    If not `measured`, a measure is no fault, and words below it aren't either: they may follow from it. Whole numbers always count."""
+    found = []
+    for x,y in aligned(a, b):
+        if isinstance(x, list):
+            if measured or not trained: found += [*(f'-{l}' for l in x), *(f'+{l}' for l in y)]
+        elif not same(x, y):
+            only_measures = counts(x) == counts(y)
+            trained = trained or only_measures
+            if measured or not only_measures: found += [f'-{x}', f'+{y}']
+    return found, trained
 
 def drawn(cells):
     "The pictures and widgets of a page, as they are saved."
@@ -136,18 +147,18 @@ def short_form(cells):
     "Is a shorter form of the page run by nbdev-test than by a reader?"
     return any(c['cell_type'] == 'code' and re.search(r"['\"]IN_TEST['\"] (?:not )?in\b", source_of(c)) for c in cells)
 
-def compared(a, b, loose, measured=True):
-    "What differs between a saved and a fresh cell; only the kinds of their outputs if `loose`. Silence on the saved stderr is any."
-    if loose or 'varies' in readme.directives(source_of(a))[0]: return changed(kinds(a), kinds(b))
+def compared(a, b, loose, measured=True, trained=False):
+    "`changed` for a saved and a fresh cell; only for the kinds of their outputs if `loose`. Silence on the saved stderr is any."
+    if loose or 'varies' in readme.directives(source_of(a))[0]: return changed(kinds(a), kinds(b))[0], trained
     if not any(o.get('name') == 'stderr' for o in a.get('outputs', [])): b = without_warnings(b)
-    return changed(said(a), said(b), measured)
+    return changed(said(a), said(b), measured, trained)
 
 def differences(saved, fresh, page, most=10, measured=True):
-    "Where the cells of a page say something else than what is saved in it; only in words and counts if not `measured`."
-    faults, loose = [], short_form(saved)
+    "Where a page's cells say something else than what is saved in them; if not `measured`, only what no other processor explains."
+    faults, loose, trained = [], short_form(saved), False
     for a,b in zip(saved, fresh, strict=True):
         if a['cell_type'] != 'code': continue
-        diff = compared(a, b, loose, measured)
+        diff, trained = compared(a, b, loose, measured, trained)
         more = [f'... and {len(diff)-most} lines more'] if len(diff) > most else []
         if diff: faults.append('\n'.join([f"{page}, cell {a.get('id')}: - saved, + fresh", *(f'   {l[:200]}' for l in diff[:most]), *more]))
     return faults
@@ -199,7 +210,7 @@ def compare(pages, strict=False):
     for fault in [f for fs in found.values() for f in fs]: print(fault)
     stale = [p for p,faults in found.items() if faults and worded[p]]
     for p in found:
-        if found[p] and p not in stale: print(f'only measures differ: {p}')
+        if found[p] and p not in stale: print(f'only measures differ, or words that may follow from them: {p}')
     for p in stale: print(f'{DIFFERS}{p}')
     if stale:
         print('To mend it, save what the pages say now; or, if a cell says something else each time or on each machine, mark it '
@@ -212,7 +223,7 @@ def save(pages, limit):
     "Execute pages, each in a process of its own, and save them in the checkout: without a limit all, else those that differ."
     with copy_of_tree() as tree, tempfile.TemporaryDirectory() as cache, ThreadPoolExecutor(2) as pool:
         short = [p for p in pages if short_form(cells_of(tree/p))]
-        left = dict.fromkeys(short, 'has a short form for tests; nbs/contributing.ipynb says how its full form is saved')
+        left = dict.fromkeys(short, 'has a short form for tests; nbs/house_rules.ipynb says how its full form is saved')
         todo, wrote = [p for p in pages if p not in short], []
         before = {p: (tree/p).read_bytes() for p in todo}
         for p,why in zip(todo, pool.map(partial(execute_one, tree, environment(tree, cache), limit), todo), strict=True):

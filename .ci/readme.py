@@ -96,7 +96,15 @@ def check(root):
     faults = [f'{nb} is missing, so {md} cannot be made' for md,nb in PAGES.items() if not (root/nb).exists()]
     faults += [f'{f} is {"out of date" if (root/f).exists() else "missing"}: run python .ci/readme.py' for f,b in files.items()
                if not (root/f).exists() or (root/f).read_bytes() != b]
+    faults += [f'{f}: a line of code has more than {COLUMNS} columns: {l}' for f,b in files.items() if f in PAGES for l in wide(b.decode())]
     return faults + [f'{FIGURES}/{p.name} is shown nowhere: run python .ci/readme.py' for p in stale(root, files)]
+
+COLUMNS = 84                            # of code: no more fit on GitHub, and in the site's column at 1400 px
+
+def wide(text):
+    "Lines in fenced blocks that a reader would see cut."
+    return [l for block in re.findall(r'^ *(?:```|~~~)[^\n]*\n(.*?)^ *(?:```|~~~)', text, re.M|re.S)
+            for l in block.splitlines() if len(l) > COLUMNS]
 
 def write(root):
     files = build(root)

@@ -1,4 +1,5 @@
 """The gates of `.ci/gates.py` shown something bad: what ruff may find where."""
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -47,3 +48,25 @@ def test_pages_and_tests_may_be_wider_and_the_gates_themselves_a_little(house):
         assert house(f'{folder}/a.py', 'def f(x=[]): return x\n') == {'B006'}
     assert house('.ci/a.py', WIDE) == set()
     assert house('.ci/a.py', WIDER + 'x = 1; y = 2\n') == {'E501', 'E702'}
+
+
+def test_code_in_readme_that_a_reader_would_see_cut_is_found(tmp_path):
+    (tmp_path/'nbs').mkdir()
+    for name,wide in (('index', '1'*90), ('contributing', '1'*80)):
+        text = f'# {name}\n\n{"2"*90}\n\n```sh\nshort\n{wide}\n```\n\n- in a list:\n\n  ~~~\n  {wide}\n  ~~~\n'
+        (tmp_path/f'nbs/{name}.ipynb').write_text(json.dumps(dict(cells=[dict(id='a', cell_type='markdown', metadata={}, source=text)], metadata={})))
+    gates.readme.write(tmp_path)
+    assert gates.readme.check(tmp_path) == [f'README.md: a line of code has more than 84 columns: {x}{"1"*90}' for x in ('', '  ')]
+
+
+def test_at_the_end_it_is_said_which_pages_failed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gates, 'GATES', {})
+    monkeypatch.setattr(gates.pages, 'notebooks', lambda root: (['nbs/a.ipynb', 'nbs/b.ipynb', 'nbs/c.ipynb'], []))
+    for log,said,failed in [('Tests Failed On The Following Notebooks:\n=====\n\tb.ipynb\n\noutputs differ: nbs/a.ipynb\n', 'page failed: b.ipynb\noutputs differ: nbs/a.ipynb\n', 2),
+                            ('...', 'nbdev-test did not come to its end: every page counts as failed\n', 3)]:
+        (tmp_path/'log').write_text(log)
+        (tmp_path/'junit').write_text('<a><testcase/></a>')
+        monkeypatch.setattr(sys, 'argv', ['gates.py', '--log', str(tmp_path/'log'), '--junit', str(tmp_path/'junit')])
+        assert gates.main()
+        out = capsys.readouterr().out
+        assert said in out and f'notebooks: {3-failed} passed, {failed} failed' in out

@@ -139,15 +139,36 @@ def test_measures_alone_are_a_fault_if_strict(house, capfd):
     Path('nbs/stale.ipynb').write_text(json.dumps(nb, indent=1)+'\n')
     assert house('nbs/stale.ipynb') == 0
     out, _ = capfd.readouterr()
-    assert '   -right: 0.25, 25% of 80\n   +right: 0.75, 75% of 80\nonly measures differ: nbs/stale.ipynb\n' in out
+    assert '   -right: 0.25, 25% of 80\n   +right: 0.75, 75% of 80\nonly measures differ, or words that may follow from them: nbs/stale.ipynb\n' in out
     assert house('--strict', 'nbs/stale.ipynb') == 1 and 'outputs differ: nbs/stale.ipynb' in capfd.readouterr()[0]
 
 
 @pytest.mark.parametrize('saved,fresh,fault', [('5 of 10, 3.2 dB', '5 of 10, 9.2 dB', False), ('5 of 10, 3.2 dB', '6 of 10, 3.2 dB', True),
-                                               ('50% right', '60% right', False), ('50% right', '50% wrong', True), ('a 1', 'a 1\nb 1', True)])
+                                               ('50% right', '60% right', False), ('50% right', '50% wrong', True), ('a 1', 'a 1\nb 1', True), ('run-918aed.jsonl', 'run-004d78.jsonl', True),
+                                               ('it helps\n2.1 points', 'it does not\n0.1 points', True), ('2.1 points\nit helps', '0.1 points\nit does not', False),
+                                               ('2.1 points\n5 of 10', '0.1 points\n6 of 10', True)])
 def test_what_is_measured_and_what_is_counted(saved, fresh, fault):
     a, b = cell(printed(saved)), cell(printed(fresh))
     assert bool(pages.differences([a], [b], 'p', measured=False)) is fault and pages.differences([a], [b], 'p')
+
+
+def test_words_may_follow_from_another_measure_but_not_go_before_it():
+    words, measures = (['it helps', 'it does not'], ['2.1 points', '0.1 points'])
+    page = lambda i, *order: [cell(printed(x[i])) for x in order]
+    fault = lambda *order: bool(pages.differences(page(0, *order), page(1, *order), 'p', measured=False))
+    assert not fault(measures, words) and not fault([f'{m}\n{w}' for m,w in zip(measures, words, strict=True)])
+    assert fault(words, measures) and fault(words) and fault(['2.1 points', '2.1 points'], words)
+    assert fault(measures, ['7 layers', '8 layers']), 'nobody trains to another count'
+    loose = dict(source='#| varies seconds\nf()')
+    a, b = ([cell(printed(m), **loose), cell(printed(w))] for m,w in zip(measures, words, strict=True))
+    assert pages.differences(a, b, 'p', measured=False), 'what varies for other reasons is no evidence'
+    a, b = [cell(printed(measures[0])), cell(printed('a'), **loose)], [cell(printed(measures[1])), cell(**loose)]
+    assert pages.differences(a, b, 'p', measured=False), 'a marked cell says something, whatever was measured before'
+
+
+def test_a_new_warning_is_no_measure():
+    a, b = cell(printed('lr 0.3')), cell(printed('lr 0.9\n', 'stderr'), printed('lr 3'))
+    assert pages.differences([a], [b], 'p', measured=False)
 
 
 def test_pages_in_order_pass(house, capfd):

@@ -419,9 +419,9 @@ def test_alternative_text_and_sidebar():
     docs.describe(nb)
     assert nb['cells'][1]['source'] == '#| fig-alt: "Figure: Look"\nshow(x)'
     assert nb['cells'][2]['source'] == '#| fig-alt: "Three panels: D\'s mean"\nshow(y)'
-    g, bands, last = docs.groups(['00_core', '20_masks', 'api', 'contributing', 'how_to/new', 'how_to/resume', 'index', 'tutorials/first_run', 'tutorials/zzz'])
+    g, bands, last = docs.groups(['00_core', '20_masks', 'api', 'contributing', 'house_rules', 'how_to/new', 'how_to/resume', 'index', 'tutorials/first_run', 'tutorials/zzz'])
     assert g['Start'] == ['index', 'tutorials/first_run'] and g['Tutorials'] == ['tutorials/zzz'] and g['How-to'] == ['how_to/resume', 'how_to/new']
-    assert bands == {'Shared by all': ['00_core'], 'Masks, networks, losses, targets': ['20_masks']} and last == ['contributing'] and g['The library'] == ['api']
+    assert bands == {'Shared by all': ['00_core'], 'Masks, networks, losses, targets': ['20_masks']} and last == ['contributing', 'house_rules'] and g['The library'] == ['api']
 
 
 @pytest.fixture
@@ -431,12 +431,16 @@ def pages(tmp_path):
     def page(name, title, ending, code='x = 1', arrow=''):
         cells = [dict(cell_type='markdown', source=f'# {title}\n\n> a line'), dict(cell_type='code', source=code), dict(cell_type='markdown', source=ending)]
         (tmp_path/f'nbs/{name}.ipynb').write_text(json.dumps(dict(cells=cells)))
-        (tmp_path/f'out/{name}.html').parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path/f'out/{name}.html').write_text(f'<div class="nav-page nav-page-next"><a href="{arrow}" class="pagination-link">')
+        html = tmp_path/f"out/{name.removeprefix('20_').removeprefix('30_')}.html"
+        html.parent.mkdir(parents=True, exist_ok=True)
+        html.write_text(f'<div class="nav-page nav-page-next"><a href="{arrow}" class="pagination-link">')
     page('start/the_idea', 'The idea', '## Next\n\n[A run](../tutorials/first_run.ipynb): do it.', arrow='../tutorials/first_run.html')
     page('tutorials/first_run', 'A run', '## Next\n\n[What came of it](paper_walkthrough.ipynb).', arrow='../tutorials/paper_walkthrough.html')
-    page('tutorials/paper_walkthrough', 'What came of it', 'The end.')
-    return page, lambda: docs.first_path(tmp_path, tmp_path/'out', ['start/the_idea', 'tutorials/first_run'])
+    page('tutorials/paper_walkthrough', 'What came of it', '## Next\n\nRead [Masks](../20_masks.ipynb#a).', arrow='../masks.html')
+    page('20_masks', 'Masks', '## Next\n\n[Layers](30_layers.ipynb).', arrow='layers.html')
+    page('30_layers', 'Layers', '## See also\n\n[A run](tutorials/first_run.ipynb).')
+    return page, lambda: (docs.what_is_next(tmp_path, tmp_path/'out') + docs.called_by_file(tmp_path)
+                          + docs.first_path(tmp_path, ['start/the_idea', 'tutorials/first_run']))
 
 
 def test_the_first_path_is_one(pages):
@@ -445,7 +449,12 @@ def test_the_first_path_is_one(pages):
     assert faults() == []
     end = '## Next\n\n[A run](../tutorials/first_run.ipynb): do it.'
     for how, fault in [(dict(ending='## Next\n\n[What came of it](../tutorials/paper_walkthrough.ipynb)'), 'the sidebar goes on with tutorials/first_run'),
-                       (dict(ending='That is all.'), 'Next leads to nothing'),
+                       (dict(ending='That is all.'), 'does not end with what is next'),
+                       (dict(ending=end + '\n\n## More\n\nNothing.'), 'does not end with what is next'),
+                       (dict(ending=end.replace('## Next', '## Next steps')), 'does not end with what is next'),
+                       (dict(ending='## Next\n\nNothing.'), 'Next leads to nothing'),
+                       (dict(ending='[`99_gone`](../99_gone.ipynb)\n\n' + end), 'calls ../99_gone.ipynb by its file'),
+                       (dict(ending='[see 20_masks](../20_masks.ipynb)\n\n' + end), 'calls ../20_masks.ipynb by its file'),
                        (dict(ending=end.replace('A run', 'Run it')), "calls tutorials/first_run 'Run it'"),
                        (dict(ending=end, arrow='first_run.html'), 'the arrow at its foot leads to start/first_run'),
                        (dict(ending='word '*800 + '\n\n' + end), 'words; allowed 700'),
