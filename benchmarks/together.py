@@ -29,7 +29,7 @@ from recon_nb.core import (InputError, append_jsonl, check_name, describe_machin
 from recon_nb.cost import describe_pretraining
 from recon_nb.experiments import _Trials, _in_order, _locked_records, _run_job, _set_fingerprint
 from recon_nb.protocols import (PROTOCOLS, Block, Protocol, _config, _is_done, _jobs, _root_of,
-                                _train, find_labelled, photos_of, run_folder)
+                                _train, find_labelled, narrow, photos_of, run_folder)
 
 # Folders in --data, from benchmarks/animals.py: photos without labels, the same ones, whole or cut
 SCENES, INSTANCES = 'scenes', 'instances'
@@ -294,6 +294,15 @@ def work(desk, device, processes, end):
     return int(bool(desk.failed))
 
 
+def only_rows(plans, rows):
+    "These rows of the plans that have some of them. Raises `InputError` if none has."
+    has = {n: [r for r in rows if r in p.arms] for n, p in plans.items()}
+    if not any(has.values()):
+        there = dict.fromkeys(r for p in plans.values() for r in p.arms)
+        raise InputError(f"no plan has a row {rows[0]!r}; there are {', '.join(there)}.")
+    return {n: narrow(p, arms=has[n]) for n, p in plans.items() if has[n]}
+
+
 def check_seeds(p, seeds):
     "Can these pretrainings be asked about alone? Raises `InputError`."
     if any(b.matched for b in p.blocks):
@@ -312,6 +321,8 @@ def main(argv=None):
     p.add_argument('--runs', type=Path, help='the run folders; OUT/runs if not given')
     p.add_argument('--plans', nargs='+', default=[*PLANS], help=f"of {', '.join(PLANS)}")
     p.add_argument('--sets', nargs='+', help='only these; all if not given')
+    p.add_argument('--rows', nargs='+', help='only these pretrained rows; all if not given')
+    p.add_argument('--modes', nargs='+', help='only these ways of probing; all if not given')
     p.add_argument('--seeds', nargs='+', type=int,
                    help='of the pretrainings, for a plan of frozen probes; all if not given')
     p.add_argument('--processes', type=int, default=max(1, (os.cpu_count() or 2)-2))
@@ -325,6 +336,8 @@ def main(argv=None):
         plans = {n: resolve(PLANS[check_name(n, PLANS, 'plan')], a.data, a.toy) for n in a.plans}
         if a.sets: plans = {n: replace(q, sizes={k: v for k, v in q.sizes.items() if k in a.sets})
                             for n, q in plans.items() if {*q.sizes} & {*a.sets}}
+        if a.rows: plans = only_rows(plans, a.rows)
+        if a.modes: plans = {n: narrow(q, modes=a.modes) for n, q in plans.items()}
         for q in plans.values() if a.seeds else (): check_seeds(q, a.seeds)
         if a.list:
             for n in (*plans, 'advice'):

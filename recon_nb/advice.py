@@ -21,7 +21,7 @@ from .choices import check_choices
 from .classification import _last_stages
 from .config import get_preset
 from .contenders import as_contender
-from .core import (_as_path,InputError,append_jsonl,check_name,duration,
+from .core import (_as_path,_brief,InputError,append_jsonl,check_name,duration,
                            progress_bar,read_jsonl,
                            sample_uniform)
 from .cost import _seconds_per_photo
@@ -40,7 +40,7 @@ from .probing import _pack_bits,unpack_bits
 from .run import GANRun
 from .tables import Table
 from .targets import TARGETS
-from .training import train_gan
+from .training import _check_minutes,train_gan
 
 # %% ../nbs/85_advice.ipynb #bde617a9
 _DEFAULT = get_preset('improved').target
@@ -192,7 +192,7 @@ def _fit_time(work, seconds, spent):
     "How many updates each target gets, if one update of all of them takes so many seconds."
     cfg = next(iter(work.cfgs.values()))
     most = max(_FEWEST_UPDATES, cfg.epochs*(work.n//min(cfg.bs, work.n)))
-    updates = min(most, int(.8*(60*work.minutes-spent)/seconds))
+    updates = int(min(most, .8*(60*work.minutes-spent)/seconds))
     _check_time(updates, seconds, spent, work.minutes)
     return updates
 
@@ -438,10 +438,11 @@ def _conclude(work, stopped):
 
 # %% ../nbs/85_advice.ipynb #a3616402
 def _as_configs(targets, how):
-    for t in targets: check_name(t, TARGETS, 'target')
-    if not targets or len(set(targets)) < len(targets):
-        raise InputError(f"targets={list(targets)}; give different names in TARGETS, such as "
-                         f"{', '.join(_TARGETS)}.")
+    listed = isinstance(targets, (list, tuple))
+    for t in targets if listed else (): check_name(t, TARGETS, 'target')
+    if not listed or not targets or len(set(targets)) < len(targets):
+        raise InputError(f"targets={_brief(targets)}; give a list of different names in TARGETS, "
+                         f"such as {list(_TARGETS)}.")
     found = {t: get_preset('improved', target=t, **how) for t in targets}
     if bad := [t for t in targets if TARGETS[t].needs_teacher]:
         raise InputError(f"target {bad[0]} needs a teacher, an earlier run; there is none yet.")
@@ -481,11 +482,13 @@ def advise(
     before. Ctrl-C keeps what is done."""
     begun, device = time.monotonic(), str(check_device(device))
     if hasattr(photos, '__next__'): photos = list(photos) # it is read more than once
-    if not minutes > 0: raise InputError(f"minutes={minutes!r}; it must be above 0.")
-    if updates is not None and updates < 1: raise InputError(f"updates={updates}; 1 or more.")
+    _check_minutes(minutes, or_none=False)
+    if updates is not None and not (type(updates) is int and updates >= 1):
+        raise InputError(f"updates={_brief(updates)}; it must be a whole number, 1 or more.")
     how = dict(size=size, width=width, seed=seed, valid=.2) | overrides
-    targets = (targets,) if isinstance(targets, str) else tuple(targets)
+    targets = [targets] if isinstance(targets, str) else targets
     cfgs = _as_configs(targets, how)
+    targets = tuple(cfgs)
     found, train, valid = _open_photos(photos, cfgs[targets[0]], progress)
     if found.held_out is not None and 'valid' not in overrides: how.pop('valid')
     data, counts = None, ()

@@ -14,14 +14,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from .contenders import as_contender
-from .core import _as_path,InputError,duration,read_jsonl
+from .core import _as_path,_brief,InputError,duration,read_jsonl
 from .experiments import (_as_labels,_measure_speed,_set_fingerprint,_shared_window,
                                   estimate,list_jobs,run_jobs)
 from .intervals import _FEW_PHOTOS
 from .labelled import load_labelled
 from .machine import check_device
 from .overlap import overlap
-from .probing import _say_seen,_seen_in_training
+from .probing import _parse_seeds,_say_seen,_seen_in_training
+from .training import _check_minutes
 from .tables import Table,summarize
 
 # %% ../nbs/84_answer.ipynb #2410b2c7
@@ -283,6 +284,7 @@ def _where_they_should_not_be(run, data):
     return tuple(dict.fromkeys(said))
 
 # %% ../nbs/84_answer.ipynb #8934e0e8
+# long: what is asked, then the checks
 def does_it_help(
     # a `GANRun`, the folder of one, an exported encoder or a module;
     # or a list of them: pretrainings that differ in their seed
@@ -291,7 +293,7 @@ def does_it_help(
     *,
     minutes:float|int|None=30, # how long at most; None: until all is done
     labels=None, # of each class, such as (25, 'all'); by what there is if not given
-    seeds:int=5, # how many label subsets
+    seeds=5, # how many label subsets, or which
     recipe:dict|None=None, # fields of `Recipe` for both sides, such as dict(flip=False)
     part:str='encoder', # of a run: encoder or disc
     size:int|None=None, # side of the images in pixels; the run's own if not given
@@ -303,8 +305,11 @@ def does_it_help(
     """Does a pretrained encoder help on these photos? Frozen probes first, then fine-tuning
     against scratch. Can be interrupted; the same call goes on."""
     start = time.monotonic()
-    if minutes is not None and not minutes > 0:
-        raise InputError(f"minutes={minutes:g}; it must be above 0, such as minutes=30.")
+    _check_minutes(minutes)
+    seeds = _parse_seeds(seeds)
+    if not (recipe is None or isinstance(recipe, dict)):
+        raise InputError(f"recipe={_brief(recipe)}; give fields of `Recipe` in a dict, such as "
+                         "dict(flip=False).")
     found, device = _as_contenders(run, part, size), str(check_device(device))
     name, size = _name_run(found), found[0].size
     how = dict(window=_shared_window({name: found})) | how
@@ -312,8 +317,8 @@ def does_it_help(
     counts = _choose_labels(data.train_y) if labels is None else _as_labels(labels)
     out = _as_path(out or f'probe-{data.name}-{_set_fingerprint(data)[:6]}.jsonl')
     encoders, tried = {name: found, 'scratch': None, 'raw pixels': 'pixels'}, found[0].trainable
-    steps = _frozen_steps(encoders, data, counts, range(seeds), size=size)
-    if tried: steps += _trained_steps(encoders, data, counts, range(seeds), recipe or {}, size=size)
+    steps = _frozen_steps(encoders, data, counts, seeds, size=size)
+    if tried: steps += _trained_steps(encoders, data, counts, seeds, recipe or {}, size=size)
     speed = _measure_speed(found[0], device=device) if tried else None
     known = _where_they_should_not_be(run, data)
     work = _Work(steps, out, device, speed, minutes, progress, known, start)

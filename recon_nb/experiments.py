@@ -18,7 +18,7 @@ import torch
 from filelock import FileLock,Timeout
 from .classification import FROZEN,MODES,Classification,probe
 from .contenders import Contender,as_contender,fingerprint
-from .core import (_as_path,InputError,append_jsonl,check_name,describe_machine,
+from .core import (_as_path,_brief,InputError,append_jsonl,check_name,describe_machine,
                            read_jsonl,duration)
 from .machine import check_device,_place_network
 from .features import count_macs
@@ -145,7 +145,7 @@ def list_jobs(
 )->list: # of `Job`, in the order to run them
     "Every run of an experiment. Raises `InputError` if one of them could not be made."
     modes = [modes] if isinstance(modes, str) else list(modes)
-    labels, seeds, recipes = _as_labels(labels), _parse_seeds(seeds), recipes or {}
+    labels, seeds = _as_labels(labels), _parse_seeds(seeds)
     for m in modes: check_name(m, MODES, 'mode')
     if type(search) is not bool and (type(search) is not int or search < 1):
         raise InputError(f"search={search!r}; give True (at each number of labels), "
@@ -162,22 +162,31 @@ def list_jobs(
             f"the encoders are for pictures of {' and '.join(map(str, sorted(sizes)))} px; "
             "give size=, or compare them apart.")
     sets = _as_sets(datasets, sizes.pop(), root, _shared_window(rows))
-    for k in recipes: check_name(k, ['*', *(s.name for s in sets)], 'set with a recipe')
+    fixed = _fixed_fields({} if recipes is None else recipes, sets)
     jobs = []
     for d in sets:
-        fixed = tuple(sorted({**recipes.get('*', {}), **recipes.get(d.name, {})}.items()))
-        for k,_ in fixed: check_name(k, Recipe.__dataclass_fields__, 'field of a recipe')
-        Recipe(**dict(fixed))
         for k in labels: label_subset(d.train_y, k, seed=0, classes=d.classes)
         for name,group in rows.items():
             prints = [fingerprint(a) for a in group]
             for m in [m for m in modes if MODES[m].raw or not group[0].raw]:
                 for k in labels:
                     jobs += _cell(name, group, prints, d, m, k, seeds,
-                                  () if m in FROZEN else fixed, search, matched)
+                                  () if m in FROZEN else fixed[d.name], search, matched)
     return _in_order(jobs)
 
 # %% ../nbs/75_experiments.ipynb #cf511ea0
+def _fixed_fields(recipes, sets): # of each set's recipe; `InputError` for no such set, field, value
+    if not (isinstance(recipes, dict) and all(isinstance(r, dict) for r in recipes.values())):
+        raise InputError(f"recipes={_brief(recipes)}; give fields of `Recipe` in a dict for each "
+                         "set, such as {'*': dict(flip=False)}.")
+    for k in recipes: check_name(k, ['*', *(s.name for s in sets)], 'set with a recipe')
+    fixed = {s.name: {**recipes.get('*', {}), **recipes.get(s.name, {})} for s in sets}
+    for values in fixed.values():
+        for k in values: check_name(k, Recipe.__dataclass_fields__, 'field of a recipe')
+        Recipe(**values)
+    return {name: tuple(sorted(values.items())) for name,values in fixed.items()}
+
+# %% ../nbs/75_experiments.ipynb #88f132ee
 def _cell(name, group, prints, d, mode, k, seeds, settings, search, matched):
     "The jobs of one cell of a table."
     found = None

@@ -11,15 +11,27 @@ __all__ = ['Recipe', 'paper_recipe', 'augment', 'paper_head', 'fit_paper_head', 
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass,field,replace
+from numbers import Integral,Real
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float,Int64,UInt8
 from torch import Tensor,nn
-from .core import InputError,check_name,epoch_order,sample_uniform
+from .core import _brief,InputError,check_name,epoch_order,sample_uniform
 from .features import _as_input,frozen,_in_batches
 from .machine import check_device,fork_random,_place_network,prefetch
 from .pixels import Photo8,_as_bytes
+
+# %% ../nbs/67_finetune.ipynb #f7e9f2e0
+def _is_count(v): return isinstance(v, Integral) and not isinstance(v, bool) and 0 <= v < 2**31
+def _is_finite(v): return isinstance(v, Real) and not isinstance(v, bool) and 0 <= v < float('inf')
+_RECIPE_FIELDS = dict( # field -> what it must be, and whether a value is
+    **dict.fromkeys(('steps','epochs'), ('a whole number, 0 or more', _is_count)),
+    bs=('a whole number, 1 or more', lambda v: _is_count(v) and v > 0),
+    **dict.fromkeys(('lr','layer_decay','wd'), ('a number, 0 or more', _is_finite)),
+    shift=('a number from 0 to 1', lambda v: _is_finite(v) and v <= 1),
+    **dict.fromkeys(('flip','head_first'), ('True or False', lambda v: isinstance(v, bool))),
+    selected=('a dict', lambda v: isinstance(v, dict)))
 
 # %% ../nbs/67_finetune.ipynb #47dd745f
 @dataclass(frozen=True)
@@ -41,10 +53,11 @@ class Recipe:
     def __post_init__(self):
         check_name(self.mode, ('finetune', 'paper-finetune'), 'mode')
         check_name(self.precision, ('no', 'bf16'), 'precision of fine-tuning')
-        if self.bs < 1 or self.updates(1) < 1:
-            raise InputError(
-                f"bs={self.bs}, steps={self.steps}, epochs={self.epochs}: "
-                "a recipe needs images in a batch, and at least one update.")
+        for name, (what, fits) in _RECIPE_FIELDS.items():
+            if not fits(v := getattr(self, name)):
+                raise InputError(f"{name}={_brief(v)} in a recipe; it must be {what}.")
+        if self.updates(1) < 1:
+            raise InputError(f"steps={self.steps}, epochs={self.epochs}: a recipe needs an update.")
 
     def updates(self, n:int)->int: # for n labels
         return max(self.steps, self.epochs*max(1, n//min(self.bs, n)))

@@ -124,12 +124,12 @@ def _by_test(rows):
                 f'{data}, test {t[:4]}' if isinstance(t, str) else data for t in g.test]
             said.append(f"{data}: records of {len(prints)} different sets of test photos, "
                         "a column each; they are not compared."
-                        + (f" {silent} records do not say which photos they asked, "
+                        + (f" {silent} records do not say on which they were tested, "
                            "and stand apart." if silent else ''))
         elif silent:
             who = 'the records' if silent == len(g) else f'{silent} of {len(g)} records'
-            said.append(f"{data}: {who} do not say which test photos they asked "
-                        "(0.1.0 did not); they are paired by the set's name.")
+            said.append(f"{data}: {who} do not say on which photos they were tested "
+                        "(version 0.1.0 did not store it); they are paired by the set's name.")
     return rows, said
 
 def _pairs(rows):
@@ -468,14 +468,12 @@ def label_curve(
     check_name(mode, s['mode'].unique(), 'mode of these records')
     data = check_name(data or (s.data.iloc[0] if s.data.nunique() == 1 else data),
                       s.data.unique(), 'set of these records')
-    s = s[(s.data == data)
-          & ((s['mode'] == mode) | (s['mode'] == 'linear') & (s.arm == 'raw pixels'))
-         ].sort_values('per_class', kind='stable')
-    s = s[(s.arm != 'raw pixels')
-          | (s['mode'] == ('linear' if 'linear' in s['mode'].values else mode))
-         ].drop_duplicates(['arm','per_class'])
-    if mode != 'linear':
-        s.loc[(s.arm == 'raw pixels') & (s['mode'] == 'linear'), 'arm'] = 'raw pixels (linear)'
+    s = s[s.data == data]
+    raw = s.arm == 'raw pixels' # in this mode, or else under a linear layer
+    asked = mode if mode in s['mode'][raw].values else 'linear'
+    s = s[s['mode'] == raw.map({True: asked, False: mode})].sort_values('per_class', kind='stable')
+    s = s.drop_duplicates(['arm','per_class'])
+    if asked != mode: s.loc[s.arm == 'raw pixels', 'arm'] = 'raw pixels (linear)'
     if ax is None:
         from matplotlib import pyplot as plt
         _,ax = plt.subplots(figsize=(6,3.6), dpi=90, layout='constrained')

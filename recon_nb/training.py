@@ -12,6 +12,7 @@ import json,math,os,shlex,sys
 from contextlib import contextmanager
 from dataclasses import replace
 from threading import Timer
+from numbers import Real
 from pathlib import Path
 
 # %% ../nbs/59_training.ipynb #574ca994
@@ -104,11 +105,12 @@ def _check_hooks(hooks):
                          "or a list of such functions.")
     return tuple(some)
 
-def _check_minutes(max_minutes):
-    if max_minutes is None: return
-    number = isinstance(max_minutes, (int, float)) and not isinstance(max_minutes, bool)
-    if not (number and max_minutes > 0):
-        raise InputError(f"max_minutes={_brief(max_minutes)}; it must be a number above 0.")
+def _check_minutes(minutes, name='minutes', *, or_none=True):
+    if minutes is None and or_none: return
+    number = isinstance(minutes, Real) and not isinstance(minutes, bool)
+    if not (number and (0 < minutes < 1e9 or minutes == math.inf)):
+        given = '0' if number and minutes == 0 else _brief(minutes) # a shell makes 0.0 of 0
+        raise InputError(f"{name}={given}; it must be a number above 0, such as 30.")
 
 def _accelerator(given, precision, device):
     if given is None: return make_accelerator(precision, device=device)
@@ -156,7 +158,7 @@ def train_gan(
     earlier = _open_earlier(cfg) if cfg.teacher and not resume else None
     first = _first_weights(cfg) if cfg.init and not resume else None
     hooks = _check_hooks(hooks)
-    _check_minutes(max_minutes)
+    _check_minutes(max_minutes, 'max_minutes')
     acc = _accelerator(accelerator, cfg.precision, device)
     _on_main(acc, lambda: _check_place(run_dir, cfg, resume=resume))
     with fork_random(acc.device):
@@ -229,7 +231,7 @@ def _open(st, *, root, plugins, progress, origin=''):
         bound = f' and max_steps={st.cfg.max_steps}' if st.cfg.max_steps else ''
         raise InputError(f"the run has done {st.step} steps, more than "
                          f"epochs={st.cfg.epochs}{bound} have ({st.total_steps}): give more.")
-    if progress: st.acc.print(f'resumed at step {st.step}. ' * bool(known) + _announce(st, origin))
+    if progress: st.acc.print(_announce(st, origin, resumed=bool(known)))
     st.acc.wait_for_everyone() # all have read what lies there; now it may change
     if st.acc.is_main_process:
         _write_info(st, dict(
@@ -256,7 +258,7 @@ def _say_if_it_takes_long(words, seconds=2.):
     finally: timer.cancel()
 
 # %% ../nbs/59_training.ipynb #b3b0e7b8
-def _announce(st, origin=''):
+def _announce(st, origin='', resumed=False): # resumed: without what was said at the start
     first = 'trying a few steps, to say how long it takes ...'
     with _say_if_it_takes_long(first, 2. if st.acc.is_main_process else 1e6):
         seconds,memory = estimate_cost(st)
@@ -267,11 +269,13 @@ def _announce(st, origin=''):
             f'{len(st.train)} photos to train, {len(st.valid)} held out, {st.cfg.size} px; '
             f'batch {st.bs}{small}, {_say_length(st)}; '
             f'about {duration(seconds)} and {_megabytes(memory)} on {st.acc.device}')
+    read, here = [*_say_reading(st)], [*_say_precision(st), *[origin][:bool(origin)]]
+    kept = [*_say_kept(st)]
+    if resumed: return '\n  '.join([f'resumed at step {st.step}. {plan}', *read, *kept, *here])
     differ = [f'differs from {st.cfg.preset}: {k} {a} -> {b}'
               for k,(a,b) in deviations(st.cfg).items()]
-    notes = [_say_shares(st), *_say_small(st), *_say_reading(st), *_say_kept(st)]
-    notes += [*_say_backbone(st), *_say_precision(st), *[origin][:bool(origin)]]
-    return '\n  '.join([plan, *notes, *differ])
+    notes = [_say_shares(st), *_say_small(st), *read, *kept, *_say_backbone(st)]
+    return '\n  '.join([plan, *notes, *here, *differ])
 
 def _say_shares(st): # of the photos in an epoch, of a picture's area
     index = _choose_evenly(st.train, 64)

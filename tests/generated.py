@@ -1,14 +1,12 @@
 """Generated cases: the functions that take data or settings of a user, given what people give by mistake. Each answers with what its documentation says,
-or with an `InputError` in one sentence that names what was given. Run without the types' checks, as people run it:
+or with an `InputError` in one sentence that names what was given. Run without the types' checks, as people run it, and without bars:
 
-    RECON_NB_TYPES=0 pytest tests/generated.py                       # about 1,000 cases, the same each time
-    RECON_NB_TYPES=0 RECON_NB_SLOW=1 pytest tests/generated.py       # about 20,000, others each time
+    TQDM_DISABLE=1 RECON_NB_TYPES=0 pytest tests/generated.py                   # about 1,000 cases, the same each time
+    TQDM_DISABLE=1 RECON_NB_TYPES=0 RECON_NB_SLOW=1 pytest tests/generated.py   # about 20,000, others each time
 
 `test_generated.py` does that, and holds the pure functions of tensors, whose wrong calls are refused by their types. A failure becomes an `@example`."""
 import contextlib, io, os, warnings
 from pathlib import Path
-
-os.environ['TQDM_DISABLE'] = '1'                                # bars are no answers; read when tqdm is imported
 
 import numpy as np
 import pandas as pd
@@ -18,6 +16,8 @@ from hypothesis import HealthCheck, example, given, settings, strategies as st
 from PIL import Image
 
 from recon_nb import GANRun, cli, export_encoder, load_photos, load_pretrained, probe, train_gan
+from recon_nb.advice import advise
+from recon_nb.answer import does_it_help
 from recon_nb.average_precision import average_precisions, found_shares
 from recon_nb.boxed import DetectionSet
 from recon_nb.choices import check_choices
@@ -547,6 +547,42 @@ def test_an_argument_of_a_probe(name, value):
     "With no encoder to ask: nothing is trained."
     data, call = value if name == 'data' else 'no such set', {} if name == 'data' else {name: value}
     assert ask(lambda: probe('no such run', data, progress=False, **call)) is REFUSED
+
+
+ANSWER = ['minutes', 'labels', 'seeds', 'recipe', 'part', 'size', 'out', 'device', 'data', 'progress']
+
+
+def no_time(value): return isinstance(value, (bool, str, bytes)) or not np.isscalar(value) or not value > 0
+
+
+@cases(.3)
+@given(st.sampled_from(ANSWER), junk)
+@example('seeds', 10**30)
+@example('minutes', 'x')
+@example('recipe', 0)
+@example('recipe', dict(epochs='x'))
+@example('recipe', dict(lr=[1]))
+def test_an_argument_of_an_answer(run, tmp_path_factory, name, value):
+    "In no time nothing is begun: a whole answer, or a refusal."
+    if name == 'minutes' and (value is None or not no_time(value)): return          # it would take them
+    if name == 'device' and value is None: return
+    x, y = draw_shapes(20, size=32, seed=1)
+    toy = LabelledSet('mine', x, y % 2, x[::-1], y[::-1] % 2, ('a', 'b'))
+    how = dict(data=toy, minutes=1e-9, device='cpu', progress=False, out=tmp_path_factory.mktemp('answer')/'a.jsonl') | {name: value}
+    got = ask(lambda: does_it_help(run, how.pop('data'), **how), *(('minutes',) if name == 'minutes' else ()))
+    assert got is REFUSED or name != 'minutes' and not (name == 'recipe' and not isinstance(value, (dict, type(None))))
+
+
+@cases(.5)
+@given(st.sampled_from(['labels', 'targets', 'minutes', 'updates', 'size', 'width', 'seed', 'out', 'device', 'valid']), junk)
+@example('updates', 'x')
+@example('targets', 7)
+@example('minutes', 'x')
+def test_an_argument_of_advice(name, value):
+    "On photos that are too few: refused; for its own sake, where it has none."
+    how = dict(photos=draw_shapes(3, size=32)[0], device='cpu', progress=False) | {name: value}
+    own = name == 'minutes' and (value is None or no_time(value))
+    assert ask(lambda: advise(how.pop('photos'), **how), *((name,) if own else ())) is REFUSED
 
 
 # --- the shell

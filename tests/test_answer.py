@@ -114,7 +114,7 @@ def test_without_time_nothing_is_begun_and_a_word_on_the_rest(monkeypatch, tmp_p
     a = does_it_help(Few(1), toy, out=tmp_path/'a.jsonl', **{**HOW, 'minutes': 1e-6})
     assert a.stopped == 'time' and c.calls == 0 and 'nearest neighbours, 3 labels a class (about' in a.left and a.sentence == 'Nothing was finished.'
     for minutes in (0, -1):
-        with pytest.raises(InputError, match='must be above 0'): does_it_help(Few(1), toy, out=tmp_path/'a.jsonl', **{**HOW, 'minutes': minutes})
+        with pytest.raises(InputError, match='must be a number above 0'): does_it_help(Few(1), toy, out=tmp_path/'a.jsonl', **{**HOW, 'minutes': minutes})
     assert c.calls == 0
 
 
@@ -239,7 +239,7 @@ def test_the_shell_says_its_cost_first_and_ends_in_a_sentence(monkeypatch, tmp_p
     run = train_gan(str(tmp_path/'photos/train'), 'improved', size=32, width=4, epochs=1, run_dir=tmp_path/'mine', progress=False)
     monkeypatch.chdir(tmp_path)
     call, counted = [str(run.dir), 'photos', '--labels', '5', '--seeds', '2', '--device', 'cpu'], Counted(monkeypatch)
-    assert cli.probe([*call, '--minutes', '0']) == 2 and '--minutes 0; it must be above 0' in capsys.readouterr().err
+    assert cli.probe([*call, '--minutes', '0']) == 2 and '--minutes 0; it must be a number above 0' in capsys.readouterr().err
     assert cli.probe([*call, '--minutes', '1e-6']) == 0
     out = capsys.readouterr().out
     assert '1e-06 min may be spent' in out and 'Not run: nearest neighbours' in out and counted.calls == 0

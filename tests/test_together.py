@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from recon_nb.core import read_jsonl
+from recon_nb.core import InputError, read_jsonl
 from recon_nb.protocols import Block, Protocol
 
 BENCHMARKS = Path(__file__).parents[1]/'benchmarks'
@@ -156,3 +156,11 @@ def test_runs_of_another_plan_are_not_taken_for_ones_own(together, tmp_path):
     assert _is_done(p, where[0], _config(p, 'a', 'cifar10', 0))
     with pytest.raises(InputError, match='was trained on the folder instances, not scenes'):
         _is_done(q, where[0], _config(q, 'a', 'cifar10', 0))
+
+
+def test_some_rows_of_the_plans_that_have_them(together):
+    plans = {n: together.PLANS[n] for n in ('four-sets', 'transfer')}
+    found = together.only_rows(plans, ['edges', 'improved'])
+    assert {n: [*p.arms] for n,p in found.items()} == {'four-sets': ['improved'], 'transfer': ['edges']}
+    assert [*together.only_rows(plans, ['hues'])] == ['transfer']
+    with pytest.raises(InputError, match="no plan has a row 'hue'; there are improved, edges only, edges, hues"): together.only_rows(plans, ['hue'])
