@@ -233,12 +233,20 @@ def visible_text(f):
         text = '\n'.join([*(''.join(c['source']) for c in cells), *(text_of(o) for c in cells for o in c.get('outputs', []))])
     return re.sub(r'base64,[A-Za-z0-9+/=\s]+', 'base64,', text)
 
+CUT = re.compile(r'(?:>|^\w+ +)([^<>\n]{35,}\.\.\.)(?:</td>|$)', re.M)
+
+def cut_texts(output):
+    "Texts of a table that pandas has cut. Whether it does depends on the pages that ran before in the same process."
+    data = output.get('data', {})
+    return CUT.findall(readme.as_text(data.get('text/html') or data.get('text/plain', '')))
+
 def output_faults(f):
-    "Saved errors and large pictures of a notebook."
+    "Saved errors, large pictures and cut texts of a notebook."
     faults = []
     for c in json.loads((ROOT/f).read_text(encoding='utf-8'))['cells']:
         for o in c.get('outputs', []):
             if o['output_type'] == 'error': faults.append(f"{f}, cell {c['id']}: a saved error, {o['ename']}")
+            faults += [f"{f}, cell {c['id']}: {t[-40:]!r} is cut: pd.set_option('display.max_colwidth', None)" for t in cut_texts(o)]
             png = len(base64.b64decode(readme.as_text(o.get('data', {}).get('image/png', ''))))
             if png > LIMITS['png_bytes']: faults.append(f"{f}, cell {c['id']}: a picture of {png//1000} kB; allowed 200 kB")
     return faults

@@ -70,3 +70,14 @@ def test_at_the_end_it_is_said_which_pages_failed(tmp_path, monkeypatch, capsys)
         assert gates.main()
         out = capsys.readouterr().out
         assert said in out and f'notebooks: {3-failed} passed, {failed} failed' in out
+
+
+def test_a_text_that_pandas_has_cut_is_found():
+    import pandas as pd
+    long = 'pretrainings, label subsets, test photos (at most as many)'
+    frame = pd.DataFrame({'n': [3], 'covers': [long]})
+    def saved(x): return dict(data={'text/plain': repr(x)} | ({'text/html': x._repr_html_()} if isinstance(x, pd.DataFrame) else {}))
+    with pd.option_context('display.max_colwidth', 50): cut = [gates.cut_texts(saved(x)) for x in (frame, frame.iloc[0])]
+    assert [len(c) for c in cut] == [1, 1], cut
+    assert all(long.startswith(c[0][:-3].strip()) for c in cut)
+    with pd.option_context('display.max_colwidth', None): assert not any(gates.cut_texts(saved(x)) for x in (frame, frame.iloc[0]))
