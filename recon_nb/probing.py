@@ -12,7 +12,6 @@ import base64,hashlib,time,warnings
 from dataclasses import dataclass,replace
 from functools import cached_property
 from itertools import islice
-from numbers import Integral
 from typing import NamedTuple
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from .contenders import Contender,as_contender,fingerprint
 from .core import (_brief,InputError,TrainingDiverged,append_jsonl,_by_caller,check_name,
                            describe_machine,progress_bar)
 from .features import count_macs
-from .finetune import Recipe
+from .finetune import Recipe,_is_count
 from .identity import _fingerprint_photos
 from .labelled import DEV_SEED,LabelledSet,development_images,label_subset
 from .machine import check_device,fork_random
@@ -103,19 +102,17 @@ def _parse_count(
 def _parse_seeds(
     seeds, # how many, or which
 )->list: # of whole numbers
-    """Seeds of a probe. Raises `InputError` if they are no whole numbers from 0 to 2^32-1, or if
+    """Seeds of a probe. Raises `InputError` if they are no whole numbers from 0 to 2^31-1, or if
     there is none, one twice, or more than a thousand."""
-    if _is_seed(seeds): some = range(seeds) if seeds <= _MOST_SEEDS else ()
+    if _is_count(seeds): some = range(seeds) if seeds <= _MOST_SEEDS else ()
     else:
         try: some = [*islice(seeds, _MOST_SEEDS+1)]
         except TypeError: some = ()
-    whole = all(map(_is_seed, some)) and not isinstance(seeds, bytes)
+    whole = all(map(_is_count, some)) and not isinstance(seeds, bytes)
     if not 0 < len(some) <= _MOST_SEEDS or not whole or len(set(some)) < len(some):
         raise InputError(f"seeds={_brief(seeds)}; give a number of seeds, {_MOST_SEEDS:,} at most, "
-                         f"or different whole numbers from 0 to {2**32-1:,}.")
+                         f"or different whole numbers from 0 to {2**31-1:,}.")
     return [int(s) for s in some]
-
-def _is_seed(s): return isinstance(s, Integral) and not isinstance(s, bool) and 0 <= s < 2**32
 
 _MOST_SEEDS = 1000
 
