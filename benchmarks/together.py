@@ -14,7 +14,7 @@ import os
 
 if __name__ in ('__main__', '__mp_main__'):
     os.environ |= dict(TQDM_DISABLE='1', OMP_NUM_THREADS='1')    # a core for each process
-import argparse, heapq, json, multiprocessing, sys, threading, time
+import argparse, hashlib, heapq, json, multiprocessing, sys, threading, time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, replace
@@ -84,6 +84,7 @@ INPUTS = Protocol(                             # the paper's last page: larger i
     blocks=(Block(('knn', 'linear'), (25, 100), 3),))
 
 PLANS = {p.name: p for p in (PROTOCOLS['four-sets'], ANIMALS, TRANSFER, INPUTS, ONE, WHOLE)}
+ADVICE = 'advice'                            # may stand among --plans: `recon-advise` on these sets
 ADVISED = 'cifar10', 'svhn', 'imagenette', 'flowers128', 'animals', 'shapes'
 
 
@@ -184,7 +185,8 @@ def run_probe(p, runs, data, root, seeds, key, found):
     jobs, images = find_jobs(p.name, runs, data, root)
     j = jobs[key]
     done = {j.search.key: found} if j.search else {}
-    tried = partial(_Trials, j, images, runs/f'trials-{os.getpid()}.jsonl')
+    name = hashlib.blake2b(key.encode(), digest_size=6).hexdigest()
+    tried = partial(_Trials, j, images, runs/f'trials-{name}.jsonl')    # a stopped search goes on
     return dict(_run_job(j, done, MET['device'], tried), images=images)
 
 
@@ -206,8 +208,8 @@ class Desk:
         self.plans, self.runs, self.root, self.out, self.some = plans, runs, root, out, seeds
         self.ready, self.waiting, self.order, self.failed = [], {}, count(), []
         self.done = {p: read_jsonl(out/f'{p}.jsonl') for p in (*plans, 'advice')}
+        self.ask_advice(len(plans), advised)
         for i, p in enumerate(plans.values()):
-            if p.name == 'four-sets': self.ask_advice(i, advised)
             shared = p.photos != 'own'         # one pretraining for all sets
             for data in list(p.sizes)[:1] if shared else p.sizes:
                 left = {(row, seed) for row in p.arms for seed in self.seeds(p)}
@@ -312,6 +314,12 @@ def check_seeds(p, seeds):
         raise InputError(f'{p.name} has pretrainings 0 to {p.pretrainings-1}, not {wrong[0]}.')
 
 
+def who_is_advised(a):
+    "The sets that `recon-advise` is asked about: none, unless `advice` is among the plans."
+    asked = ADVISED if ADVICE in a.plans and not a.toy else ()
+    return [n for n in asked if not a.sets or n in a.sets]
+
+
 def main(argv=None):
     "0 if nothing failed, 1 if something did, 2 for a wrong call."
     p = argparse.ArgumentParser('together.py', description=__doc__,
@@ -319,7 +327,8 @@ def main(argv=None):
     p.add_argument('--data', type=Path, default=os.environ.get('RECON_NB_DATA'))
     p.add_argument('--out', type=Path, default=Path('runs/together'))
     p.add_argument('--runs', type=Path, help='the run folders; OUT/runs if not given')
-    p.add_argument('--plans', nargs='+', default=[*PLANS], help=f"of {', '.join(PLANS)}")
+    p.add_argument('--plans', nargs='+', default=[*PLANS, ADVICE],
+                   help=f"of {', '.join([*PLANS, ADVICE])}")
     p.add_argument('--sets', nargs='+', help='only these; all if not given')
     p.add_argument('--rows', nargs='+', help='only these pretrained rows; all if not given')
     p.add_argument('--modes', nargs='+', help='only these ways of probing; all if not given')
@@ -333,7 +342,8 @@ def main(argv=None):
     a = p.parse_args(argv)
     try:
         if a.data is None: raise InputError('--data is not given, and RECON_NB_DATA is not set.')
-        plans = {n: resolve(PLANS[check_name(n, PLANS, 'plan')], a.data, a.toy) for n in a.plans}
+        for n in a.plans: check_name(n, [*PLANS, ADVICE], 'plan')
+        plans = {n: resolve(PLANS[n], a.data, a.toy) for n in a.plans if n != ADVICE}
         if a.sets: plans = {n: replace(q, sizes={k: v for k, v in q.sizes.items() if k in a.sets})
                             for n, q in plans.items() if {*q.sizes} & {*a.sets}}
         if a.rows: plans = only_rows(plans, a.rows)
@@ -349,7 +359,7 @@ def main(argv=None):
             for q in plans.values():           # read once, before all processes ask for it
                 for data, size in q.sizes.items(): find_labelled(data, size=size, root=a.data)
             print(f'sets read: {duration(60*a.minutes-(end-time.monotonic()))}', flush=True)
-            desk = Desk(plans, runs, a.data, a.out, () if a.toy else ADVISED, a.seeds)
+            desk = Desk(plans, runs, a.data, a.out, who_is_advised(a), a.seeds)
             return work(desk, 'cpu' if a.toy else a.device, a.processes, end)
     except InputError as e:
         print(f'together.py: {e}', file=sys.stderr)

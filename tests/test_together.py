@@ -75,6 +75,17 @@ def test_what_fails_is_said_and_leaves_the_rest(play, tmp_path, capsys):
     assert status == 0 and [d[0] for d in done[4:]] == ['search', 'tuned']
 
 
+@pytest.mark.parametrize('words,sets', [('--plans four-sets', []), ('--plans advice', ['cifar10', 'svhn', 'imagenette', 'flowers128', 'animals', 'shapes']),
+                                        ('--plans four-sets advice --sets svhn shapes', ['svhn', 'shapes']), ('--plans advice --toy', [])])
+def test_advice_is_asked_for_by_its_name(together, monkeypatch, tmp_path, words, sets):
+    met = {}
+    monkeypatch.setattr(together, 'find_labelled', lambda *args, **how: None)
+    monkeypatch.setattr(together, 'work', lambda desk, *how: met.update(names=[t.name for t in sorted(desk.ready)]) or 0)
+    assert together.main(['--data', str(tmp_path), '--out', str(tmp_path/'out'), *words.split()]) == 0
+    assert [n for n in met['names'] if n.startswith('advice')] == [f'advice {n} {k}' for n in sets for k in (200, 400)]
+    assert any(n.startswith('pretraining') for n in met['names']) == ('four-sets' in words)
+
+
 def test_some_pretrainings_now_and_the_others_another_day(together, monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(together, 'open_set', lambda name, size, root: name)
@@ -156,6 +167,25 @@ def test_runs_of_another_plan_are_not_taken_for_ones_own(together, tmp_path):
     assert _is_done(p, where[0], _config(p, 'a', 'cifar10', 0))
     with pytest.raises(InputError, match='was trained on the folder instances, not scenes'):
         _is_done(q, where[0], _config(q, 'a', 'cifar10', 0))
+
+
+def test_a_stopped_search_goes_on_with_the_trials_it_has(together, monkeypatch, tmp_path):
+    "Another process takes it up: the file of its trials has its name, not the process's."
+    from types import SimpleNamespace
+    jobs = {k: SimpleNamespace(search=None, known=k) for k in ('one', 'another')}
+    together.MET['device'] = 'cpu'
+    monkeypatch.setattr(together, 'find_jobs', lambda *args: (jobs, 'images'))
+    def search(job, done, device, tried):
+        scores = tried()
+        met.append(dict(scores))
+        scores['lr=1'] = .5
+        return dict(kind='recipe')
+    monkeypatch.setattr(together, '_run_job', search)
+    for pid,key in enumerate(('one', 'one', 'another')):
+        met = []
+        monkeypatch.setattr(together.os, 'getpid', lambda: pid)
+        together.run_probe(plan('p', x=32), tmp_path, 'x', None, (0,), key, None)
+        assert met == [{'lr=1': .5} if pid == 1 else {}]
 
 
 def test_some_rows_of_the_plans_that_have_them(together):
