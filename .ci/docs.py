@@ -22,7 +22,7 @@ ORDER = {   # pages that are not named here follow theirs, in the order of their
     'Explanations': ['explanations/which_numbers',
                      'explanations/where_the_paper_is_silent', 'explanations/larger_inputs', 'explanations/one_instance',
                      'explanations/adversarial_losses', 'explanations/stability',
-                     'explanations/stl10_mystery',
+                     'explanations/detection_and_segmentation', 'explanations/stl10_mystery',
                      'explanations/why_it_failed', 'explanations/beat_scratch', 'explanations/which_change_mattered',
                      'explanations/papers_own_pretext',
                      'explanations/longer_and_second_round', 'explanations/how_fair_is_it', 'explanations/photos_nobody_tuned_for',
