@@ -33,6 +33,7 @@ from recon_nb.training import train_gan
 
 ANIMALS = 'cat', 'dog', 'horse', 'cow', 'sheep'
 LONGER = ', twice as long'                     # behind an arm's name: do more updates help?
+RECORDS = 'detection_and_segmentation.jsonl'
 SCORES = dict(detection='test_map50', segmentation='test_miou')
 FULL = dict(size=64, draws=3, few=100, recipes=dict(detection=dict(steps=1000, epochs=0),
                                                     segmentation=dict(steps=600, epochs=0)),
@@ -125,9 +126,9 @@ def work(a, p, who, end):
     pretraining = None if who == 'controls' else who
     todo = [q for q in questions(p, who) if (*q, pretraining) not in done]
     if not todo: return True
-    run = None if who == 'controls' else pretrain(a, p, who, end)
+    run = None
     if who != 'controls':
-        if run is None: return False
+        if (run := pretrain(a, p, who, end)) is None: return False
         if ('pretraining', who) not in done:
             append_jsonl(a.out, describe_pretraining(Path(a.runs)/f'improved-s{who}', 'improved'))
     for q in todo:
@@ -145,7 +146,7 @@ def show(a, p):
             some = [r[SCORES[q[0]]] for r in rows
                     if key(r) == (*q, None if who == 'controls' else who)]
             said = f'{sum(some)/len(some):.1%} (n={len(some)})' if some else 'to do'
-            print(f"{who!s:9}{q[0]:13}{q[1]:23}{q[2]:9}{q[3] or 'all':>5} photos   {said}")
+            print(f"{who!s:9}{q[0]:13}{q[1]:25}{q[2]:9}{q[3] or 'all':>5} photos   {said}")
 
 
 def main():
@@ -158,12 +159,12 @@ def main():
     p.add_argument('--device', default='cpu', help='where to compute')
     p.add_argument('--runs', default=Path(tempfile.gettempdir())/'recon_nb_dense',
                    help='the folder of the pretrainings')
-    p.add_argument('--out', help='the file of records (nbs/results/detection.jsonl)')
+    p.add_argument('--out', help=f'the file of records (nbs/results/{RECORDS})')
     a = p.parse_args()
     torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', 1)))
     if a.toy: a.runs = Path(a.runs)/'toy'
     plan, results = TOY if a.toy else FULL, Path(__file__).parents[1]/'nbs/results'
-    a.out = Path(a.out or (a.runs/'dense.jsonl' if a.toy else results/'detection.jsonl'))
+    a.out = Path(a.out or (a.runs/'dense.jsonl' if a.toy else results/RECORDS))
     if a.list: return show(a, plan)
     a.out.parent.mkdir(parents=True, exist_ok=True)
     parts = [a.only if a.only == 'controls' else int(a.only)] if a.only else [
