@@ -12,19 +12,23 @@ printed, and are a fault with `--strict` only; so are words below the first such
 another conclusion. Times (`3 s`, `20 ms`, `2 min`) and estimates of memory are not compared. Pictures and widgets only have to be there. A
 cell whose output is another one each time, or on each machine, says so: `#| varies the reason`. Then only the kinds of its outputs are
 compared: text stays text, a picture a picture. So it is on pages with a short form for tests, which save their full form. A cell that is
-not executed (`#| realdata`, `#| slow` ...) keeps what it has. The real photos aren't used."""
-import argparse, difflib, html, json, os, re, shutil, signal, subprocess, sys, tempfile
+not executed (`#| realdata`, `#| slow` ...) keeps what it has, and a picture that differs by rounding alone is kept, so that the
+history doesn't grow. The real photos aren't used."""
+import argparse, base64, difflib, html, io, json, os, re, shutil, signal, subprocess, sys, tempfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+import numpy as np
+from PIL import Image
 import readme
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 60                              # seconds that a page may take to be saved without being named
 TOLERANCE, DIGIT, NOTHING = .02, .1, 1e-6         # shares of a number; what processors add in another order is wrong by the last
+ROUNDING = 2                            # levels of 255 by which a picture may differ and be the same
 DIFFERS = 'outputs differ: '           # .ci/gates.py counts the lines that begin so
 
 def files():
@@ -141,6 +145,24 @@ def drawn(cells):
     "The pictures and widgets of a page, as they are saved."
     return [o['data'] for c in cells for o in c.get('outputs', []) if shown(o) in ('[picture]', '[widget]')]
 
+def pixels(png): return np.asarray(Image.open(io.BytesIO(base64.b64decode(readme.as_text(png)))).convert('RGBA')).astype(int)
+
+def alike(a, b):
+    "Do two pictures, as notebooks save them, differ by rounding alone?"
+    a, b = pixels(a), pixels(b)
+    return a.shape == b.shape and abs(a-b).max() <= ROUNDING
+
+def keep_pictures(old, new):
+    "Put the saved pictures of a page's cells back where the fresh ones are the same but for rounding; how many."
+    had, kept = {c['id']: c.get('outputs', []) for c in old if 'id' in c}, 0
+    for c in new:
+        for a,b in zip(had.get(c.get('id'), []), c.get('outputs', [])):
+            a, b = a.get('data', {}), b.get('data', {})
+            if 'image/png' in a and 'image/png' in b and a['image/png'] != b['image/png'] and alike(a['image/png'], b['image/png']):
+                b['image/png'] = a['image/png']
+                kept += 1
+    return kept
+
 def source_of(cell): return readme.as_text(cell['source'])
 
 def short_form(cells):
@@ -227,7 +249,10 @@ def save(pages, limit):
         todo, wrote = [p for p in pages if p not in short], []
         before = {p: (tree/p).read_bytes() for p in todo}
         for p,why in zip(todo, pool.map(partial(execute_one, tree, environment(tree, cache), limit), todo), strict=True):
-            old, new = json.loads(before[p])['cells'], cells_of(tree/p)
+            page = json.loads((tree/p).read_text(encoding='utf-8'))
+            old, new = json.loads(before[p])['cells'], page['cells']
+            if keep_pictures(old, new):
+                (tree/p).write_text(json.dumps(page, indent=1, ensure_ascii=False, sort_keys=True)+'\n', encoding='utf-8')
             stale = not limit or differences(old, new, p)
             if not why and stale and (ROOT/p).read_bytes() != before[p]: why = 'was edited meanwhile'
             if not why and not stale and drawn(old) != drawn(new): why = 'says what it said, and draws its pictures or widgets otherwise'

@@ -177,7 +177,7 @@ def _class_colours(k): # as many colours, far apart
     from matplotlib import colormaps
     return [colormaps['tab20'](2*c % 20 + c//10 % 2) for c in range(k)]
 
-def _outline(ax, boxes, colours, *, at=(0,0), **line): # draw boxes of one photo
+def _outline(ax, boxes, colours, *, at, **line): # draw boxes of one photo
     from matplotlib.patches import Rectangle
     for left,top,right,bottom,c,_ in boxes:
         ax.add_patch(Rectangle((at[0]+left-.5, at[1]+top-.5), right-left, bottom-top,
@@ -357,7 +357,8 @@ def _pair_lists(voc, lists): # (photo, annotation) of each part, in VOC's layout
     if lost := [f for f in files if not f.is_file()]:
         raise InputError(f"{lost[0]} is no file; it should name the photos, one a line. "
                          f"lists={tuple(lists)} says which to train on and which to test on.")
-    parts = [dict.fromkeys(line.split()[0] for line in f.read_text().splitlines() if line.strip())
+    parts = [dict.fromkeys(line.split()[0]
+                           for line in f.read_text(encoding='utf-8').splitlines() if line.strip())
              for f in files]
     for f,part in zip(files, parts):
         if not part: raise InputError(f"{f} names no photo.")

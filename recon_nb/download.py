@@ -83,7 +83,7 @@ def _kept(part):
     """How many bytes an earlier request has left, and its note;
     (0, {}) if there is nothing to go on from."""
     try:
-        note = json.loads(_note(part).read_text())
+        note = json.loads(_note(part).read_text(encoding='utf-8'))
         return (part.stat().st_size, note) if note['total'] else (0, {})
     except (OSError, ValueError, KeyError, TypeError): return 0, {}
 

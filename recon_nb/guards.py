@@ -342,8 +342,12 @@ def _check_overfit(c):
                  '' if acc >= .95 else _why_not_32(c, said))
 
 # %% ../nbs/68_guards.ipynb #45bc48e1
+_UNSTEADY = ("the same images get other labels when asked again: "
+             "dropout is still on (`model.eval()`), or `predict` augments at random.")
+
 def _why_not_32(c, said):
     x, y, off = c.x[c.few], c.y[c.few], set((said-c.y[c.few]).tolist())
+    if (_answers(c, c.small, x) != said).any(): return _UNSTEADY # no remedy would tell
     if len(off) == 1:
         return (f"each answer is {off.pop():+d} from the truth: "
                 "`fit` and `predict` count the labels from different bases.")
@@ -434,8 +438,7 @@ def _check_steady(c):
     reading = float(min(again, np.mean(alone)))
     if reading >= .99: fault = ''
     elif again < .99:
-        fault = ("the same images get other labels when asked again: "
-                 "dropout is still on (`model.eval()`), or `predict` augments at random.")
+        fault = _UNSTEADY
     else:
         fault = ("an image's label depends on the others in its batch: "
                  "batch norm is in training mode. Call `model.eval()` in `predict`.")

@@ -199,7 +199,7 @@ def _check_meta(meta): # the checksum says that it is as written, and not by who
 # %% ../nbs/11_photos.ipynb #9daa9297
 def _open_entry(folder, *, size, cuts):
     "The arrays and the record of an entry, checked; raises one thing or another if it is damaged."
-    meta = json.loads((folder/'meta.json').read_text())
+    meta = json.loads((folder/'meta.json').read_text(encoding='utf-8'))
     if meta['seal'] != _seal(meta): raise ValueError('meta.json does not match its checksum')
     _check_meta(meta)
     now, known = _stamp(folder, cuts), meta.get('stamp', {})

@@ -82,8 +82,7 @@ PROTOCOLS = {p.name: p for p in [
 ]}
 
 # %% ../nbs/79_protocols.ipynb #fb6c949e
-_pixels = dict(bs=64, scale_bias=False,
-               lambda_adv=0., lambda_idt=1., idt_norm='l2', idt_region='hidden')
+_pixels = dict(bs=64, lambda_adv=0., lambda_idt=1., idt_norm='l2', idt_region='hidden')
 _canvas = dict(view='canvas', mask='patches', visible=0.4)
 _STEPS = { # from the paper to `improved`
     'paper-sb': ('paper-sb', dict(bs=64)),

@@ -190,7 +190,8 @@ def _find_voc(root, lists, progress):
     "Where VOC lies, and (photo, mask) of each part."
     files = [f'ImageSets/Segmentation/{p}.txt' for p in lists]
     voc = _locate_voc('JPEGImages', 'SegmentationClass', *files, root=root, progress=progress)
-    parts = [[line.split()[0] for line in (voc/f).read_text().splitlines() if line.strip()]
+    parts = [[line.split()[0]
+              for line in (voc/f).read_text(encoding='utf-8').splitlines() if line.strip()]
              for f in files]
     for f,part in zip(files, parts):
         if not part: raise InputError(f"{voc/f} names no photo.")

@@ -113,6 +113,8 @@ def _check_resume(
 def _precision(device, folder, precision):
     full,exact = _tiny(device, folder, f'full-{precision}')
     half,losses = _tiny(device, folder, precision, precision=precision)
+    gap = abs(losses[0]/exact[0] - 1) # the same weights and photos: only rounding differs
+    assert gap < .02, f'the first loss is {losses[0]:.4f}, and {exact[0]:.4f} in 32 bits'
     return (f'loss {losses[-1]:.4f} against {exact[-1]:.4f} in 32 bits; '
         f'{half.history[-1]["seconds"]/full.history[-1]["seconds"]:.2f} of its time '
         '(tiny run: a hint, not a benchmark)')

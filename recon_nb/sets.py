@@ -181,7 +181,7 @@ def _is_voc(
 # %% ../nbs/13_sets.ipynb #015dc733
 def _read_list(voc, part):
     return [f'JPEGImages/{line.split()[0]}.jpg'
-            for line in (voc/f'ImageSets/Main/{part}.txt').read_text().splitlines()
+            for line in (voc/f'ImageSets/Main/{part}.txt').read_text(encoding='utf-8').splitlines()
             if line.strip()]
 
 # %% ../nbs/13_sets.ipynb #79114708

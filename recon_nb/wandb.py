@@ -45,7 +45,8 @@ def _config_of(cfg): # of paths, the last part
 @patch
 def _begin(self:WandbHook, st):
     self.note = st.run_dir and st.run_dir/'wandb.json'
-    known = json.loads(self.note.read_text()) if self.note and self.note.exists() else {}
+    known = (json.loads(self.note.read_text(encoding='utf-8'))
+             if self.note and self.note.exists() else {})
     self.sent = dict(dict(id=uuid.uuid4().hex[:8], losses=-1, scores=-1), **known)
     home = st.run_dir and st.run_dir.resolve() # W&B's own process may be in another folder
     place = dict(dir=str(home), name=home.name) if st.run_dir else {}

@@ -645,7 +645,7 @@ def _progress(records, state):
 # %% ../nbs/81_widgets.ipynb #4f0ecb26
 @patch
 def _signs(self:TrainingMonitor, records): # what may be going wrong, as HTML
-    try: cfg = config_from_dict(json.loads((self.dir/'config.json').read_text()))
+    try: cfg = config_from_dict(json.loads((self.dir/'config.json').read_text(encoding='utf-8')))
     except (OSError, ValueError): return ''
     if len(records.history) < self.trail.rows: self.trail = Trail() # resumed from earlier on
     if self.trail.rows: self.trail.add(*records.history[self.trail.rows:])

@@ -43,6 +43,7 @@ class Points:
         if self.full and what in ('open', 'half', 'fsync'): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def install(self):
+        import torch.distributed.fsdp  # noqa: F401                                    # accelerate 1.0 imports it late, and then it writes a file of its own
         points, true_open = self, io.open
         class File(io.FileIO):
             def write(self, b):

@@ -37,6 +37,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from versions import NO_FAKE_CUDA, OLD_TORCH
+
+pytestmark = pytest.mark.skipif(OLD_TORCH, reason=NO_FAKE_CUDA)
+
 PICTURES = [p for p in PRESETS if make_task(get_preset(p)).has_picture]
 PHOTOS = draw_shapes(40, size=32)[0]
 

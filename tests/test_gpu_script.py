@@ -16,6 +16,7 @@ from recon_nb.pixels import to_model
 from recon_nb.run import GANRun
 from recon_nb.shapes import draw_shapes
 from test_fake_cuda import FakeAccelerator, an_encoder, device, make  # noqa: F401  (device is a fixture)
+from versions import NO_FAKE_CUDA, OLD_TORCH
 
 SCRIPT = Path(__file__).resolve().parents[1]/'benchmarks'/'gpu.py'
 spec = importlib.util.spec_from_file_location('gpu_script', SCRIPT)
@@ -232,6 +233,7 @@ def test_busy_time_of_a_device():
     assert gpu.sum_busy(events) == pytest.approx(3.) and gpu.sum_busy([]) == 0
 
 
+@pytest.mark.skipif(OLD_TORCH, reason=NO_FAKE_CUDA)
 @pytest.mark.parametrize('changes', [
     {}, dict(precision='bf16', benchmark=True), dict(channels_last=False), dict(preset='improved', size=48)])
 def test_the_device_paths_of_the_measurements(device, monkeypatch, changes, tmp_path):  # noqa: F811
@@ -254,6 +256,7 @@ def test_the_device_paths_of_the_measurements(device, monkeypatch, changes, tmp_
     assert gpu.time_tuning(s, size=32, width=8, n=64, precision=config['precision'])['n'] == 3 and device.backwards == before+8
 
 
+@pytest.mark.skipif(OLD_TORCH, reason=NO_FAKE_CUDA)
 def test_copies_are_measured_on_the_device(device, tmp_path):  # noqa: F811
     st = make('paper-baseline')
     run = GANRun(tmp_path, st.cfg, st.gen_net, st.disc_net)

@@ -27,7 +27,14 @@ def test_fault_in_the_code(what, data):
     how, give_losses, name, word = CODE[what]
     p = Pipeline(**how)
     got = first(check_pipeline(data, p.fit, p.predict, losses=(lambda net: net.seen) if give_losses else None))
-    assert got[0] == name and word in got[1], got
+    assert got[0] in (name, 'over-fit 32'*(word == 'dropout is still on')) and word in got[1], got
+
+
+def test_answers_that_change_are_named_before_any_remedy_is_tried(data):
+    "So much dropout that 32 images are not known either: no range of pixels is to blame."
+    p = Pipeline(training=True, dropout=.9, batch_norm=False, passes=30)
+    name, said = first(check_pipeline(data, p.fit, p.predict))
+    assert name == 'over-fit 32' and 'dropout is still on' in said
 
 
 def test_a_label_fault_stops_before_any_fit(data):

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
-from huggingface_hub import ModelCard, ModelCardData, constants
+from huggingface_hub import ModelCard, ModelCardData, constants, file_download, utils
 
 from recon_nb import load_pretrained, train_gan
 from recon_nb.card import write_release
@@ -104,6 +104,11 @@ def test_a_mistyped_run_is_not_asked_for_at_the_hub(cache, tmp_path):
     assert 'Hugging Face' not in str(e.value)
 
 
+def set_offline(monkeypatch, offline):
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', offline)
+    getattr(utils, 'reset_sessions', lambda: None)()       # before version 1 a session stays what it was made as
+
+
 @pytest.fixture
 def hub(tmp_path, monkeypatch, given):
     "A stand-in of the Hub: one model, one that needs permission; all else is not there."
@@ -131,9 +136,10 @@ def hub(tmp_path, monkeypatch, given):
     server = ThreadingHTTPServer(('127.0.0.1', 0), Answer)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(constants, 'ENDPOINT', at := f'http://127.0.0.1:{server.server_port}')
-    monkeypatch.setattr(constants, 'HUGGINGFACE_CO_URL_TEMPLATE', at+'/{repo_id}/resolve/{revision}/{filename}')
+    for m in (constants, file_download):                   # which has a copy of its own before version 1
+        monkeypatch.setattr(m, 'HUGGINGFACE_CO_URL_TEMPLATE', at+'/{repo_id}/resolve/{revision}/{filename}', raising=False)
     monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path/'hub'))
-    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
+    set_offline(monkeypatch, False)
     monkeypatch.chdir(tmp_path)
     yield asked
     server.shutdown()
@@ -149,7 +155,7 @@ def test_what_the_hub_refuses_is_a_sentence(hub):
 def test_it_is_fetched_once_and_only_our_files(hub, run, monkeypatch):
     assert same(load_pretrained('anna/edges').encoder, run.encoder)
     assert {p.split('/')[-1] for p in hub if '/resolve/' in p} == {'generator.safetensors', 'encoder.safetensors'}
-    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    set_offline(monkeypatch, True)
     before = len(hub)
     assert same(load_pretrained('anna/edges').encoder, run.encoder) and len(hub) == before
 

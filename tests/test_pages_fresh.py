@@ -1,4 +1,6 @@
 "`.ci/pages.py`: outputs that say something else than what is saved in a page are found, and what varies for good reasons is let pass."
+import base64
+import io
 import json
 import re
 import subprocess
@@ -6,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT/'.ci'))
@@ -169,6 +172,23 @@ def test_words_may_follow_from_another_measure_but_not_go_before_it():
 def test_a_new_warning_is_no_measure():
     a, b = cell(printed('lr 0.3')), cell(printed('lr 0.9\n', 'stderr'), printed('lr 3'))
     assert pages.differences([a], [b], 'p', measured=False)
+
+
+def picture(level):
+    "A grey picture as a notebook saves it."
+    buf = io.BytesIO()
+    Image.new('RGB', (4, 3), (level,)*3).save(buf, 'PNG')
+    return dict(output_type='display_data', metadata={}, data={'image/png': base64.b64encode(buf.getvalue()).decode()})
+
+
+@pytest.mark.parametrize('now, kept', [(100, False), (101, True), (98, True), (103, False)])
+def test_a_picture_that_differs_by_rounding_is_kept(now, kept):
+    "Two levels of 255 are rounding, three are another picture; one that is the same to the byte needs nothing."
+    old, new = cell(printed('a'), picture(100)), cell(printed('b'), picture(now))
+    fresh = new['outputs'][1]['data']['image/png']
+    assert pages.keep_pictures([old], [new]) == kept
+    assert new['outputs'][1]['data']['image/png'] == (old['outputs'][1]['data']['image/png'] if kept else fresh) and new['outputs'][0] == printed('b')
+    assert pages.keep_pictures([{**old, 'id': 'another'}], [new]) == 0
 
 
 def test_pages_in_order_pass(house, capfd):

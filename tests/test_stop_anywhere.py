@@ -100,7 +100,7 @@ def assert_equal_runs(a, b):
 
 def assert_watched(forks, straight, run_dir):
     "What the hooks wrote: each step once, and the same as without a kill."
-    found, history = json.loads(forks('events', folder=run_dir/'tensorboard')), {r['step']: r for r in read_jsonl(run_dir/'history.jsonl')}
+    found, history = json.loads(forks('events', folder=run_dir/'tensorboard').splitlines()[-1]), {r['step']: r for r in read_jsonl(run_dir/'history.jsonl')}
     for tag,points in found.items():
         steps = [step for step,_ in points]
         assert steps == sorted(set(steps)), tag

@@ -18,9 +18,9 @@ import run
 FILE, N, SEED = run.HERE/'drawn.jsonl', 200, 0
 CPU, WALL = dict(page=90, tests=90), 1200           # seconds a judge may take; processor time, so that a busy machine changes nothing
 MESSAGES = {'print', 'warn', 'say', 'InputError', 'set_description', 'set_postfix'}
-# Tests of what stands around the library, and those that start many processes.
+# Tests of what stands around the library, those that start many processes, and those that need the checks of types that tests/conftest.py sets.
 ELSEWHERE = {'browser', 'site', 'pages', 'package', 'gates', 'github', 'bibliography', 'benchmarks', 'mutants', 'types', 'gpu_script',
-             'processes', 'stop_anywhere', 'hub', 'logs', 'soak', 'systems'}
+             'processes', 'stop_anywhere', 'hub', 'logs', 'soak', 'systems', 'generated'}
 
 # How a figure looks is judged by eye, and the order of what `min` and `max` compare by nobody.
 LOOKS = set('color c fontsize lw ls linewidth linestyle marker ms cmap zorder path_effects frameon loc ncols figsize dpi ha va rotation pad '
@@ -150,14 +150,15 @@ def tests_of(module, root=run.ROOT):
         names += sum(module in (a.name, _where.get(a.name)) for x in found if x.module == 'recon_nb' for a in x.names)
         scores[f'tests/{f.name}'] = 1000*(name == module) + (100*(name == 'wiring')*(names > 0)) + names
     some = [t for t,s in sorted(scores.items(), key=lambda x: -x[1]) if s]
-    seen = 'tests/test_drawn_faults.py'                                      # seconds long: against the kinds that survived before
-    return [seen]*(seen in some) + [t for t in some if t != seen][:2]
+    seen = [t for t in ('tests/test_drawn_faults.py', 'tests/test_drawn_figures.py') if t in some]      # seconds long: against the kinds that survived before
+    return seen + [t for t in some if t not in seen][:2]
 
 
 def in_fork(f, out, cpu):
     "The exit status of `f` in a process of its own, whose output goes into a file; None if it took too long."
     if not (pid := os.fork()):
         os.setsid()
+        signal.signal(signal.SIGINT, signal.default_int_handler)               # which a shell's background job ignores
         resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu+5))
         fd = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for k in (1, 2): os.dup2(fd, k)
