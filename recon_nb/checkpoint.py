@@ -44,7 +44,8 @@ def load_tensors(
     if not path.is_file(): raise InputError(f"{path} does not exist.")
     try: # in one piece: `safe_open` keeps some bytes of each tensor for ever (safetensors 0.8)
         data = path.read_bytes()
-        tensors, head = dict(sorted(load(data).items())), int.from_bytes(data[:8], 'little')
+        tensors = dict(sorted(load(data).items()))
+        head = int.from_bytes(data[:8], 'little') # bytes of the JSON in front of the tensors
         meta = json.loads(data[8:8+head]).get('__metadata__') or {}
         crc,text = json.loads(meta['crc']), meta['state']
         if crc.pop('', None) not in (None, zlib.crc32(text.encode())): # the first files had none

@@ -123,14 +123,14 @@ def _check_bf16(
     device:str, # cpu, cuda or mps
     folder:Path, # where it may write
 )->str: # what was seen, with numbers
-    "A run in bf16."
+    "A run in bf16, which begins with the loss of 32 bits."
     return _precision(device, folder, 'bf16')
 
 def _check_fp16(
     device:str, # cpu, cuda or mps
     folder:Path, # where it may write
 )->str: # what was seen, with numbers
-    "A run in fp16, with scaled gradients."
+    "A run in fp16, with scaled gradients, which begins with the loss of 32 bits."
     if device != 'cuda': raise _NotHere('fp16 needs CUDA')
     return _precision(device, folder, 'fp16')
 
