@@ -9,7 +9,8 @@
 Words and whole numbers have to be the same. Another number may differ by 2 %, or by one in its last digit if that is under a tenth of it:
 processors round in different ways. What a page has trained may differ by more, so pages that differ in decimals and per cents alone are
 printed, and are a fault with `--strict` only; so are words below the first such measure: a page that trains to another number may draw
-another conclusion. Times (`3 s`, `20 ms`, `2 min`) and estimates of memory are not compared. Pictures and widgets only have to be there. A
+another conclusion. Times (`3 s`, `20 ms`, `2 min`) and estimates of memory are not compared, and of two pages that read a set whichever
+comes first says that it is cached. Pictures and widgets only have to be there. A
 cell whose output is another one each time, or on each machine, says so: `#| varies the reason`. Then only the kinds of its outputs are
 compared: text stays text, a picture a picture. So it is on pages with a short form for tests, which save their full form. A cell that is
 not executed (`#| realdata`, `#| slow` ...) keeps what it has, and a picture that differs by rounding alone is kept, so that the
@@ -97,6 +98,8 @@ RULE = re.compile(r'[-=─━]{3,}')          # as wide as the column of a table
 
 DTYPE = re.compile(r'\bdtype: (?:object|str)\b')          # pandas 2 and 3 name words in different ways
 
+CACHED = re.compile(r'[\d,]+ photos cached, .*; clear_cache\(\) frees them')         # by the first page that reads a set
+
 def plain(line): return DTYPE.sub('dtype: words', RULE.sub('---', MEASURED.sub('~', line.replace('−', '-'))))
 def template(line): return NUMBER.sub('#', plain(line))
 def numbers(line): return [m[0].replace(',', '') for m in NUMBER.finditer(plain(line))]
@@ -134,6 +137,7 @@ def changed(a, b, measured=True, trained=False):
     found = []
     for x,y in aligned(a, b):
         if isinstance(x, list):
+            x, y = ([l for l in lines if not CACHED.fullmatch(l)] for lines in (x, y))
             if measured or not trained: found += [*(f'-{l}' for l in x), *(f'+{l}' for l in y)]
         elif not same(x, y):
             only_measures = counts(x) == counts(y)
