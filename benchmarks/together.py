@@ -33,6 +33,7 @@ from recon_nb.protocols import (PROTOCOLS, Block, Protocol, _config, _is_done, _
 
 # Folders in --data, from benchmarks/animals.py: photos without labels, the same ones, whole or cut
 SCENES, INSTANCES = 'scenes', 'instances'
+MIXED = {'mixed-0': SCENES, 'mixed-1': 'mixed-1', 'mixed-10': 'mixed-10'}     # from mixed.py
 
 
 # The plans
@@ -49,6 +50,10 @@ TRANSFER = Protocol(                           # photos of one kind, labels of a
           'hues, five times, crops': ('improved', LONG | dict(store=64, scale=.35))},
     blocks=(Block(('knn', 'linear'), (25, 100), 5),
             Block(('finetune',), (25, 100), 3, sets=('cifar10',), search=100, matched=True)))
+
+MIXES = {name: replace(                        # how few of the target's own photos does it take?
+    TRANSFER, name=name, photos=folder, sizes=dict(cifar10=32), arms={'hues': 'improved'},
+    updates=1500, blocks=TRANSFER.blocks[:1]) for name, folder in MIXED.items()}
 
 ANIMALS = replace(PROTOCOLS['four-sets'], name='animals', sizes=dict(animals=32))   # a fifth set
 
@@ -83,14 +88,15 @@ INPUTS = Protocol(                             # the paper's last page: larger i
            ('another share for each photo', 1/3, .9, dict(visible_mixed=True)))},
     blocks=(Block(('knn', 'linear'), (25, 100), 3),))
 
-PLANS = {p.name: p for p in (PROTOCOLS['four-sets'], ANIMALS, TRANSFER, INPUTS, ONE, WHOLE)}
+PLANS = {p.name: p for p in (PROTOCOLS['four-sets'], ANIMALS, TRANSFER, *MIXES.values(), INPUTS,
+                             ONE, WHOLE)}
 ADVICE = 'advice'                            # may stand among --plans: `recon-advise` on these sets
 ADVISED = 'cifar10', 'svhn', 'imagenette', 'flowers128', 'animals', 'shapes'
 
 
 def resolve(p, data, toy):
     "A plan with the folder of its photos, or at toy size."
-    if p.photos in (SCENES, INSTANCES): p = replace(p, photos=str(data/p.photos))
+    if p.photos in (INSTANCES, *MIXED.values()): p = replace(p, photos=str(data/p.photos))
     if not toy: return p
     arms = {k: ((v, {}) if isinstance(v, str) else v) for k, v in list(p.arms.items())[:2]}
     arms = {k: (preset, {f: x for f, x in changes.items() if f != 'epochs'})

@@ -91,7 +91,7 @@ def _split(data): # the labels to learn from, and photos to judge on; none of th
     n = int((y == few).sum())
     if n < 10:
         raise InputError(f"{data.classes[few]} has {n} labelled photos to learn from; 10 of each "
-                         "class are needed, 35 are better. Leave such classes out, or leave out "
+                         "class are needed, 47 are better. Leave such classes out, or leave out "
                          "labels=: then the photos alone decide.")
     rest, dev = _split_labels(y, share=.2, seed=DEV_SEED, most=max(2, 2000//len(data.classes)))
     parts = [a[i] for i in (rest, dev) for a in (data.train_x, y)]

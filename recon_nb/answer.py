@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from .contenders import as_contender
-from .core import _as_path,_brief,InputError,duration,read_jsonl
+from .core import (_as_path,_brief,_by_caller,InputError,duration,
+                           read_jsonl)
 from .experiments import (_as_labels,_measure_speed,_set_fingerprint,_shared_window,
                                   estimate,list_jobs,run_jobs)
 from .intervals import _FEW_PHOTOS
@@ -232,6 +233,16 @@ def _say_left(work, done):
     return (f"Not run: {first.what} (about {cost([first])}){more}. The same call goes on with "
             f"{work.out}; it needs more minutes, or fewer updates in each training.")
 
+# %% ../nbs/84_answer.ipynb #f7495bd5
+def _say_untrained(s): # of scratch: a gain over it is no more than a head start
+    g = s[(s.arm == 'scratch') & (s['mode'] == 'finetune') & (s.mean_low <= s.chance)]
+    if not len(g): return ''
+    c, more = g.iloc[0], _by_caller('recipe=dict(steps=...)', '--updates')
+    return (f" {_with(c.labels).capitalize()} scratch is not shown to be above chance "
+            f"({c['mean']:.1f} %, always one class {c.chance:.1f}): so many updates taught it "
+            "little, and a gain over it may be a head start. Give both sides more of them "
+            f"({more}).")
+
 # %% ../nbs/84_answer.ipynb #82b76654
 def _conclude(work, name, stopped):
     done = _known(work.out)
@@ -243,7 +254,7 @@ def _conclude(work, name, stopped):
                       work.out, stopped)
     s = summarize(records)
     said, cells = _compose(records, s, name)
-    said = _say_few(records)+said
+    said = _say_few(records)+said+_say_untrained(s)
     lacks = '; '.join(dict.fromkeys(x for c in cells for x in c['lacks'].split('; ') if x))
     starred = bool((s.star == True).any()) # noqa: E712
     notes = [_NOTES[0], *_NOTES[1:]*starred, *s.attrs['notes'], *work.known]
@@ -312,6 +323,9 @@ def does_it_help(
                          "dict(flip=False).")
     found, device = _as_contenders(run, part, size), str(check_device(device))
     name, size = _name_run(found), found[0].size
+    if recipe and not found[0].trainable:
+        raise InputError("recipe= has no effect: this encoder has nothing to train, and is probed "
+                         "frozen only. Leave it out.")
     how = dict(window=_shared_window({name: found})) | how
     data = load_labelled(data, size=size, progress=progress, **how)
     counts = _choose_labels(data.train_y) if labels is None else _as_labels(labels)

@@ -16,7 +16,6 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 import numpy as np
 import torch
-from PIL import ExifTags,Image
 from torch.nn import functional as F
 from .core import _as_path,InputError,_brief,check_name,sample_uniform
 from .labelled import _check_classes
@@ -24,7 +23,7 @@ from .sources import _list_visible
 from .decoding import _PHOTO_SUFFIXES
 from .photos import cut_files
 from .pixels import Photo8,_as_bytes,_scale_bytes
-from .segmented import _VOC_CLASSES
+from .segmented import _VOC_CLASSES,_upright_size
 from .sets import _locate_voc
 from .shapes import _rgb,draw_shapes
 
@@ -274,11 +273,6 @@ def _read_note(path):
     return _Note(size, [(c, d, l-1, t-1, r, b) for c,d,l,t,r,b in objects])
 
 # %% ../nbs/19_boxed.ipynb #a3513856
-def _upright_size(photo):
-    with Image.open(photo) as p:
-        turned = p.getexif().get(ExifTags.Base.Orientation, 1) > 4
-        return p.size[::-1] if turned else p.size
-
 def _check_note(note, photo, path, names):
     size = _upright_size(photo)
     if 0 not in note.size and note.size != size:

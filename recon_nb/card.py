@@ -103,7 +103,7 @@ def _numbers(run, records):
                      if r['arm'] not in ('scratch','pixels') and r.get('selected')})
     return '\n'.join(lines) + (
         "\n\n± is the standard deviation; in brackets: runs, or pretrainings x runs. "
-        "The interval is over pretrainings, where there are several. "
+        "The interval covers pretrainings, where there are several, label subsets and test photos. "
         f"Settings were chosen on {' and '.join(chosen) or 'nothing'}; "
         "the test set was asked once a run.")
 

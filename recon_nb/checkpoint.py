@@ -34,6 +34,14 @@ def save_tensors(
         **{k: _crc(v) for k,v in tensors.items()}}))
     return write_atomic(path, save(tensors, metadata=meta))
 
+# %% ../nbs/50_checkpoint.ipynb #ee70efe7
+def _read_safetensors(path): # whoever wrote it: tensors, and the words of its header
+    # in one piece: `safe_open` keeps some bytes of each tensor for ever (safetensors 0.8)
+    data = path.read_bytes()
+    head = int.from_bytes(data[:8], 'little') # bytes of the JSON in front of the tensors
+    tensors = dict(sorted(load(data).items()))
+    return tensors, json.loads(data[8:8+head]).get('__metadata__') or {}
+
 # %% ../nbs/50_checkpoint.ipynb #a3def90e
 def load_tensors(
     path, # a file written by `save_tensors`
@@ -42,11 +50,8 @@ def load_tensors(
     Raises `InputError` if the file is missing, foreign or damaged."""
     path = Path(path)
     if not path.is_file(): raise InputError(f"{path} does not exist.")
-    try: # in one piece: `safe_open` keeps some bytes of each tensor for ever (safetensors 0.8)
-        data = path.read_bytes()
-        tensors = dict(sorted(load(data).items()))
-        head = int.from_bytes(data[:8], 'little') # bytes of the JSON in front of the tensors
-        meta = json.loads(data[8:8+head]).get('__metadata__') or {}
+    try:
+        tensors,meta = _read_safetensors(path)
         crc,text = json.loads(meta['crc']), meta['state']
         if crc.pop('', None) not in (None, zlib.crc32(text.encode())): # the first files had none
             raise ValueError('checksum of the state does not fit')
@@ -81,9 +86,9 @@ def _unpack_optimizer(
     opt:torch.optim.Optimizer, # made for the same parameters; changed in place
     name:str, # prefix of the tensors' names
     tensors:dict, # as `load_tensors` gives them
-    rest:dict, # as `pack_optimizer` gave it
+    rest:dict, # as `_pack_optimizer` gave it
 )->None:
-    """Restore what `pack_optimizer` packed, each tensor in its parameter's memory layout.
+    """Restore what `_pack_optimizer` packed, each tensor in its parameter's memory layout.
     How it is computed (`fused`, `foreach`) stays as it was made."""
     params = [p for g in opt.param_groups for p in g['params']]
     state = {int(i): dict(s) for i,s in rest['rest'].items()}

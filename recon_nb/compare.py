@@ -15,6 +15,7 @@ from PIL import Image
 from fastcore.basics import patch
 from .config import field_docs
 from .core import InputError
+from .evaluation import _KEPT
 from .health import MEASURED
 from .photos import list_photos
 from .records import column
@@ -138,8 +139,6 @@ def _photo_rows(scores): # of the table: a row for each measure of each question
         if one.best: rows.append(_trivial(scores, q, mark))
     return rows
 
-_DRAWN = 16 # photos in a figure, as many as the trainer keeps
-
 # %% ../nbs/61_compare.ipynb #5a0d7e12
 @patch(as_prop=True)
 def alike(self:RunComparison)->bool: # may their scores be compared?
@@ -160,8 +159,8 @@ def notes(self:RunComparison)->list: # of sentences
     missing = sorted({n for s in self.scores for n in s.unfitted})
     if missing: out.append(f"Not asked: {' and '.join(missing)}. They are fitted on training "
                            "photos: fit=, in the shell --fit.")
-    if len(self.photos) > _DRAWN:
-        out.append(f'All {len(self.photos)} photos are scored, the first {_DRAWN} are drawn.')
+    if len(self.photos) > _KEPT:
+        out.append(f'All {len(self.photos)} photos are scored, the first {_KEPT} are drawn.')
     return out
 
 # %% ../nbs/61_compare.ipynb #dce55f9a
@@ -243,7 +242,7 @@ def trivial_level(self:_Records,
 
 def _plot_quantity(
     ax, # the matplotlib `Axes` to draw on
-    records:dict, # name -> the `Records` of a run
+    records:dict, # name -> the `_Records` of a run
     key:str, # a column of its history or its metrics
 )->list: # of what was drawn: (name, x and y where it ends, colour)
     "One quantity of all runs, and what the best trivial predictors reach."
@@ -311,12 +310,12 @@ def _draw_grids(fig, runs, names, epoch):
 def _cell(n, width): return min(.8, (width-1.3)/n) # side of a photo, in inches
 
 def _height(comparison, width): # of the part with photos that were given
-    cell = _cell(min(len(comparison.photos), _DRAWN), width)
+    cell = _cell(min(len(comparison.photos), _KEPT), width)
     return sum(4*cell+.5 if r.task.has_picture else .4 for r in comparison.runs)+.3
 
 def _draw_photos(fig, comparison, width):
     "What each run makes of the photos, its scores over it."
-    n, k = len(comparison.photos), min(len(comparison.photos), _DRAWN)
+    n, k = len(comparison.photos), min(len(comparison.photos), _KEPT)
     fig.suptitle(f'{n} given photos' if n == k else f'the first {k} of {n} given photos, '
                  f'scores of all {n}', fontsize=9)
     cell, runs = _cell(k, width), comparison.runs

@@ -270,6 +270,7 @@ _CALLED = dict( # a field, or an argument of `train_gan` -> what other libraries
 
 # %% ../nbs/02_config.ipynb #f280525c
 _fixed = 'preset', 'schema'
+_former = 'crop', # read in earlier runs, refused in new ones
 
 def with_overrides(
     cfg:GANConfig, # the config to start from
@@ -277,8 +278,9 @@ def with_overrides(
 )->GANConfig: # a new config
     """A copy of `cfg` with some fields changed.
     Raises `InputError` on an unknown field or a bad value."""
-    allowed = [n for n in field_docs() if n not in _fixed]
-    for k in overrides: check_name(k, allowed, 'override', also=_CALLED)
+    offered = [n for n in field_docs() if n not in _fixed+_former]
+    for k in overrides:
+        if k not in _former: check_name(k, offered, 'override', also=_CALLED)
     return replace(cfg, **{k: v for k,v in overrides.items() if v is not None})
 
 def get_preset(

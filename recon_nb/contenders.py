@@ -19,7 +19,7 @@ from .core import _as_path,InputError,check_name
 from .decoding import Ranges
 from .discriminator import Discriminator
 from .features import frozen,_hash_weights
-from .encoder import _encoder_choices,_encoder_of
+from .encoder import _check_finite,_encoder_choices,_encoder_of,_trying
 from .machine import fork_random
 from .pixels import Images
 
@@ -200,21 +200,13 @@ def _headless(net):
 def _try(net, size):
     "Two grey pictures through the network."
     given = f"{type(net).__name__} at {size} px"
-    try:
-        with frozen(net): maps = net.features(torch.zeros(2,3,size,size))
-    except InputError: raise
-    except Exception as e:
-        raise InputError(
-            f"{given}: features(x) fails with {type(e).__name__}: {e}. "
-            "Is this the size it was made for?") from None
+    with _trying(given), frozen(net): maps = net.features(torch.zeros(2,3,size,size))
     if ([m.shape[:2] for m in maps] != [(2,c) for c in net.channels]
             or min(m.shape[-1] for m in maps) < 1):
         raise InputError(
             f"{given}: features(x) gives maps of shape {[tuple(m.shape) for m in maps]}, "
             f"channels says {tuple(net.channels)}.")
-    if not all(m.isfinite().all() for m in maps):
-        raise InputError(f"{given}: features of a grey picture are not finite. "
-                         "Did its training diverge?")
+    _check_finite(maps, given)
 
 # %% ../nbs/65_contenders.ipynb #ee327f84
 def fingerprint(

@@ -15,6 +15,7 @@ from contextvars import ContextVar
 from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import version, PackageNotFoundError
+from numbers import Integral
 from pathlib import Path
 import numpy as np
 
@@ -33,6 +34,9 @@ def _brief(x, most=60): # what was given, for a message: in one line, and not al
 def _why_not(e): # what an exception says, in one line
     said = ' '.join(f'{e}'.split()) or type(e).__name__
     return said if len(said) <= 200 else f'{said[:196]} ...'
+
+def _is_count(v, least=0, below=2**63): # a whole number that int64 holds, of Python or NumPy
+    return isinstance(v, Integral) and not isinstance(v, bool) and least <= v < below
 
 def _by_caller(python, shell): # the line that would do it, for whoever called
     return shell if _shell_command.get() else python

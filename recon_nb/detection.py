@@ -8,32 +8,21 @@ Docs: https://recon-nb.github.io/recon_nb/detection.html.md"""
 __all__ = ['probe_detect']
 
 # %% ../nbs/74_detection.ipynb #018aeb89
-from collections.abc import Callable
-from dataclasses import asdict,replace
-from typing import NamedTuple
+from dataclasses import asdict
 import numpy as np
 import torch
 from fastcore.basics import patch
 from torch import nn
 from .average_precision import average_precisions,found_shares
 from .boxed import _enlarge_windows,_move_boxes,_show_boxes,load_detection
-from .core import InputError,check_name,sample_uniform
-from .detector import _BoxHead,_ask,_grid_side,_shrink,decode_boxes,detection_loss
+from .core import check_name,sample_uniform
+from .detector import _BoxHead,_ask,_grid_side,decode_boxes,detection_loss
 from .features import frozen,_in_batches,_stage_sides
-from .finetune import Recipe,_choose_lr,train_model
+from .finetune import Recipe,train_model
 from .machine import check_device,fork_random,_place_network
 from .pixels import Photo8,_as_bytes
-from .probing import Finding,ProbeResult,ProbeTask,_fit_finite,_pack_shares,run_probe
-from .segmentation import Segmentation,_Given,_Standard,encode_places
-
-# %% ../nbs/74_detection.ipynb #f035ef4e
-class _Detector(nn.Module):
-    "An encoder and its head."
-    def __init__(self, enc, head):
-        super().__init__()
-        self.enc, self.head = enc, head
-
-    def forward(self, x): return self.head(self.enc.features(x))
+from .probing import Finding,ProbeResult,_fit_finite,_pack_shares,run_probe
+from .segmentation import _Given,_Headed,_PlaceTask,_Way,_settle,encode_places
 
 # %% ../nbs/74_detection.ipynb #8d81010a
 def make_box_head(
@@ -49,17 +38,13 @@ def make_box_head(
     sides = (all_[:,2:4]-all_[:,:2]).mean(0)*grid/size if len(all_) else (1., 1.)
     return _BoxHead(enc.channels, classes, grid=grid, mean_size=sides)
 
-def _settle(head, maps): # standardise by these, from now on
-    head.norms = nn.ModuleList(_Standard(_shrink(m, head.grid)) for m in maps)
-    return head
-
 # %% ../nbs/74_detection.ipynb #3cd7f840
 def _fit_frozen(enc, head, photos, boxes, r, remember, ask, how): # the head alone
     device = how['device']
     maps = encode_places(enc, photos, grid=head.grid, device=device, remember=remember)
     def batch(step, i): return [m[i] for m in maps], ask([boxes[k] for k in i])
-    train_model(_Detector(_Given(), _settle(head, maps).to(device)), batch, r, **how)
-    return _Detector(enc, head).to(device).eval()
+    train_model(_Headed(_Given(), _settle(head, maps).to(device)), batch, r, **how)
+    return _Headed(enc, head).to(device).eval()
 
 def _fit_all(enc, head, photos, boxes, r, remember, ask, how):
     def batch(step, i):
@@ -67,13 +52,8 @@ def _fit_all(enc, head, photos, boxes, r, remember, ask, how):
         theta, moved = _move_boxes([boxes[k] for k in i], u, size=photos.shape[1],
                                    flip=r.flip, shift=r.shift)
         return (_as_bytes(photos[i]), theta), ask(moved)
-    model = _place_network(_Detector(enc, head), how['device'])
+    model = _place_network(_Headed(enc, head), how['device'])
     return train_model(model, batch, r, ready=lambda x: _enlarge_windows(*x), **how)
-
-class _Way(NamedTuple):
-    fit:Callable # trains
-    grid:tuple # learning rates to try first
-    frozen:bool # does the encoder stay as it is?
 
 _WAYS = {'frozen': _Way(_fit_frozen, (1e-3, 3e-3, 1e-2), True),
          'finetune': _Way(_fit_all, (3e-4, 1e-3, 3e-3), False)}
@@ -91,7 +71,7 @@ def fit_detector(
     device=None, # where to compute; the best there is, if not given
     remember:bool=True, # keep a frozen encoder's stages for the next time
     tick=None, # a function of 1, called after each update
-)->_Detector: # in evaluation mode
+)->_Headed: # in evaluation mode
     "Train a head, and the encoder if wanted. The caller's random numbers stay."
     fit, size = _WAYS[check_name(mode, _WAYS, 'mode')].fit, photos.shape[1]
     device = check_device(device)
@@ -104,7 +84,7 @@ def fit_detector(
 
 # %% ../nbs/74_detection.ipynb #d3fab01b
 def detect(
-    model:_Detector, # from `fit_detector`; the same afterwards
+    model:_Headed, # from `fit_detector`; the same afterwards
     photos:Photo8, # bytes, of any number
     *,
     bs:int=64, # at a time
@@ -173,22 +153,12 @@ def detect_recipe(
     "The detection probe's recipe: 32 photos a batch, 1,000 updates or 20 passes, if that is more."
     return Recipe(**{**dict(steps=1000, epochs=20, bs=32), **changes})
 
-class Detection(ProbeTask):
+class Detection(_PlaceTask):
     "Object detection: boxes with a class."
-    name, modes, trials, result = 'detection', tuple(_WAYS), 3, DetectionResult
-
-    def __init__(self,
-        classes=None, # names of those that are asked for; all if not given
-    ): self.wanted = classes
+    name, ways, modes, result = 'detection', _WAYS, tuple(_WAYS), DetectionResult
 
     def recipe(self, mode): return detect_recipe()
     def load(self, data, **how): return load_detection(data, classes=self.wanted, **how)
-    check_set = Segmentation.check_set # photos to learn from: the same rule
-
-    def check(self, contender, mode):
-        if not (contender.trainable or _WAYS[mode].frozen):
-            raise InputError(f"{contender.name} has no weights to train: "
-                             f"mode {mode!r} is for encoders; use frozen.")
 
 # %% ../nbs/74_detection.ipynb #a41a210a
 @patch
@@ -204,13 +174,6 @@ def rate(self:Detection, setup, model, i):
     answers = detect(model, setup.data.train_x[i], device=setup.device)
     truth = [setup.data.train_y[j] for j in i]
     return float(np.nanmean(average_precisions(answers, truth, len(setup.data.classes))[0]))
-
-@patch
-def choose(self:Detection, setup, score):
-    r = setup.recipe
-    scores = _choose_lr(lambda lr: score(replace(r, lr=lr)), grid=_WAYS[setup.mode].grid)
-    return (replace(r, lr=max(scores, key=scores.get)),
-            dict(what='lr', scores={f'{lr:.3g}': round(v, 5) for lr,v in scores.items()}))
 
 # %% ../nbs/74_detection.ipynb #980d70a6
 @patch

@@ -179,7 +179,7 @@ def _main_first(
     function, # called without arguments: by the first process, and then by the others
 ): # what it returned in this process
     """Let the first process go first, such as one that fills a cache.
-    If it fails, it fails in every process, as with `on_main`."""
+    If it fails, it fails in every process, as with `_on_main`."""
     done = []
     _on_main(acc, lambda: done.append(function()))
     return done[0] if done else function()
@@ -307,7 +307,7 @@ def _all_fail(store, e): # do the others fail as well? If not, they are ended
 # %% ../nbs/49_devices.ipynb #d0d50a6a
 @contextmanager
 def _end_together():
-    """A function decorated with `@end_together()` fails in all processes, or ends the others:
+    """A function decorated with `@_end_together()` fails in all processes, or ends the others:
     whatever is raised in one of them, none waits for it. One of them reports it."""
     try: yield
     except Exception as e:

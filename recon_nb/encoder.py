@@ -8,6 +8,7 @@ Docs: https://recon-nb.github.io/recon_nb/encoder.html.md"""
 __all__ = ['ENCODERS', 'FAMILIES', 'Encoder', 'check_encoder', 'make_encoder', 'stage_index']
 
 # %% ../nbs/31_encoder.ipynb #4374040a
+from contextlib import contextmanager
 from functools import partial
 from inspect import signature
 from pkgutil import resolve_name
@@ -96,23 +97,30 @@ def check_encoder(
         raise InputError(f"{given}: features(x) of two pictures gives maps of shape "
             f"{[tuple(m.shape) for m in maps]}; by channels={tuple(enc.channels)} and "
             f"reductions={tuple(enc.reductions)} they should be {expected}.")
-    if not all(m.isfinite().all() for m in maps):
-        raise InputError(f"{given}: features of a grey picture are not finite. "
-            "Did its training diverge?")
+    _check_finite(maps, given)
     return enc
 
 # %% ../nbs/31_encoder.ipynb #c2f78de2
-def _try_features(enc, size, given):
-    modes = [(m, m.training) for m in enc.modules()]
-    grey = torch.zeros(2,3,size,size, device=next(enc.parameters(), torch.zeros(0)).device)
-    try:
-        with torch.no_grad(): return enc.eval().features(grey)
+@contextmanager
+def _trying(given): # an encoder and a size, in words
+    try: yield
     except InputError: raise
     except Exception as e:
         raise InputError(f"{given}: features(x) fails with {type(e).__name__}: {e}. "
             "Is this the size it was made for?") from None
+
+def _try_features(enc, size, given):
+    modes = [(m, m.training) for m in enc.modules()]
+    grey = torch.zeros(2,3,size,size, device=next(enc.parameters(), torch.zeros(0)).device)
+    try:
+        with _trying(given), torch.no_grad(): return enc.eval().features(grey)
     finally:
         for m,was in modes: m.training = was
+
+def _check_finite(maps, given):
+    if not all(m.isfinite().all() for m in maps):
+        raise InputError(f"{given}: features of a grey picture are not finite. "
+            "Did its training diverge?")
 
 # %% ../nbs/31_encoder.ipynb #baca472e
 ENCODERS = {'paper': Encoder}

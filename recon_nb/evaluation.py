@@ -63,6 +63,8 @@ def _evaluation_epochs(
     return sorted({round(e) for e in np.geomspace(1, epochs, k)})
 
 # %% ../nbs/54_evaluation.ipynb #6268b8c3
+_KEPT = 16 # photos of which samples are kept; as many fit into a figure
+
 def evaluate(
     st:TrainState, # the networks are not changed
     *,
@@ -78,7 +80,7 @@ def evaluate(
     row = dict(step=st.step, epoch=st.begun, n=len(s.i_r), **scores, **signs)
     if st.run_dir:
         append_jsonl(st.run_dir/'metrics.jsonl', row)
-        if st.task.has_picture: _write_samples(st, held_out(st, 16), shown)
+        if st.task.has_picture: _write_samples(st, held_out(st, _KEPT), shown)
     return row
 
 # %% ../nbs/54_evaluation.ipynb #061de8fb

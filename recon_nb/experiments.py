@@ -315,7 +315,7 @@ def _run_job(j, done, device, tried):
 
 # %% ../nbs/75_experiments.ipynb #97c50df9
 def run_jobs(
-    jobs, # from `list_jobs`; lists may be joined, then sorted by `in_order`
+    jobs, # from `list_jobs`; lists may be joined, then sorted by `_in_order`
     *,
     out='probe.jsonl', # the file of records; what it has is not run again
     device=None, # where to compute; the best there is, if not given
@@ -415,7 +415,7 @@ def _measure_speed(
     device=None, # where to compute; the best there is, if not given
     bs:int=64, # images in a step
 )->float: # multiply-adds a second, in training
-    "How fast this machine trains an encoder: the better of three steps."
+    "How fast this machine trains an encoder: the best of three steps."
     device = check_device(device)
     model = _place_network(net.build(0), device).train()
     x, ticks = torch.randn(bs, 3, net.size, net.size, device=device).contiguous(

@@ -28,6 +28,7 @@ from .backbones import Backbone
 from .compare import _Records,_caption_of,_plot_quantity
 from .core import InputError,check_name
 from .contenders import as_contender,Pixels
+from .evaluation import _KEPT
 from .features import encode,frozen
 from .heads import nearest_neighbours
 from .health import MEASURED
@@ -183,17 +184,15 @@ def _read_outputs(
 def _open(run): return run if isinstance(run, GANRun) else GANRun.load(run)
 
 # %% ../nbs/80_figures.ipynb #3a4cb35b
-_MOST = 16 # photos in a figure, as many as the trainer keeps
-
 def _outputs(run, photos, rows, held_out):
     "What a figure shows: all photos that were given, or the first `rows`; no other is left out."
     if rows is not None and rows < 1:
         raise InputError(f"rows={rows!r}; at least one photo must be drawn.")
     if photos is None: return _read_outputs(run, most=rows or held_out)
     photos = as_images(photos, run.cfg.window)
-    if rows is None and len(photos) > _MOST:
-        raise InputError(f"{len(photos)} photos; up to {_MOST} fit into a figure. "
-                         f"Give fewer, or rows={_MOST} for the first {_MOST}.")
+    if rows is None and len(photos) > _KEPT:
+        raise InputError(f"{len(photos)} photos; up to {_KEPT} fit into a figure. "
+                         f"Give fewer, or rows={_KEPT} for the first {_KEPT}.")
     return _read_outputs(run, photos[:rows])
 
 # %% ../nbs/80_figures.ipynb #9fae5d52

@@ -11,23 +11,24 @@ __all__ = ['Recipe', 'paper_recipe', 'augment', 'paper_head', 'fit_paper_head', 
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass,field,replace
-from numbers import Integral,Real
+from numbers import Real
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float,Int64,UInt8
 from torch import Tensor,nn
-from .core import _brief,InputError,check_name,epoch_order,sample_uniform
+from .core import (_brief,InputError,_is_count,check_name,epoch_order,
+                           sample_uniform)
 from .features import _as_input,frozen,_in_batches
 from .machine import check_device,fork_random,_place_network,prefetch
 from .pixels import Photo8,_as_bytes
 
 # %% ../nbs/67_finetune.ipynb #f7e9f2e0
-def _is_count(v): return isinstance(v, Integral) and not isinstance(v, bool) and 0 <= v < 2**31
 def _is_finite(v): return isinstance(v, Real) and not isinstance(v, bool) and 0 <= v < float('inf')
 _RECIPE_FIELDS = dict( # field -> what it must be, and whether a value is
-    **dict.fromkeys(('steps','epochs'), ('a whole number, 0 or more', _is_count)),
-    bs=('a whole number, 1 or more', lambda v: _is_count(v) and v > 0),
+    **dict.fromkeys(('steps','epochs'),
+                    ('a whole number, 0 or more', lambda v: _is_count(v, below=2**31))),
+    bs=('a whole number, 1 or more', lambda v: _is_count(v, 1, 2**31)),
     **dict.fromkeys(('lr','layer_decay','wd'), ('a number, 0 or more', _is_finite)),
     shift=('a number from 0 to 1', lambda v: _is_finite(v) and v <= 1),
     **dict.fromkeys(('flip','head_first'), ('True or False', lambda v: isinstance(v, bool))),
@@ -119,7 +120,7 @@ def fit_paper_head(
     lr:float, # of Adam, at the start of a cosine
     seed:int, # of the weights and the order
     steps:int=3000, # updates
-    bs:int=32, # §3.1
+    bs:int=32, # Table 1
 )->Callable: # features to logits
     "The paper's head on frozen features. The caller's random numbers stay."
     std,mean = torch.std_mean(x, 0, correction=0)

@@ -69,7 +69,7 @@ class _Decoder(nn.Module):
 
     def forward(self,
         z:Float[Tensor, 'b c4 h4 w4'], # the encoder's last stage
-    )->Float[Tensor, 'b nf h w']: # a picture in [-1, 1]
+    )->Float[Tensor, 'b nf h w']: # the output; a picture in [-1, 1]
         for stage in self.children(): z = stage(z)
         return z
 
@@ -109,7 +109,7 @@ class Generator(nn.Module):
     "Encoder and decoders (§2.2, Fig. 3): from what is seen to the target's outputs."
     def __init__(self,
         enc:nn.Module, # with `features`, `channels` and `reductions`
-        outputs:tuple=(_PICTURE,), # what it must give, a picture first
+        outputs:tuple=(_PICTURE,), # what it must give, a picture first, if there is one
         *,
         decoder:str='plain', # of the first output: plain, or reading
         width_dec:int=0, # channels of every block of a plain decoder; 0: as the encoder's stages

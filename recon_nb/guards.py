@@ -556,7 +556,7 @@ def check_pipeline(
     alpha:float=1e-4, # how often each check may fail by chance
 )->PipelineReport: # fourteen checks, in the order in which to mend
     """Is a classification pipeline broken, and where?
-    Three or four fits, and up to ten more to name a fault."""
+    Three to five fits, and up to ten more to name a fault."""
     report = check_data(data, seed=seed, most=most, alpha=alpha)
     later = ('over-fit 32', 'steady answers', 'shuffled labels', 'order',
              'train and test', 'predictions', 'picking on test')

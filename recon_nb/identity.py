@@ -102,10 +102,10 @@ def _near_pairs(
 )->np.ndarray: # int64 (k, 2): indices into both
     """The pairs that look alike. A photo of one tone has no differences to compare:
     it is like no other."""
-    flat = ~a.any(1)
+    flat = [~h.any(1) for h in (a, b)]
     rows, step = [np.empty((0,2), dtype=np.int64)], max(1, 20_000_000//max(1, len(b)))
     for i in range(0, len(a), step):
         near = np.argwhere(_distances(a[i:i+step], b) <= most)
         rows.append(near+[i,0])
     pairs = np.concatenate(rows)
-    return pairs[~flat[pairs[:,0]]]
+    return pairs[~(flat[0][pairs[:,0]] | flat[1][pairs[:,1]])]

@@ -23,7 +23,8 @@ class AdvLoss(NamedTuple):
     disc: Callable # (real logits, fake logits) -> scalar
     gen: Callable # (fake logits) -> scalar; (real logits, fake logits), if relativistic
     logits: bool = False # whether D's values are log-odds; only then is their sigmoid a probability
-    unbounded: bool = False # D's loss has no floor: its slope must be held by a clip or a penalty
+    # D's loss has no floor: its slope must be held by a clip, a penalty or spectral norm
+    unbounded: bool = False
     relativistic: bool = False # G's loss sees D's values of the photos, too
 
 def bce_disc(

@@ -28,7 +28,7 @@ class OnlineProbe:
         # or a `LabelledSet` of the run's size
         data,
         *,
-        every:int|None=None, # epochs between two looks; ten looks in all if not given
+        every:int|None=None, # epochs between two looks; about ten of them if not given
         labels_per_class:int=50, # labels to learn from; fewer where a class has fewer
         judged:int=1000, # development images to judge on, at most
         part:str='encoder', # whose features: encoder or disc

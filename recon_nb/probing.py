@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from .contenders import Contender,as_contender,fingerprint
 from .core import (_brief,InputError,TrainingDiverged,append_jsonl,_by_caller,check_name,
-                           describe_machine,progress_bar)
+                           describe_machine,_is_count,progress_bar)
 from .features import count_macs
-from .finetune import Recipe,_is_count
+from .finetune import Recipe
 from .identity import _fingerprint_photos
 from .labelled import DEV_SEED,LabelledSet,development_images,label_subset
 from .machine import check_device,fork_random
@@ -65,7 +65,7 @@ def _pack_bits(
     return base64.b64encode(np.packbits(np.asarray(right, dtype=bool))).decode()
 
 def unpack_bits(
-    text:str, # from `pack_bits`
+    text:str, # from `_pack_bits`
     n:int, # how many photos
 )->np.ndarray: # bools
     "The way back."
@@ -82,7 +82,7 @@ def _pack_shares(
     return base64.b64encode(percent.astype(np.uint8)).decode()
 
 def unpack_shares(
-    text:str, # from `pack_shares`
+    text:str, # from `_pack_shares`
 )->np.ndarray: # floats, to a hundredth; NaN where there was nothing to be right about
     "The way back."
     percent = np.frombuffer(base64.b64decode(text), np.uint8)
@@ -108,7 +108,7 @@ def _parse_seeds(
     else:
         try: some = [*islice(seeds, _MOST_SEEDS+1)]
         except TypeError: some = ()
-    whole = all(map(_is_count, some)) and not isinstance(seeds, bytes)
+    whole = all(_is_count(s, below=2**31) for s in some) and not isinstance(seeds, bytes)
     if not 0 < len(some) <= _MOST_SEEDS or not whole or len(set(some)) < len(some):
         raise InputError(f"seeds={_brief(seeds)}; give a number of seeds, {_MOST_SEEDS:,} at most, "
                          f"or different whole numbers from 0 to {2**31-1:,}.")

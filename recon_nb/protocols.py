@@ -453,7 +453,7 @@ def estimate_hours(
     p:Protocol, # which table
     *,
     device=None, # where probes will be computed; the best there is, as for pretraining
-    # name of a set -> images to train on, to test on, where they differ from `COUNTS`
+    # name of a set -> images to train on, to test on, where they differ from `_COUNTS`
     counts:dict|None=None,
 )->dict: # what -> hours, for everything, as if nothing had been done
     "Roughly how long a protocol takes on this machine, from a few trial steps."

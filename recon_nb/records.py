@@ -12,7 +12,7 @@ import io,json,re
 from collections.abc import Sequence
 from pathlib import Path
 import numpy as np
-from .core import InputError,_brief
+from .core import InputError,_brief,_is_count
 
 # %% ../nbs/39_records.ipynb #35b35db1
 class Rows(Sequence):
@@ -175,12 +175,10 @@ def read_rows(
     return rows
 
 # %% ../nbs/39_records.ipynb #b3900002
-def _is_step(v): return type(v) is int and 0 <= v < 2**63
-
 def _is_value(v): return v is None or type(v) is float or type(v) is int and abs(v) < 2**63
 
 def _odd(row): # what is no number in a row, or no count of updates; None if all is well
-    if not _is_step(row.get('step')): return 'step', row.get('step')
+    if not _is_count(row.get('step')): return 'step', row.get('step')
     return next(((k, v) for k,v in row.items() if not _is_value(v)), None)
 
 def _check_numbers(

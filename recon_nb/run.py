@@ -15,16 +15,14 @@ import numpy as np
 import torch
 from PIL import Image
 from fastcore.basics import patch,patch_to
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import nn
 
 # %% ../nbs/56_run.ipynb #56eec6f0
-from .checkpoint import _kept_weights,load_tensors
+from .checkpoint import _kept_weights,load_tensors,_read_safetensors
 from .choices import check_choices
 from .config import GANConfig,config_from_dict
-from .core import (_as_path,InputError,_brief,_near_path,read_jsonl,_read_object,
-                           _why_not)
+from .core import (_as_path,InputError,_brief,_is_count,_near_path,read_jsonl,
+                           _read_object,_why_not)
 from .machine import check_device,fork_random,_shapes_only
 from .evaluation import generate
 from .encoder import _encoder_choices,_encoder_of,stage_index
@@ -44,7 +42,6 @@ from .teacher import Teacher
 # %% ../nbs/56_run.ipynb #b5600011
 def _is_number(v): return type(v) in (int, float)
 def _is_text(v): return isinstance(v, str)
-def _is_count(v): return type(v) is int and 0 <= v < 2**63
 def _is_dict_of(each): return lambda d: isinstance(d, dict) and all(map(each, d.values()))
 def _is_list_of(each): return lambda x: isinstance(x, list) and all(map(each, x))
 def _is_scores(d): return _is_dict_of(lambda v: v is None or _is_number(v))(d)
@@ -55,7 +52,7 @@ def _is_plugin(p):
 _INFO = { # what run.json says -> is it that?
     **dict.fromkeys(('photos','name','root','device'), _is_text),
     **dict.fromkeys(('train','held_out','skipped','steps','processes','reading'), _is_count),
-    'bs': lambda v: _is_count(v) and v > 0,
+    'bs': lambda v: _is_count(v, 1),
     'trivial': lambda d: _is_dict_of(_is_scores)(d) and len({*map(frozenset, d.values())}) < 2,
     'plugins': _is_list_of(_is_plugin), 'fingerprint': lambda v: _is_text(v) or _is_count(v),
     'machine': lambda v: isinstance(v, dict), 'deviations': lambda v: isinstance(v, dict)}
@@ -166,8 +163,8 @@ def _read_foreign(path): # what somebody else wrote; None for a file of ours
     if path.suffix != '.safetensors':
         found = torch.load(path, map_location='cpu', weights_only=True)
         return dict(found.get('state_dict', found)), {}
-    with safe_open(path, 'pt') as f: ours = 'state' in (f.metadata() or {})
-    return None if ours else (load_file(path), {})
+    tensors,words = _read_safetensors(path)
+    return None if 'state' in words else (tensors, {})
 
 # %% ../nbs/56_run.ipynb #8870a1ee
 def _first_weights(

@@ -18,6 +18,7 @@ from jaxtyping import Float,Int64,UInt8
 from torch import Tensor,nn
 from torch.nn import functional as F
 from .core import InputError,check_name,sample_uniform
+from .detector import _enlarge,_shrink
 from .features import _as_input,encode,frozen,_in_batches,_stage_sides
 from .finetune import Recipe,augment,_augmented,_choose_lr,train_model
 from .machine import check_device,fork_random,_place_network
@@ -50,9 +51,6 @@ class PlaceHead(nn.Module):
                    for m,norm,score in zip(maps, self.norms, self.scores)]
         return _enlarge(sum(on_grid), self.size)
 
-def _shrink(m, side): return m if m.shape[-1] <= side else F.adaptive_avg_pool2d(m, side)
-def _enlarge(m, side): return F.interpolate(m, size=(side,side), mode='bilinear')
-
 # %% ../nbs/72_segmentation.ipynb #b7e4ab6d
 class _Standard(nn.Module): # numbers that stay
     def __init__(self, m):
@@ -63,20 +61,20 @@ class _Standard(nn.Module): # numbers that stay
 
     def forward(self, m): return (m-self.mean)/self.std
 
-@patch
-def settle(self:PlaceHead,
+def _settle(
+    head:nn.Module, # with `norms`, and a `grid`
     maps, # the stages of the training photos
-)->PlaceHead: # itself
+)->nn.Module: # `head`
     "Standardise by these photos, from now on: for an encoder that stays as it is."
-    self.norms = nn.ModuleList(_Standard(_shrink(m, self.grid)) for m in maps)
-    return self
+    head.norms = nn.ModuleList(_Standard(_shrink(m, head.grid)) for m in maps)
+    return head
 
 # %% ../nbs/72_segmentation.ipynb #53f317ad
-class Segmenter(nn.Module):
-    "An encoder and its `PlaceHead`."
+class _Headed(nn.Module):
+    "An encoder and a head on its stages."
     def __init__(self,
         enc:nn.Module, # with `features`
-        head:PlaceHead, # on its stages
+        head:nn.Module, # such as a `PlaceHead`
     ):
         super().__init__()
         self.enc, self.head = enc, head
@@ -139,18 +137,19 @@ def _fit_frozen(enc, head, photos, masks, r, remember, how): # the head alone, o
     device = how['device']
     maps = encode_places(enc, photos, device=device, remember=remember)
     def batch(step, i): return [m[i] for m in maps], _target(masks[i])
-    train_model(Segmenter(_Given(), head.settle(maps).to(device)), batch, r, **how)
-    return Segmenter(enc, head).to(device).eval()
+    train_model(_Headed(_Given(), _settle(head, maps).to(device)), batch, r, **how)
+    return _Headed(enc, head).to(device).eval()
 
 def _fit_all(enc, head, photos, masks, r, remember, how):
     def batch(step, i):
         u = sample_uniform(how['seed'], step, i, stream='augment', k=3)
         moved = augment(masks[i], u, flip=r.flip, shift=r.shift)
         return _augmented(photos[i], r, u=u), _target(moved)
-    model = _place_network(Segmenter(enc, head), how['device'])
+    model = _place_network(_Headed(enc, head), how['device'])
     return train_model(model, batch, r, ready=_as_input, **how)
 
 class _Way(NamedTuple):
+    "A mode: what is trained, and by which rates."
     fit:Callable # trains
     grid:tuple # learning rates to try first
     frozen:bool # does the encoder stay as it is?
@@ -171,7 +170,7 @@ def fit_segmenter(
     device=None, # where to compute; the best there is, if not given
     remember:bool=True, # keep a frozen encoder's stages for the next time
     tick=None, # a function of 1, called after each update
-)->Segmenter: # in evaluation mode
+)->_Headed: # in evaluation mode
     "Train a head, and the encoder if wanted. The caller's random numbers stay."
     device = check_device(device)
     how = dict(n=len(photos), seed=seed, loss_of=place_loss, device=device, tick=tick)
@@ -183,7 +182,7 @@ def fit_segmenter(
 
 # %% ../nbs/72_segmentation.ipynb #80dd9da4
 def segment(
-    model:Segmenter, # from `fit_segmenter`; the same afterwards
+    model:_Headed, # from `fit_segmenter`; the same afterwards
     photos:Photo8, # bytes, of any number
     *,
     bs:int=64, # at a time
@@ -277,22 +276,20 @@ def dense_recipe(
     "The dense probe's recipe: 32 photos a batch, 600 updates or 10 passes, whichever is more."
     return Recipe(**{**dict(steps=600, epochs=10, bs=32), **changes})
 
-# %% ../nbs/72_segmentation.ipynb #460245ec
-class Segmentation(ProbeTask):
-    "Segmentation: a class for each place."
-    name, modes, trials, result = 'segmentation', tuple(_WAYS), 3, SegmentationResult
+# %% ../nbs/72_segmentation.ipynb #ca1881a3
+class _PlaceTask(ProbeTask):
+    "What segmentation and detection have in common; a subclass says the `ways`, mode -> `_Way`."
+    trials = 3
 
     def __init__(self,
-        classes=None, # names of those that are asked for beside the first; all if not given
+        classes=None, # names of those that are asked for, as the set takes them; all if not given
     ): self.wanted = classes
 
-    def recipe(self, mode): return dense_recipe()
-    def load(self, data, **how): return load_segmentation(data, classes=self.wanted, **how)
-
     def check(self, contender, mode):
-        if not (contender.trainable or _WAYS[mode].frozen):
-            raise InputError(f"{contender.name} has no weights to train: "
-                             f"mode {mode!r} is for encoders; use linear.")
+        if contender.trainable or self.ways[mode].frozen: return
+        other = next(m for m,way in self.ways.items() if way.frozen)
+        raise InputError(f"{contender.name} has no weights to train: "
+                         f"mode {mode!r} is for encoders; use {other}.")
 
     def check_set(self, setup):
         n = len(setup.data.train_x)
@@ -302,6 +299,20 @@ class Segmentation(ProbeTask):
         if (setup.amount or 1) > n:
             raise InputError(f"photos={setup.amount}; it must be a whole number from 1 to {n}, "
                              "or 'all' (or None) for all.")
+
+    def choose(self, setup, score):
+        r, grid = setup.recipe, self.ways[setup.mode].grid
+        scores = _choose_lr(lambda lr: score(replace(r, lr=lr)), grid=grid)
+        return (replace(r, lr=max(scores, key=scores.get)),
+                dict(what='lr', scores={f'{lr:.3g}': round(v, 5) for lr,v in scores.items()}))
+
+# %% ../nbs/72_segmentation.ipynb #460245ec
+class Segmentation(_PlaceTask):
+    "Segmentation: a class for each place."
+    name, ways, modes, result = 'segmentation', _WAYS, tuple(_WAYS), SegmentationResult
+
+    def recipe(self, mode): return dense_recipe()
+    def load(self, data, **how): return load_segmentation(data, classes=self.wanted, **how)
 
 # %% ../nbs/72_segmentation.ipynb #dd4274b6
 @patch
@@ -317,13 +328,6 @@ def rate(self:Segmentation, setup, model, i):
     x, y = setup.data.train_x[i], setup.data.train_y[i]
     return mean_iou(count_places(y, segment(model, x, device=setup.device),
                                  len(setup.data.classes)))
-
-@patch
-def choose(self:Segmentation, setup, score):
-    r = setup.recipe
-    scores = _choose_lr(lambda lr: score(replace(r, lr=lr)), grid=_WAYS[setup.mode].grid)
-    return (replace(r, lr=max(scores, key=scores.get)),
-            dict(what='lr', scores={f'{lr:.3g}': round(v, 5) for lr,v in scores.items()}))
 
 # %% ../nbs/72_segmentation.ipynb #d3b0dae5
 @patch

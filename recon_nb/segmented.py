@@ -138,6 +138,11 @@ def _cut_mask(
                                 box=(x, y, x+side, y+side)), dtype=np.uint8)
 
 # %% ../nbs/17_segmented.ipynb #31f9606c
+def _upright_size(photo): # width and height, as a person sees it
+    with Image.open(photo) as p:
+        turned = p.getexif().get(ExifTags.Base.Orientation, 1) > 4
+        return p.size[::-1] if turned else p.size
+
 def _open_mask(path, photo, known):
     """A mask that was checked: as large as the photo, one number a pixel,
     and each of them a class or void."""
@@ -148,9 +153,7 @@ def _open_mask(path, photo, known):
         raise InputError(f"the mask {path} has mode {im.mode}; "
                          "a mask is a PNG with one byte a pixel, "
                          "with a palette (P) or in grey (L), and its numbers are classes.")
-    with Image.open(photo) as p:
-        upright = p.size[::-1] if p.getexif().get(ExifTags.Base.Orientation, 1) > 4 else p.size
-    if im.size != upright:
+    if im.size != (upright := _upright_size(photo)):
         raise InputError(f"the mask {path} has {im.size[0]}x{im.size[1]} pixels, "
                          f"its photo {upright[0]}x{upright[1]}: they must be equal.")
     if odd := [v for v,n in enumerate(im.histogram()[:256]) if n and v >= known and v != VOID]:

@@ -8,7 +8,7 @@ Docs: https://recon-nb.github.io/recon_nb/selftest.html.md"""
 __all__ = ['main']
 
 # %% ../nbs/91_selftest.ipynb #762d0a89
-import argparse,os,shutil,subprocess,sys,tempfile,time,traceback
+import argparse,os,re,shutil,subprocess,sys,tempfile,time,traceback
 from contextlib import redirect_stderr,redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -23,6 +23,7 @@ from .cost import estimate_cost
 from .training import train_gan
 from .shapes import draw_shapes
 from .batches import fetch
+from .shell import _Parser,_run
 from .trainer import fit
 from .state import toy_state
 from .steps import train_step
@@ -219,11 +220,15 @@ class _Finding(NamedTuple):
     seconds: float
     says: str
 
+def _without_folders(text): # of a path only the last part, so that a report can be pasted
+    return re.sub(r'(?:[A-Za-z]:)?[\\/](?:[^\s\\/:"\']+[\\/])+', '', text)
+
 def _blame(e): # the error, and where in this package it came from
     at = [f'{Path(f.filename).name}:{f.lineno} {f.name}'
         for f in traceback.extract_tb(e.__traceback__)
         if 'recon_nb' in f.filename]
-    return f"{type(e).__name__}: {' '.join(str(e).split())[:800]} [{' > '.join(at[-4:])}]"
+    words = _without_folders(' '.join(str(e).split()))[:800]
+    return f"{type(e).__name__}: {words} [{' > '.join(at[-4:])}]"
 
 def run_checks(
     device:str, # cpu, cuda or mps
@@ -251,7 +256,7 @@ def _describe_device(
 
 # %% ../nbs/91_selftest.ipynb #d5637735
 def _parser():
-    p = argparse.ArgumentParser('recon-selftest',
+    p = _Parser('recon-selftest',
         description='Try everything that depends on the machine; '
             'print a report to paste into an issue.')
     p.add_argument('checks', nargs='*', metavar='CHECK',
@@ -262,18 +267,9 @@ def _parser():
     return p
 
 # %% ../nbs/91_selftest.ipynb #3f084dc0
-def main(
-    argv=None, # the words after the command; the shell's if not given
-)->int: # exit status
-    """`recon-selftest [CHECK ...] [--device DEVICE]`:
-    0 if nothing failed, 1 if something did, 2 for a wrong call."""
-    args = _parser().parse_args(argv)
-    try:
-        device = _find_device(args.device)
-        for name in args.checks: check_name(name, CHECKS, 'check')
-    except InputError as e:
-        print(f'recon-selftest: {e}', file=sys.stderr)
-        return 2
+def _report(args): # print what was found; the exit status
+    device = _find_device(args.device)
+    for name in args.checks: check_name(name, CHECKS, 'check')
     if args.child: return _child(device)
     print(f"recon_nb self-test on {_describe_device(device)}\n"
         f"{' '.join(f'{k}={v}' for k,v in describe_machine().items())}", flush=True)
@@ -283,3 +279,10 @@ def main(
         failed += f.status == 'failed'
     print(f"{failed or 'none'} of {len(args.checks or CHECKS)} checks failed")
     return int(failed > 0)
+
+def main(
+    argv=None, # the words after the command; the shell's if not given
+)->int: # exit status
+    """`recon-selftest [CHECK ...] [--device DEVICE]`:
+    0 if nothing failed, 1 if something did, 2 for a wrong call."""
+    return _run(_parser(), _report, argv)

@@ -33,7 +33,7 @@ def _find_set(
     return next((p for p in places if all((p/n).exists() for n in needs)), None)
 
 # %% ../nbs/13_sets.ipynb #5a128d7b
-def _plain(name): return ''.join(c for c in name.lower() if c.isalnum())
+def _letters(name): return ''.join(c for c in name.lower() if c.isalnum())
 
 def _own_folders(name):
     """What RECON_NB_DATA offers under this name:
@@ -45,7 +45,7 @@ def _own_folders(name):
         raise InputError(f"RECON_NB_DATA={given} is no folder; "
                          "it names the folder that holds your copies of the sets.")
     return [p for p in sorted(home.iterdir())
-            if _plain(p.name) == _plain(name) and p.is_dir() and any(p.iterdir())] + [home]
+            if _letters(p.name) == _letters(name) and p.is_dir() and any(p.iterdir())] + [home]
 
 # %% ../nbs/13_sets.ipynb #bd9e3dd6
 def _folders(folder):

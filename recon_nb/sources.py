@@ -25,7 +25,7 @@ class _Listing:
     "Photos, not opened yet, and what is known about them."
     items:object # a sequence: paths, or photos that are in memory or fetched one by one
     names:list # of each: its path below `root`, or its index as text
-    kind:str # where they come from: folder, files, pattern, table, array, pictures, Dataset
+    kind:str # where they come from: folder, file, files, pattern, table, array, pictures, Dataset
     name:str = '' # and which, in a word or two
     root:Path|None = None # where the names of files start; None: not files, or not all
     labels:object = None # of each: a name, a number or None; a function, if only reading tells
@@ -189,7 +189,7 @@ def _kind_of(data): # uint8 and so on, whichever byte comes first
 def _to_numpy(data):
     return data.detach().cpu().numpy() if hasattr(data, 'detach') else np.asarray(data)
 
-def _as_bytes(shape, kind, given, *, deep=False): # deep: are 16 bits welcome?
+def _check_bytes(shape, kind, given, *, deep=False): # deep: are 16 bits welcome?
     "Refuse what is not bytes, with the line that makes bytes of it."
     if kind in ('uint8', *['uint16']*deep) and 0 not in shape: return
     line = '255*x.astype(np.uint8)' if kind == 'bool' else ''
@@ -228,7 +228,7 @@ def _photo_array(
     shape, kind = tuple(data.shape), _kind_of(data)
     given = (f"the array is {kind} of shape {shape}; it must be uint8 or uint16, (n, h, w, 3), "
              "(n, 3, h, w), or grey (n, h, w), without an empty axis")
-    _as_bytes(shape, kind, given, deep=True)
+    _check_bytes(shape, kind, given, deep=True)
     axes = _axes(shape)
     if len(shape) == 3 and 3 in (shape[0], shape[2]):
         raise InputError(f"{given}. Is this one photo or several grey ones? For one photo give "
@@ -257,7 +257,7 @@ def _one_array(
     given = (f"array of {kind}, shape {shape}: a photo is uint8{'' if floats else ' or uint16'}, "
              "(h, w, 3), (3, h, w) or (h, w)")
     if floats and 'float' in kind: x, kind = _bytes_of_floats(_to_numpy(x), given), 'uint8'
-    _as_bytes(shape, kind, given, deep=not floats) # one by one, no range is found for all
+    _check_bytes(shape, kind, given, deep=not floats) # one by one, no range is found for all
     a = _to_numpy(x)
     if a.ndim == 2: a = a[..., None]
     if a.ndim == 3 and a.shape[2] not in (1,3) and a.shape[0] in (1,3): a = a.transpose(1, 2, 0)
@@ -331,15 +331,19 @@ def _is_dataset(data):
     if isinstance(data, own) or _is_array(data) or _is_table(data): return False
     return hasattr(cls, '__len__') and hasattr(cls, '__getitem__')
 
+def _say_floats(first, source, instead): # the first photo says what all are
+    if not (_is_array(first) and 'float' in str(first.dtype)): return
+    _as_photo(first, floats=True)
+    warnings.warn(f"{source} gives floats from 0 to 1: taken as white = 1. For bytes as they "
+                  f"are {instead}.", stacklevel=4)
+
 def _list_dataset(data):
     name = type(data).__name__
     if not len(data): raise InputError(f"the Dataset {name} is empty: there is no photo in it.")
     photos = _DatasetPhotos(data)
     first, label = _split_item(data[0])
     _as_photo(first, floats=True) # what it is, is asked before the work
-    if _is_array(first) and 'float' in str(first.dtype):
-        warnings.warn(f"the Dataset {name} gives floats from 0 to 1: taken as white = 1. For "
-                      "bytes as they are leave ToTensor out of its transform.", stacklevel=3)
+    _say_floats(first, f'the Dataset {name}', 'leave ToTensor out of its transform')
     names = getattr(data, 'classes', None)
     known = tuple(names) if isinstance(names, (list, tuple)) else None
     return _Listing(photos, [str(i) for i in range(len(data))], 'Dataset', name,
@@ -356,6 +360,7 @@ def _list_table(table:_Table)->_Listing:
         paths = [_place(p, table.root) for p in table.photos]
         _check_there(paths, table)
         return _list_paths(paths, 'table', **known)
+    _say_floats(next(iter(table.photos), None), 'the table', 'give uint8')
     return _Listing(table.photos, [str(i) for i in range(len(table.photos))], 'table', **known)
 
 # %% ../nbs/09_sources.ipynb #4ba2d075

@@ -14,7 +14,7 @@ from numbers import Integral,Real
 import numpy as np
 import pandas as pd
 from scipy import stats
-from .core import InputError,_brief,check_name
+from .core import InputError,_brief,_is_count,check_name
 from .classification import FROZEN
 from .intervals import _possible,crossed_interval
 from .probing import unpack_bits
@@ -47,7 +47,7 @@ def _row(r):
 
 # %% ../nbs/76_tables.ipynb #b7600001
 _GIVE = 'Give files that `compare_encoders` or `recon-probe --out` wrote.'
-def _is_count(v): return isinstance(v, Integral) and 0 < v < 2**31
+def _is_size(v): return _is_count(v, 1, 2**31)
 def _is_share(v): return isinstance(v, Real) and bool(0 <= v <= 1)
 def _is_text(v): return isinstance(v, str)
 def _is_name(v): return isinstance(v, (str, Integral)) # a row may be called 20
@@ -55,9 +55,9 @@ def _or_none(is_it): return lambda v: v is None or is_it(v)
 def _is_dict(v): return isinstance(v, dict)
 _FIELDS = { # of a probe's record -> is it that?
     **dict.fromkeys(('mode','data'), _is_text), 'arm': _is_name,
-    **dict.fromkeys(('n_train','classes','n_test','size'), _is_count),
+    **dict.fromkeys(('n_train','classes','n_test','size'), _is_size),
     **dict.fromkeys(('test_accuracy','chance'), _is_share),
-    'seed': lambda v: isinstance(v, Integral), 'labels_per_class': _or_none(_is_count)}
+    'seed': lambda v: isinstance(v, Integral), 'labels_per_class': _or_none(_is_size)}
 _OTHERS = {
     **dict.fromkeys(('job','source'), _is_dict), 'config': _or_none(_is_dict),
     **dict.fromkeys('weights test_pixels test_right task kind subset subset_photos'.split(),
@@ -360,10 +360,11 @@ class Table(pd.DataFrame):
         return super()._repr_html_() + ''.join(f'<p><small>{escape(n)}</small></p>'
                                                for n in self.notes)
 
-def _notes(cells, known): # of the differences that a table shows
+def _notes(cells, known, level): # of the differences that a table shows
     out, shown = list(known), [c for c in cells if not np.isnan(c['diff'])]
     if any(c['star'] for c in shown):
-        out.insert(0, "* the 95 % interval excludes zero, with three pretrainings or more.")
+        out.insert(0, f"* the {100*level:g} % interval excludes zero, "
+                      "with three pretrainings or more.")
     if any('at most' in c['covers'] for c in shown):
         out.append("Records without the answers photo by photo: the variation over test photos "
                    "is assumed to be as large as it can be.")
@@ -408,7 +409,8 @@ def table(
     t.attrs['notes'] = _notes([cells[k] for a in own if a != ref for c in cols
                                if (k := (mode,a,*c)) in cells],
                               [n for n in s.attrs['notes']
-                               if n.split(':')[0] in [d.split(', test ')[0] for d in sets]])
+                               if n.split(':')[0] in [d.split(', test ')[0] for d in sets]],
+                              level)
     return t
 
 # %% ../nbs/76_tables.ipynb #4ab2c6ac

@@ -29,7 +29,7 @@ def _timm_config(p): # of a `Pretrained`, as timm writes it
         recon_nb=p.config) # where the weights come from
 
 # %% ../nbs/83_timm_folder.ipynb #54c374e2
-_plain = """import timm
+_unchanged = """import timm
 net = timm.create_model('local-dir:FOLDER', pretrained=True, num_classes=0)
 """
 _lines = dict(cifar="net.conv1 = nn.Conv2d(3, net.conv1.out_channels, 3, padding=1, bias=False)\n")
@@ -43,7 +43,7 @@ net.load_state_dict(load_file('FOLDER/model.safetensors'))
 
 def _recipe(p): # lines that open the folder
     stem = p.encoder.stem
-    if stem == 'own': return _plain
+    if stem == 'own': return _unchanged
     return _changed.format(name=p.encoder.name, first=_lines.get(stem, ''))
 
 def _readme(p):

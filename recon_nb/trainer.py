@@ -18,8 +18,8 @@ from accelerate.utils import gather_object
 from .batches import prefetch_batches
 from .checkpoint import (_kept_weights,load_checkpoint,_pack_optimizer,
                                  save_checkpoint,save_tensors,_unpack_optimizer)
-from .core import (InputError,TrainingDiverged,append_jsonl,_brief,_plural,
-                           progress_bar,read_jsonl,_why_not,write_atomic)
+from .core import (InputError,TrainingDiverged,append_jsonl,_brief,_is_count,
+                           _plural,progress_bar,read_jsonl,_why_not,write_atomic)
 from .devices import _agree,_explain_memory,_mean_over
 from .machine import fork_random
 from .evaluation import evaluate,_evaluating,_evaluation_epochs
@@ -116,7 +116,7 @@ def _fill(st, tensors, state): # with what a checkpoint holds
     st.step,st.seconds = _check_count(state['step']),float(state['seconds'])
 
 def _check_count(n):
-    if type(n) is int and 0 <= n < 2**63: return n
+    if _is_count(n): return n
     raise ValueError(f'step is {_brief(n)}')
 
 # %% ../nbs/55_trainer.ipynb #ba514c1e

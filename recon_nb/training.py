@@ -334,8 +334,8 @@ def _say_boxes(st): # that are enlarged
     yield f'the smallest boxes have {shown} px and are enlarged to {c.size}{more}'
 
 # %% ../nbs/59_training.ipynb #c27d1e79
-def _smaller(shown, share): # sizes are multiples of 16
-    size = f', or size={shown//16*16}' if shown >= 16 else ''
+def _smaller(shown, share): # sizes are multiples of 16, and 32 or more
+    size = f', or size={shown//16*16}' if shown >= 32 else ''
     return size + (", or view='canvas', mask='patches'" if share < 1 else '')
 
 def _say_reading(st): # what was decided about the photos, and what was left out

@@ -3,6 +3,7 @@ import json, shutil
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -255,3 +256,16 @@ def test_the_shell_says_its_cost_first_and_ends_in_a_sentence(monkeypatch, tmp_p
         assert cli.probe([*call, '--out', 'other.jsonl']) == 130 and 'Nothing was finished' in capsys.readouterr().out
     assert cli.probe([*call, '--search']) == 2 and '--search goes with --mode' in capsys.readouterr().err
     assert cli.probe([*call, '--mode', 'knn', '--minutes', '1']) == 2 and '--minutes goes with a run and without --mode' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('low,mode,arm,said', [(27., 'finetune', 'scratch', True), (33.3, 'finetune', 'scratch', True), (33.4, 'finetune', 'scratch', False),
+                                               (27., 'linear', 'scratch', False), (27., 'finetune', 'mine', False)])
+def test_a_scratch_at_chance_is_told(low, mode, arm, said):
+    "A gain over a scratch that has learned nothing is a head start."
+    from recon_nb.answer import _say_untrained
+    from recon_nb.shell import _called_as
+    s = pd.DataFrame([dict(arm=arm, mode=mode, labels=25, mean=36.5, mean_low=low, chance=33.3)])
+    assert bool(_say_untrained(s)) == said
+    if said:
+        assert 'With 25 labels a class scratch is not shown to be above chance (36.5 %, always one class 33.3)' in _say_untrained(s) and 'recipe=dict(steps=' in _say_untrained(s)
+        with _called_as('recon-probe'): assert '(--updates)' in _say_untrained(s)

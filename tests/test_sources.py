@@ -1,5 +1,5 @@
 "Photos and labels as people have them: each kind gives the right pixels, each wrong one a sentence with the line that would do it."
-import io
+import io, re, warnings
 
 import numpy as np
 import pandas as pd
@@ -145,6 +145,15 @@ def test_one_grey_photo_and_several(): assert len(list_photos(GREY[0])) == 1 and
 def test_floats_of_a_dataset_are_said():
     with pytest.warns(UserWarning, match='taken as white = 1'): got = load_photos(Scenes(lambda i: (floats(i), 0)), **HOW)
     assert (got.cuts['i_r'] == SCENES).all()
+
+def test_floats_of_a_table_are_said_and_a_normalised_one_is_refused():
+    table = lambda photos: pd.DataFrame(dict(image=photos, label=Y.tolist()))
+    with pytest.warns(UserWarning, match='the table gives floats from 0 to 1: taken as white = 1. For bytes as they are give uint8'): got = load_photos(table([*SCENES/255]), **HOW)
+    assert (got.cuts['i_r'] == SCENES).all()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert (load_photos(table([*SCENES]), **HOW).cuts['i_r'] == SCENES).all()
+    with pytest.raises(InputError, match=re.escape('x*std+mean')): list_photos(table([*(SCENES/255-.5)/.5]))
 
 def test_a_dataset_is_gone_through_once():
     "Once for its photos and labels, and once more for the first item, which says what it is."

@@ -126,6 +126,22 @@ def test_every_plan_can_be_made(together):
             for row in p.arms: assert together._config(p, row, list(p.sizes)[0], 0).width == p.width
 
 
+def test_a_few_of_the_targets_own_are_mixed_in(monkeypatch, tmp_path, capsys):
+    "The share is of the target's photos; the one per cent are among the ten; a second call replaces the folder."
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import mixed
+    for folder, n in (('others', 7), ('own/cat', 120), ('own/dog', 80)):
+        (tmp_path/folder).mkdir(parents=True)
+        for i in range(n): Image.new('RGB', (4, 4), (i, 0, 0)).save(tmp_path/folder/f'{i}.png')
+    for _ in range(2): assert mixed.main([*map(str, (tmp_path/'others', tmp_path/'own', tmp_path/'out'))]) == 0
+    made = {share: {p.name for p in (tmp_path/'out'/f'mixed-{share}'/'own').iterdir()} for share in (1, 10)}
+    assert {k: len(v) for k, v in made.items()} == {1: 2, 10: 20} and made[1] < made[10]
+    assert {n.split('-')[0] for n in made[10]} == {'cat', 'dog'} and len([*(tmp_path/'out'/'mixed-1'/'others').iterdir()]) == 7
+    name = sorted(made[1])[0]
+    assert (tmp_path/'out'/'mixed-1'/'own'/name).read_bytes() == (tmp_path/'own'/name.replace('-', '/')).read_bytes()
+    with pytest.raises(SystemExit): mixed.main([str(tmp_path/'none'), str(tmp_path/'own'), str(tmp_path)])
+
+
 def test_animals_are_cut_by_their_boxes(monkeypatch, tmp_path, capsys):
     monkeypatch.syspath_prepend(BENCHMARKS)
     import animals
