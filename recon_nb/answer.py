@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from .contenders import as_contender
-from .core import (_as_path,_brief,_by_caller,InputError,duration,
-                           read_jsonl)
+from .core import _as_path,_brief,_by_caller,InputError,duration,read_jsonl
 from .experiments import (_as_labels,_measure_speed,_set_fingerprint,_shared_window,
                                   estimate,list_jobs,run_jobs)
 from .intervals import _FEW_PHOTOS

@@ -17,8 +17,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float,Int64,UInt8
 from torch import Tensor,nn
-from .core import (_brief,InputError,_is_count,check_name,epoch_order,
-                           sample_uniform)
+from .core import _brief,InputError,_is_count,check_name,epoch_order,sample_uniform
 from .features import _as_input,frozen,_in_batches
 from .machine import check_device,fork_random,_place_network,prefetch
 from .pixels import Photo8,_as_bytes
