@@ -22,7 +22,7 @@ from recon_nb.core import append_jsonl, check_name, read_jsonl
 from recon_nb.cost import describe_pretraining
 from recon_nb.experiments import list_jobs, run_jobs
 from recon_nb.protocols import find_labelled
-from recon_nb.run import GANRun
+from recon_nb.run import _finished_run
 from recon_nb.training import train_gan
 
 TRIALS = {                     # a set, and the fields of a pretraining on it
@@ -59,10 +59,10 @@ def folder(runs, name, seed): return Path(runs)/f'resnet18-{name}-s{seed}'
 def pretrain(name, seed, *, runs, end):
     "A finished pretraining, or None if time is up or somebody stopped it."
     place = folder(runs, name, seed)
-    begun = (place/'config.json').exists()
-    if begun and GANRun.load(place).finished: return GANRun.load(place)
+    if run := _finished_run(place): return run
     left = (end-time.monotonic())/60
     if left <= 0: return None
+    begun = (place/'config.json').exists()
     how = dict(resume=True) if begun else dict(preset=PRESET, **config(name, seed))
     run = train_gan(load(name).train_x, run_dir=place, max_minutes=min(left, 1e6),
                     progress=False, **how)

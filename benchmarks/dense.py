@@ -27,7 +27,7 @@ from recon_nb.cost import describe_pretraining
 from recon_nb.detection import detect_recipe, probe_detect
 from recon_nb.experiments import _locked_records
 from recon_nb.segmented import load_segmentation
-from recon_nb.run import GANRun
+from recon_nb.run import GANRun, _finished_run
 from recon_nb.segmentation import dense_recipe, probe_dense
 from recon_nb.training import train_gan
 
@@ -70,10 +70,9 @@ def questions(p, who):
 def pretrain(a, p, seed, end):
     "The finished pretraining, or None if time is up or somebody stopped it."
     how, folder = p['pretraining'], Path(a.runs)/f'improved-s{seed}'
-    if (folder/'config.json').exists():
-        if GANRun.load(folder).finished: return GANRun.load(folder)
-        how = dict(resume=True)
-    else: how = dict(preset='improved', seed=seed, **how)
+    if run := _finished_run(folder): return run
+    begun = (folder/'config.json').exists()
+    how = dict(resume=True) if begun else dict(preset='improved', seed=seed, **how)
     if (left := (end-time.monotonic())/60) <= 0: return None
     data = photos_of('detection', True).train_x if a.toy else 'voc2012'
     run = train_gan(data, run_dir=folder, progress=False, max_minutes=min(left, 1e6),

@@ -308,7 +308,8 @@ def time_product(s, precision):
 
 def time_training(s, *, tf32, benchmark, channels_last, **config):
     "A training step: with the batch on the device, with `fetch` in the loop, beside a product."
-    cfg = get_preset(**{'name' if k == 'preset' else k: v for k, v in config.items()}, epochs=1000)
+    preset = config.pop('preset')
+    cfg = get_preset(preset, **config, epochs=1000)
     flops = count_once(replace(cfg, bs=8, precision='no', compile=False))
     with torch_flags(tf32=tf32, benchmark=benchmark):
         if s.device == 'cuda': torch.cuda.reset_peak_memory_stats()

@@ -26,7 +26,7 @@ from recon_nb.generator import Output
 from recon_nb.labelled import LabelledSet, development_images
 from recon_nb.pixels import to_model
 from recon_nb.protocols import find_labelled
-from recon_nb.run import GANRun
+from recon_nb.run import _finished_run
 from recon_nb.targets import TARGETS, _oriented_gradients, _TwoScaleTarget
 from recon_nb.training import train_gan
 
@@ -143,12 +143,11 @@ def pretrain(candidate, name, seed, *, runs, end):
     folder = Path(runs)/f'{candidate}-{name}-s{seed}'
     begun = (folder/'config.json').exists()
     how = dict(resume=True) if begun else dict(preset='improved', **config(candidate, name, seed))
-    if not (begun and GANRun.load(folder).finished):
+    if not (run := _finished_run(folder)):
         left = (end-time.monotonic())/60
         if left <= 0: return None
         run = train_gan(photos, run_dir=folder, max_minutes=left, progress=False, **how)
         if run.stopped: return None
-    run = GANRun.load(folder)
     numbers = {k: getattr(target, k) for k in NUMBERS if hasattr(target, k)}
     numbers['channels'] = target.outputs[0].channels
     said = {k: v for k,v in asdict(run.cfg).items() if k not in ('data','teacher')}

@@ -23,7 +23,7 @@ from itertools import count
 from pathlib import Path
 
 import torch
-from recon_nb.advice import advise
+from recon_nb.advice import _TARGETS, advise
 from recon_nb.core import (InputError, append_jsonl, check_name, describe_machine, duration,
                            read_jsonl)
 from recon_nb.cost import describe_pretraining
@@ -88,10 +88,14 @@ INPUTS = Protocol(                             # the paper's last page: larger i
            ('another share for each photo', 1/3, .9, dict(visible_mixed=True)))},
     blocks=(Block(('knn', 'linear'), (25, 100), 3),))
 
-PLANS = {p.name: p for p in (PROTOCOLS['four-sets'], ANIMALS, TRANSFER, *MIXES.values(), INPUTS,
-                             ONE, WHOLE)}
 ADVICE = 'advice'                            # may stand among --plans: `recon-advise` on these sets
 ADVISED = 'cifar10', 'svhn', 'imagenette', 'flowers128', 'animals', 'shapes'
+FULL = replace(PROTOCOLS['four-sets'], name='advised', sizes=dict.fromkeys(ADVISED, 32),
+               pretrainings=1, arms={t: ('improved', dict(target=t)) for t in _TARGETS},
+               blocks=(Block(('linear',), (100,), 5),))           # was it the best target?
+
+PLANS = {p.name: p for p in (PROTOCOLS['four-sets'], ANIMALS, TRANSFER, *MIXES.values(), INPUTS,
+                             ONE, WHOLE, FULL)}
 
 
 def resolve(p, data, toy):
@@ -140,7 +144,7 @@ def run_training(p, runs, data, row, seed, root):
     folder, cfg = folder_of(p, runs, data, row, seed), _config(p, row, data, seed)
     if not _is_done(p, folder, cfg):
         where = _root_of(data, root) if p.photos == 'own' else root
-        _train(p, folder, cfg, photos_of(p, data, root), where)
+        _train(p, folder, cfg, photos_of(p, data, root), where, MET['device'])
     record = describe_pretraining(folder, row)
     if p.photos == 'own': record |= dict(data=data)
     return record | dict(gpu=torch.cuda.get_device_name() if MET['device'] == 'cuda' else None)
@@ -311,6 +315,11 @@ def only_rows(plans, rows):
     return {n: narrow(p, arms=has[n]) for n, p in plans.items() if has[n]}
 
 
+def in_precision(p, precision):
+    "The plan, pretrained and fine-tuned in it."
+    return replace(narrow(p, precision=precision), fields=p.fields | dict(precision=precision))
+
+
 def check_seeds(p, seeds):
     "Can these pretrainings be asked about alone? Raises `InputError`."
     if any(b.matched for b in p.blocks):
@@ -338,6 +347,7 @@ def main(argv=None):
     p.add_argument('--sets', nargs='+', help='only these; all if not given')
     p.add_argument('--rows', nargs='+', help='only these pretrained rows; all if not given')
     p.add_argument('--modes', nargs='+', help='only these ways of probing; all if not given')
+    p.add_argument('--precision', choices=('bf16',), help='of pretraining and of fine-tuning')
     p.add_argument('--seeds', nargs='+', type=int,
                    help='of the pretrainings, for a plan of frozen probes; all if not given')
     p.add_argument('--processes', type=int, default=max(1, (os.cpu_count() or 2)-2))
@@ -354,6 +364,7 @@ def main(argv=None):
                             for n, q in plans.items() if {*q.sizes} & {*a.sets}}
         if a.rows: plans = only_rows(plans, a.rows)
         if a.modes: plans = {n: narrow(q, modes=a.modes) for n, q in plans.items()}
+        if a.precision: plans = {n: in_precision(q, a.precision) for n, q in plans.items()}
         for q in plans.values() if a.seeds else (): check_seeds(q, a.seeds)
         if a.list:
             for n in (*plans, 'advice'):

@@ -37,7 +37,7 @@ from .labelled import DEV_SEED,LabelledSet,label_subset,load_labelled,_split_lab
 from .machine import check_device
 from .pixels import to_model,to_pixels
 from .probing import _pack_bits,unpack_bits
-from .run import GANRun
+from .run import GANRun,_finished_run
 from .tables import Table
 from .targets import TARGETS
 from .training import _check_minutes,train_gan
@@ -276,7 +276,7 @@ def _pretrain(work, target, updates):
     "A finished run, or None if somebody stopped it."
     cfg, folder = work.cfgs[target], work.out/'runs'/target
     begun, each = (folder/'config.json').exists(), work.n//min(cfg.bs, work.n)
-    if begun and (run := GANRun.load(folder, device=work.device)).finished: return run
+    if run := _finished_run(folder, device=work.device): return run
     how = dict(resume=True) if begun else dict(
         preset='improved', target=target, max_steps=updates, epochs=-(-updates//each), **work.how)
     with progress_bar(total=updates, desc=target, unit='update', show=work.progress) as bar:

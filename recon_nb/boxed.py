@@ -20,10 +20,10 @@ from torch.nn import functional as F
 from .core import _as_path,InputError,_brief,check_name,sample_uniform
 from .labelled import _check_classes
 from .sources import _list_visible
-from .decoding import _PHOTO_SUFFIXES
+from .decoding import _PHOTO_SUFFIXES,Ranges
 from .photos import cut_files
 from .pixels import Photo8,_as_bytes,_scale_bytes
-from .segmented import _VOC_CLASSES,_upright_size
+from .segmented import _VOC_CLASSES,_check_window,_upright_size
 from .sets import _locate_voc
 from .shapes import _rgb,draw_shapes
 
@@ -454,22 +454,24 @@ def load_detection(
     lists:tuple=('train','val'), # in VOC's layout: to train on, to test on
     workers:int|None=None, # threads that read; all cores if not given
     progress:bool=True, # show a bar while reading
-    window=None, # of photos of more than 8 bits: kind -> what becomes black and white
+    window=None, # of more than 8 bits: what becomes black and white, as for `load_photos`
 )->DetectionSet:
     "Photos with boxes, in two parts. Says what is left out; raises `InputError`."
     _check_asked(data, size, root)
+    ranges = dict(Ranges(window).given)
     if isinstance(data, DetectionSet):
         if data.size != size:
             raise InputError(f"{data!r} is asked for at {size} px; make it with that size.")
         found = (data.name, [(data.train_x, data.train_y), (data.test_x, data.test_y)],
                  data.classes, data.left_out)
     elif isinstance(data, (str, os.PathLike)):
-        how = dict(size=size, workers=workers, progress=progress, window=dict(window or {}))
+        how = dict(size=size, workers=workers, progress=progress, window=ranges)
         found = _open_boxed(data, lists, root, how)
         _say_left_out(found[3])
     else:
         raise InputError(f"data is a {type(data).__name__}; "
                          "give 'voc2012', 'objects', a folder, or a DetectionSet.")
+    _check_window(window, ranges)
     called, parts, names, left_out = found
     parts, names = _keep_boxes(parts, names, classes)
     return DetectionSet(name or called, *parts[0], *parts[1], names, left_out)

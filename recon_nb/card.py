@@ -19,7 +19,7 @@ from .core import _as_path,InputError,write_atomic,duration
 from .export import export_encoder
 from .contenders import as_contender,fingerprint
 from .features import count_macs
-from .run import GANRun,_say_network
+from .run import GANRun,_say_network,_weights_of
 from .tables import summarize
 
 # %% ../nbs/78_card.ipynb #1f8cd33a
@@ -273,7 +273,7 @@ def write_release(
     run, folder = run if isinstance(run, GANRun) else GANRun.load(run), _as_path(folder)
     names = 'encoder.safetensors', 'generator.safetensors', 'README.md'
     _check_free(folder, names)
-    tensors, state = load_tensors(run.dir/'weights.safetensors')
+    tensors, state = load_tensors(_weights_of(run.dir, run.epoch))
     bad = [k for k,v in tensors.items() if not v.isfinite().all()]
     if bad:
         raise InputError(f"weights of {run.dir} are not finite ({bad[0]}): its training diverged. "

@@ -502,7 +502,8 @@ def _table(args):
         print('trying a few steps of each network, to say how long it takes ...', flush=True)
     if not args.yes: return _show_hours(estimate_hours(p, device=device), args.scale, device)
     sets = {name: find_labelled(name, size=size, root=args.root) for name,size in p.sizes.items()}
-    runs = pretrain(p, args.runs, root=args.root if p.photos == 'own' else args.photos_root)
+    runs = pretrain(p, args.runs, root=args.root if p.photos == 'own' else args.photos_root,
+                    device=device)
     _show_tables(run_protocol(p, sets, runs, out=args.out or f'{args.scale}.jsonl', device=device))
 
 # %% ../nbs/90_cli.ipynb #f55b984e

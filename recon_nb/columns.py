@@ -186,7 +186,7 @@ def _plain_label(y): # a name, a whole number, or None
     if isinstance(y, bool): return str(y)
     if isinstance(y, float) and y.is_integer(): y = int(y)
     if isinstance(y, int): return None if y == -1 else y
-    if isinstance(y, str): return y.strip() or None
+    if isinstance(y, str): return None if (y := y.strip()) in ('', '-1') else y
     raise InputError(f"a label is {y!r}, a {type(y).__name__}: it must be a name or a whole "
                      "number, one for each photo.")
 
@@ -205,7 +205,11 @@ def _name_labels(
     if odd:
         raise InputError(f"a label is {min(odd)}, and there are {len(classes)} classes' names: "
                          f"labels run from 0 to {len(classes)-1}.")
-    return [str(classes[y]) if isinstance(y, int) else y for y in plain]
+    named = [str(classes[y]) if isinstance(y, int) else y for y in plain]
+    known = {None, *map(str, classes)}
+    if odd := next((y for y in named if y not in known), None):
+        raise InputError(f"a label is {odd!r}, and the classes are {', '.join(map(str, classes))}.")
+    return named
 
 def _sort_classes(names)->tuple: # names of classes, each once; None is none
     return tuple(sorted({n for n in names if n is not None}, key=_order))

@@ -257,7 +257,7 @@ _CALLED = dict( # a field, or an argument of `train_gan` -> what other libraries
         'max_iters max_updates',
     keep_every='save_every save_interval save_freq checkpoint_every',
     size='image_size img_size input_size resolution',
-    visible='mask_ratio masking_ratio keep_ratio',
+    visible='keep_ratio',
     precision='mixed_precision amp fp16 bf16 dtype',
     schedule='lr_schedule lr_scheduler scheduler',
     warmup='warmup_epochs warmup_steps warmup_ratio',
@@ -271,20 +271,27 @@ _CALLED = dict( # a field, or an argument of `train_gan` -> what other libraries
 # %% ../nbs/02_config.ipynb #f280525c
 _fixed = 'preset', 'schema'
 _former = 'crop', # read in earlier runs, refused in new ones
+_HIDDEN = 'mask_ratio', 'masking_ratio' # others' names of what `visible` leaves
 
 def with_overrides(
     cfg:GANConfig, # the config to start from
+    /,
     **overrides, # fields of `GANConfig` and their new values; `None` means "as it is"
 )->GANConfig: # a new config
     """A copy of `cfg` with some fields changed.
     Raises `InputError` on an unknown field or a bad value."""
     offered = [n for n in field_docs() if n not in _fixed+_former]
-    for k in overrides:
+    for k,v in overrides.items():
+        if k in _HIDDEN:
+            seen = f', here {1-v:g}' if isinstance(v, (int,float)) else ''
+            raise InputError(f"{k} is the share that is hidden, and visible= the share that is "
+                             f"seen: 1 - {k}{seen}.")
         if k not in _former: check_name(k, offered, 'override', also=_CALLED)
     return replace(cfg, **{k: v for k,v in overrides.items() if v is not None})
 
 def get_preset(
     name:str, # one of `PRESETS`
+    /,
     **overrides, # fields of `GANConfig` and their new values
 )->GANConfig: # the config of the run
     "The preset `name` with `overrides`. Raises `InputError` naming the nearest preset or field."

@@ -130,7 +130,7 @@ def write_atomic(
     data:bytes|str, # the whole content; text is written as UTF-8
 )->Path: # `path`
     "Write `data` to `path` so that a reader sees the old content or the new, never a part."
-    path = Path(path)
+    path = _as_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(data, str): data = data.encode()
     tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
@@ -152,7 +152,7 @@ def append_jsonl(
     """Append `records` to a JSON Lines file, in one write.
     An incomplete last line left by a killed writer is removed first;
     a complete one that only lacks its line end gets one."""
-    path = Path(path)
+    path = _as_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _name_file(path), open(path, 'ab+') as f:
         if f.tell() and (f.seek(-1, 2), f.read(1))[1] != b'\n':
@@ -172,7 +172,7 @@ def read_jsonl(
 )->list: # one dict a line
     """Read a JSON Lines file.
     An incomplete last line is left out; one elsewhere raises `InputError`."""
-    path = Path(path)
+    path = _as_path(path)
     if not path.exists(): return []
     rows, lines = [], path.read_bytes().split(b'\n')
     for i,line in enumerate(lines):

@@ -173,9 +173,9 @@ def _read_listing(found:_Listing, **how)->tuple: # `Photos`, and what each photo
     at = {c: i for i,c in enumerate(classes or ())} | {None: -1}
     y = None if labels is None else np.array([at[c] for c in named], dtype=np.int64)
     parts = None if parts is None else _name_parts(parts)
-    held = None if parts is None else np.flatnonzero([p != 'train' for p in parts])
-    return Photos(**got, labels=y, classes=classes, held_out=held, source=found.kind,
-                  name=found.name), parts
+    held = np.flatnonzero([p != 'train' for p in parts or ()])
+    return Photos(**got, labels=y, classes=classes, held_out=held if len(held) else None,
+                  source=found.kind, name=found.name), parts
 
 def _sort_named(names, classes): # in the order of the classes' names, if there is one
     there = _sort_classes(names)
@@ -245,9 +245,12 @@ def _load(data, root, how, check=lambda found: None): # `Photos`, and what each 
     return found
 
 # %% ../nbs/14_data.ipynb #1b05d707
+_JPEG_SETS = 'voc2012', 'voc2012-trainval', 'voc2012-all', 'stanford_dogs'
+
 def _load_named(data, root, window=None, whole=False, **how):
     if window and not isinstance(window, dict): # others' ranges are for where they fit
         raise InputError(f"window={window!r} has no effect: named sets have 8 bits.")
+    if data in _JPEG_SETS: how['whole'] = whole # the others hold no JPEG
     return SETS[data](root=root, **how)
 
 def _check_effect(window, photos):
@@ -289,7 +292,7 @@ def split_photos(
     if n < 2:
         raise InputError(f"{n} photo can't be split into a part to train on and a part held out; "
                          "give 2 or more.")
-    if held is None:
+    if held is None or not len(held):
         k = min(max(1, round(valid*n)), n-1)
         held = np.argsort(sample_uniform(seed, 0, np.arange(n), stream='split')[:,0],
                           kind='stable')[:k]

@@ -64,6 +64,7 @@ def _evaluation_epochs(
 
 # %% ../nbs/54_evaluation.ipynb #6268b8c3
 _KEPT = 16 # photos of which samples are kept; as many fit into a figure
+_WIDEST = 16383 # pixels of a WebP
 
 def evaluate(
     st:TrainState, # the networks are not changed
@@ -80,15 +81,22 @@ def evaluate(
     row = dict(step=st.step, epoch=st.begun, n=len(s.i_r), **scores, **signs)
     if st.run_dir:
         append_jsonl(st.run_dir/'metrics.jsonl', row)
-        if st.task.has_picture: _write_samples(st, held_out(st, _KEPT), shown)
+        kept = min(_KEPT, _WIDEST//st.cfg.size) # side by side in one picture
+        if st.task.has_picture: _write_samples(st, held_out(st, kept), shown)
     return row
 
 # %% ../nbs/54_evaluation.ipynb #061de8fb
+def _grid_at(run_dir, epoch): return run_dir/'samples'/f'epoch-{epoch:04d}.png'
+
+def _last_grid(st): # of the look just taken; None if it painted none
+    path = st.run_dir and _grid_at(st.run_dir, st.metrics['epoch'])
+    return path if path and path.exists() else None
+
 def _write_samples(st, s, shown):
     out, goal = generate(st.gen_net, s.i_in)[0], s.goals[0]
     rows = [to_pixels(x) for x in (s.i_in, out, compose(out, goal, s.asked[0]), goal)]
     _save_png(image_grid([r[:shown] for r in rows]),
-             st.run_dir/'samples'/f'epoch-{st.begun:04d}.png')
+             _grid_at(st.run_dir, st.begun))
     _write_snapshot(st.run_dir/'samples', st.begun, rows[1],
                     (rows[0], rows[3], to_pixels(s.hidden*2.-1)))
 

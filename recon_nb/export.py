@@ -22,7 +22,7 @@ from .checkpoint import load_tensors,save_tensors
 from .config import GANConfig,config_from_dict,deviations
 from .core import _as_path,InputError,_why_not,write_atomic
 from .encoder import _encoder_choices,_knows_encoder,make_encoder
-from .machine import check_device
+from .machine import check_device,fork_random
 from .pixels import Images,to_model
 from .decoding import Ranges
 from .photos import cut_photos
@@ -211,7 +211,9 @@ def load_pretrained(
 )->Pretrained:
     "An encoder, ready for use. Raises `InputError` if the source is missing, foreign or damaged."
     load_plugins(plugins)
-    if isinstance(source, Pretrained): return source.to(device) if device else source
+    if isinstance(source, Pretrained): # yours stays where it is
+        same = device is None or check_device(device) == torch.device(source.preprocess.device)
+        return source if same else deepcopy(source).to(device)
     if isinstance(source, GANRun): return _of_run(source, epoch).to(device or source.device)
     path, info = _find_source(source, revision, epoch)
     return _open_file(path, info).to(device)
@@ -221,7 +223,7 @@ def _open_file(path, info): # of an export, or of a run
     tensors, state = _open_tensors(path)
     try:
         read = _of_export if 'architecture' in state else _of_weights
-        return read(tensors, state, info)
+        with fork_random(): return read(tensors, state, info)
     except InputError: raise
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as e:
         raise InputError(f"{path} holds no encoder that this version can read "

@@ -315,6 +315,7 @@ def pretrain(
     *,
     # where the photos lie, if they are a named set; for 'own' where the labelled sets lie
     root=None,
+    device=None, # where to compute; the best there is, if not given
     progress:bool=True, # a line for each run
 )->dict: # (row, name of a set) -> run folders, one a seed
     "Train what is missing, go on with what was stopped."
@@ -328,18 +329,18 @@ def pretrain(
                 if _is_done(p, folder, cfg): continue
                 if progress: print(f'pretraining {folder.name}', flush=True)
                 if _train(p, folder, cfg, photos_of(p, data, root),
-                          _root_of(data, root) if p.photos == 'own' else root).stopped:
+                          _root_of(data, root) if p.photos == 'own' else root, device).stopped:
                     raise KeyboardInterrupt
     return out
 
 # %% ../nbs/79_protocols.ipynb #27bec9a0
-def _train(p, folder, cfg, photos, root):
+def _train(p, folder, cfg, photos, root, device=None):
     if photos not in SETS: root = None
     if (folder/'config.json').exists():
         return train_gan(None if photos in SETS else photos,
-                         run_dir=folder, resume=True, root=root)
+                         run_dir=folder, resume=True, root=root, device=device)
     if p.updates: cfg = replace(cfg, epochs=_epochs(p, cfg, photos, root))
-    return train_gan(photos, cfg.preset, root=root, run_dir=folder, **{
+    return train_gan(photos, cfg.preset, root=root, run_dir=folder, device=device, **{
         k: v for k,v in asdict(cfg).items() if k not in ('preset','data','schema')})
 
 # %% ../nbs/79_protocols.ipynb #ba1e28b9
@@ -422,18 +423,19 @@ def run_protocol(
     return run_jobs(_in_order(jobs), out=out, device=device, progress=progress)
 
 # %% ../nbs/79_protocols.ipynb #b6b3d9b6
-_COUNTS = dict(PUBLISHED, imagenette=(5000,3000), voc2012=(5717,))
+_COUNTS = dict(PUBLISHED, imagenette=(5000,3000), voc2012=(5717,), flowers128=(3239,1072))
+_CLASSES = dict(flowers128=5) # of the others: 10
 
-def _hours_of_arm(p, row, name, counts):
+def _hours_of_arm(p, row, name, counts, device):
     cfg = _config(p, row, name, 0)
     seen = p.updates*cfg.bs or cfg.epochs*counts[name if p.photos == 'own' else p.photos][0]
-    return float(_seconds_per_photo(cfg)*seen*p.pretrainings/3600)
+    return float(_seconds_per_photo(cfg, device)*seen*p.pretrainings/3600)
 
 # %% ../nbs/79_protocols.ipynb #99db46b1
 def _seconds_of_block(p, b, net, name, speed, counts):
     n, m = counts[name]
     images = SimpleNamespace(train_y=np.empty(n), test_y=np.empty(m),
-                             classes=range(10), size=net.size)
+                             classes=range(_CLASSES.get(name, 10)), size=net.size)
     runs = 1 if b.matched or b.arms == 'best' else p.pretrainings
     pretrained, total = (1 if b.arms == 'best' else len(p.arms))*runs, 0.
     for mode in b.modes:
@@ -452,17 +454,21 @@ def _seconds_of_block(p, b, net, name, speed, counts):
 def estimate_hours(
     p:Protocol, # which table
     *,
-    device=None, # where probes will be computed; the best there is, as for pretraining
+    device=None, # where all will be computed; the best there is, if not given
     # name of a set -> images to train on, to test on, where they differ from `_COUNTS`
     counts:dict|None=None,
 )->dict: # what -> hours, for everything, as if nothing had been done
-    "Roughly how long a protocol takes on this machine, from a few trial steps."
+    """Roughly how long a protocol takes on this machine, from a few trial steps.
+    Raises `InputError` for a set whose counts are not known."""
     counts, out = {**_COUNTS, **(counts or {})}, {}
+    if odd := [name for name in p.sizes if name not in counts]:
+        raise InputError(f"how many images {odd[0]} has is not known: "
+                         f"give counts=dict({odd[0]}=(to train on, to test on)).")
     for name,size in p.sizes.items():
         where = f'on {name}' if p.photos == 'own' else f'at {size} px'
         if f'pretraining {where}' not in out:
             out[f'pretraining {where}'] = sum(
-                _hours_of_arm(p, row, name, counts) for row in p.arms)
+                _hours_of_arm(p, row, name, counts, device) for row in p.arms)
     for size in dict.fromkeys(p.sizes.values()):
         net = as_contender(None, size=size, like=get_preset(p.like, width=p.width))
         speed = _measure_speed(net, device=device)

@@ -126,12 +126,12 @@ def _first_bad(lines): # which one is no JSON, counted from 1
         try: json.loads(line or '0')
         except (ValueError, RecursionError): return i
 
-def _read_lines(text, path):
+def _read_lines(text, path, before=0): # so many lines were read earlier
     found = _read_many(text) if len(text) > _LARGE else None
     if found is not None: return found
     try: rows = [json.loads(line) for line in text.split(b'\n') if line]
     except (ValueError, RecursionError):
-        at = _first_bad(text.split(b'\n'))
+        at = before + _first_bad(text.split(b'\n'))
         raise InputError(f"{path}, line {at} is not JSON: the run's records are damaged. "
             "Repair the line or remove it.") from None
     if odd := [r for r in rows if not isinstance(r, dict)]:
@@ -169,7 +169,7 @@ def read_rows(
         f.seek(at)
         new = f.read()
     new = new[:new.rfind(b'\n')+1]
-    if new: at, last, rows = at+len(new), new[-100:], _add(rows, _read_lines(new, path))
+    if new: at, last, rows = at+len(new), new[-100:], _add(rows, _read_lines(new, path, len(rows)))
     _known[key] = inode, at, last, rows
     while len(_known) > 8: _known.pop(next(iter(_known))) # the one that was asked for least lately
     return rows

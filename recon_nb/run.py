@@ -300,6 +300,15 @@ def load(cls,
     return cls(run_dir, cfg, gen.to(device), disc if disc is None else disc.to(device),
                step=step, epoch=_epoch_of(path))
 
+# %% ../nbs/56_run.ipynb #4788cdb8
+def _finished_run(
+    folder, # of a run; it may not be there yet, or have no weights yet
+    **how, # for `GANRun.load`
+): # the run; None if there is something left to train
+    if not (_as_path(folder)/'weights.safetensors').exists(): return None
+    run = GANRun.load(folder, **how)
+    return run if run.finished else None
+
 # %% ../nbs/56_run.ipynb #81065f2b
 class Reconstruction(NamedTuple):
     "Photos and their reconstructions, as bytes `n h w 3`."

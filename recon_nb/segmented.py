@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 from PIL import ExifTags,Image
-from .core import _as_path,InputError,check_name,progress_bar,sample_uniform
+from .core import _as_path,InputError,_brief,check_name,progress_bar,sample_uniform
+from .decoding import Ranges
 from .labelled import _check_classes
 from .sources import _list_visible
 from .photos import _PHOTO_SUFFIXES,cut_files,_list_skipped
@@ -228,6 +229,12 @@ def _find_folder(folder):
         tuple(n.strip() for n in given.read_text(encoding='utf-8').splitlines() if n.strip())
         if given.is_file() else None)
 
+# %% ../nbs/17_segmented.ipynb #b4d182fe
+def _check_window(window, met): # one range for all must be that of some photo
+    if not window or isinstance(window, dict) or {*met} - {''}: return
+    raise InputError(f"window={_brief(window)} has no effect: no photo has more than 8 bits. "
+                     "Leave it out.")
+
 # %% ../nbs/17_segmented.ipynb #815b60d1
 # long: the one call, each kind of set in turn
 def load_segmentation(
@@ -245,14 +252,14 @@ def load_segmentation(
     lists:tuple=('train','val'), # of VOC: to train on, to test on
     workers:int|None=None, # threads that read; all cores if not given
     progress:bool=True, # show a bar while reading
-    window=None, # of photos of more than 8 bits: kind -> what becomes black and white
+    window=None, # of more than 8 bits: what becomes black and white, as for `load_photos`
 )->SegmentationSet:
     """Photos with masks, in two parts.
     Raises `InputError` if a mask is missing, or is not its photo's."""
     if type(size) is not int or size < 1:
         raise InputError(f"size={size!r}; it must be a whole number of pixels, 1 or more.")
-    how, given = (dict(size=size, workers=workers, progress=progress, window=dict(window or {})),
-                  data if isinstance(data, str) else '')
+    ranges, given = dict(Ranges(window).given), data if isinstance(data, str) else ''
+    how = dict(size=size, workers=workers, progress=progress, window=ranges)
     if root is not None and given != 'voc2012':
         raise InputError("root= goes with 'voc2012', not with data of your own.")
 
@@ -279,6 +286,7 @@ def load_segmentation(
         raise InputError(f"data is a {type(data).__name__}; "
                          "give 'voc2012', 'collages', a folder, or a SegmentationSet.")
 
+    _check_window(window, ranges)
     parts, names = _keep_classes(parts, names, classes)
     return SegmentationSet(name or called, *parts[0], *parts[1], names)
 

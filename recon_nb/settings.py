@@ -12,7 +12,7 @@ import json,re
 from dataclasses import asdict
 from pathlib import Path
 from .config import GANConfig,config_from_dict,get_preset,with_overrides
-from .core import _as_path,InputError,_near_path,_read_object,_why_not
+from .core import _as_path,InputError,_brief,_near_path,_read_object,_why_not
 from .decoding import Ranges
 
 # %% ../nbs/48_settings.ipynb #273995aa
@@ -53,6 +53,8 @@ def _read_fields(path):
     return found
 
 def _from_fields(fields, preset): # whole, as a run writes it; or some, on top of a preset
+    if odd := [k for k in fields if not isinstance(k, str)]:
+        raise InputError(f"config= has a field {_brief(odd[0])}: names of fields are text.")
     if 'schema' in fields: return config_from_dict(fields)
     some = {k: v for k,v in fields.items() if k != 'preset'}
     return get_preset(fields.get('preset') or preset or 'quick', **some)

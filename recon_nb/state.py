@@ -122,9 +122,10 @@ def make_state(
     if cfg.compile:
         for net in nets: net.compile()
     gen,disc,opt_g,opt_d = _make_ready(acc, nets, _make_optimizers(cfg, nets, acc.device))
-    adv = ADV[cfg.adv]
-    return TrainState(cfg, task, photos, train, valid, acc, gen, disc, opt_g, opt_d, adv,
-                      Path(run_dir) if run_dir else None)
+    st = TrainState(cfg, task, photos, train, valid, acc, gen, disc, opt_g, opt_d, ADV[cfg.adv],
+                    Path(run_dir) if run_dir else None)
+    if task.varying: task.varying.epochs = st.total_epochs # `max_steps` may end before `epochs`
+    return st
 
 # %% ../nbs/51_state.ipynb #829f52fc
 _optimizers = dict(adam=torch.optim.Adam, adamw=torch.optim.AdamW)

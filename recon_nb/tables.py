@@ -16,6 +16,7 @@ import pandas as pd
 from scipy import stats
 from .core import InputError,_brief,_is_count,check_name
 from .classification import FROZEN
+from .experiments import _as_labels
 from .intervals import _possible,crossed_interval
 from .probing import unpack_bits
 from .show import line_style,_spread_labels
@@ -373,6 +374,12 @@ def _notes(cells, known, level): # of the differences that a table shows
         out.append(f"{', '.join(who)}: {lacks}.")
     return out
 
+# %% ../nbs/76_tables.ipynb #6504aad7
+def _known_names(given, known, what): # of columns or rows: one, several, or none
+    names = [given] if isinstance(given, str) else list(given or ())
+    for name in names: check_name(name, known.unique(), f'{what} of these records')
+    return names
+
 # %% ../nbs/76_tables.ipynb #58e2af52
 # long: controls, arms, differences, notes
 def table(
@@ -391,9 +398,9 @@ def table(
     check_name(mode, s['mode'].unique(), 'mode of these records')
     here, ref = (s[s['mode'] == mode],
                  'random weights' if against == 'scratch' and mode in FROZEN else against)
-    sets = list(sets or here.data.unique())
-    labels = [k or 'all' for k in labels] if labels else _many(here.labels)
-    own = ([a for a in arms or s.arm.unique()
+    sets = _known_names(sets, here.data, 'set') or list(here.data.unique())
+    labels = [k or 'all' for k in _as_labels(labels)] if labels else _many(here.labels)
+    own = ([a for a in _known_names(arms, s.arm, 'arm') or s.arm.unique()
             if a not in ('raw pixels','random weights','scratch')]
            + ['raw pixels']*(mode != 'linear' and 'raw pixels' in here.arm.values))
     cells = {(c['mode'],c['arm'],c['data'],c['labels']): c for c in s.to_dict('records')}

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 from fastcore.basics import patch
 from .core import InputError
+from .evaluation import _last_grid
 from .state import TrainState
 
 # %% ../nbs/62_tensorboard.ipynb #4f43fe31
@@ -64,8 +65,7 @@ def _write_scores(self:TensorBoardHook, st): # of the look just taken
     for k,v in st.metrics.items():
         if k not in ('step', 'epoch', 'n') and v is not None:
             self.writer.add_scalar(f'held_out/{k}', v, step)
-    grid = st.run_dir and st.run_dir/'samples'/f'epoch-{st.epoch:04d}.png'
-    if grid and grid.exists():
+    if grid := _last_grid(st):
         self.writer.add_image('samples', np.asarray(Image.open(grid).convert('RGB')), step,
                               dataformats='HWC')
     self.writer.flush()

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from PIL import Image
 from fastcore.basics import patch
 from .core import InputError,write_atomic
+from .evaluation import _last_grid
 from .state import TrainState
 
 # %% ../nbs/63_wandb.ipynb #bd630008
@@ -83,7 +84,6 @@ def _send_losses(self:WandbHook, st): # if there are new ones
 def _send_scores(self:WandbHook, st): # of the look just taken
     row = {f'held_out/{k}': v for k,v in st.metrics.items()
            if k not in ('step', 'epoch', 'n') and v is not None}
-    grid = st.run_dir and st.run_dir/'samples'/f'epoch-{st.epoch:04d}.png'
-    if self.samples and grid and grid.exists():
+    if self.samples and (grid := _last_grid(st)):
         row['samples'] = self.wandb.Image(Image.open(grid).convert('RGB'))
     self._send('scores', st.metrics['step'], row)

@@ -21,7 +21,7 @@ from PIL import Image
 from fastcore.basics import patch
 
 # %% ../nbs/81_widgets.ipynb #26491fee
-from .compare import _Records,_caption_of
+from .compare import _Records,_caption_of,_unique
 from .config import config_from_dict
 from .core import _as_path,InputError,check_name,duration
 from .figures import _Outputs,_features_of,_read_outputs
@@ -734,8 +734,8 @@ class NeighbourExplorer(_Viewer):
             images, labels = images.test_x, [images.classes[i] for i in images.test_y]
         self.images, self.labels, self.near, self.faults, self.query = (
             np.asarray(images), labels, {}, [], 0)
-        for name,e in _listed(encoders):
-            name = name or _name(e)
+        listed = _listed(encoders)
+        for name,(_,e) in zip(_unique([n or _name(e) for n,e in listed]), listed):
             try: self.near[name] = _find_neighbours(e, self.images, k=k, first=shown)
             except (InputError, OSError, ValueError) as fault:
                 self.faults.append(f'{name}: {fault}')

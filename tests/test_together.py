@@ -102,6 +102,19 @@ def test_some_pretrainings_now_and_the_others_another_day(together, monkeypatch,
     with pytest.raises(together.InputError, match='run whole'): together.check_seeds(together.PLANS['four-sets'], [0])
 
 
+def test_half_precision_is_of_pretraining_and_of_fine_tuning(together, monkeypatch, tmp_path):
+    met = {}
+    monkeypatch.setattr(together, 'find_labelled', lambda *args, **how: None)
+    monkeypatch.setattr(together, 'work', lambda desk, *how: met.update(desk.plans) or 0)
+    words = ['--data', str(tmp_path), '--out', str(tmp_path/'out'), '--plans', 'four-sets', '--sets', 'svhn', '--modes', 'finetune']
+    for more, precision, settings in (([], 'no', dict(bs=64)), (['--precision', 'bf16'], 'bf16', dict(bs=64, precision='bf16'))):
+        assert together.main(words + more) == 0
+        p = met['four-sets']
+        assert together._config(p, 'improved', 'svhn', 0).precision == precision
+        assert p.recipes['*'] == settings and p.recipes['svhn'] == dict(flip=False)
+    with pytest.raises(SystemExit): together.main(words + ['--precision', 'half'])
+
+
 @pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
 def test_a_process_does_not_outlive_the_one_that_began_it(tmp_path):
     "The grandchild would train on, and hold its run folder against the next call."
