@@ -27,8 +27,8 @@ from recon_nb.core import (InputError, append_jsonl, check_name, describe_machin
 from recon_nb.data import SETS, load_photos, split_photos
 from recon_nb.devices import make_accelerator, _mean_over
 from recon_nb.evaluation import generate
-from recon_nb.experiments import (estimate, _in_order, list_jobs, _locked_records, _measure_speed,
-                                  run_jobs)
+from recon_nb.experiments import (_by_key, estimate, _in_order, list_jobs, _locked_records,
+                                  _measure_speed, run_jobs)
 from recon_nb.export import load_pretrained
 from recon_nb.features import encode
 from recon_nb.figures import draw_reconstructions
@@ -547,7 +547,7 @@ def list_probes(s, title, p, rows):
     if all(s.is_done('later', f'{title}: {j}') for j in jobs): return
     speed = _measure_speed(as_contender(None, like=like, size=size), device=s.device)
     for j in jobs:
-        done = {json.dumps(r['job'], sort_keys=True): r for r in read_jsonl(out) if 'job' in r}
+        done = _by_key(read_jsonl(out))
         if j.search and j.search.key not in done:
             s.todo.append(f'later: {title}: {j} (waits for the search before it)')
             continue

@@ -27,7 +27,8 @@ from recon_nb.advice import _TARGETS, advise
 from recon_nb.core import (InputError, append_jsonl, check_name, describe_machine, duration,
                            read_jsonl)
 from recon_nb.cost import describe_pretraining
-from recon_nb.experiments import _Trials, _in_order, _locked_records, _run_job, _set_fingerprint
+from recon_nb.experiments import (_by_key, _Trials, _in_order, _locked_records, _run_job,
+                                  _set_fingerprint)
 from recon_nb.protocols import (PROTOCOLS, Block, Protocol, _config, _is_done, _jobs, _root_of,
                                 _train, find_labelled, narrow, photos_of, run_folder)
 
@@ -259,8 +260,7 @@ class Desk:
                      partial(self.listed, p, i, data))
 
     def listed(self, p, i, data, keys):
-        known = {json.dumps(r['job'], sort_keys=True): r
-                 for r in self.done[p.name] if 'job' in r and 'trial_of' not in r}
+        known = _by_key(r for r in self.done[p.name] if 'trial_of' not in r)
         for key, search, kind, name in keys:
             if key in known: continue
             place = dict(rank=(i, 1 if kind == 'recipe' else 2), name=name, plan=p.name)

@@ -8,14 +8,14 @@ Docs: https://recon-nb.github.io/recon_nb/answer.html.md"""
 __all__ = ['does_it_help']
 
 # %% ../nbs/84_answer.ipynb #1d078541
-import json,math,time
+import math,time
 from dataclasses import dataclass,field
 from pathlib import Path
 import numpy as np
 import pandas as pd
 from .contenders import as_contender
 from .core import _as_path,_brief,_by_caller,InputError,duration,read_jsonl
-from .experiments import (_as_labels,_measure_speed,_set_fingerprint,_shared_window,
+from .experiments import (_as_labels,_by_key,_measure_speed,_set_fingerprint,_shared_window,
                                   estimate,list_jobs,run_jobs)
 from .intervals import _FEW_PHOTOS
 from .labelled import load_labelled
@@ -63,9 +63,6 @@ def _trained_steps(encoders, data, labels, seeds, recipe, **how):
     return out
 
 # %% ../nbs/84_answer.ipynb #e2138a02
-def _known(out): # `Job.key` -> record
-    return {json.dumps(r['job'], sort_keys=True): r for r in read_jsonl(out) if 'job' in r}
-
 @dataclass
 class _Work:
     "Steps, a file of records, and the time that they may take."
@@ -98,21 +95,21 @@ class _Work:
 # %% ../nbs/84_answer.ipynb #4a782b2f
 def _run_steps(work):
     "Step by step, as long as there is time; returns why it ended, or nothing."
-    done = _known(work.out)
+    done = _by_key(read_jsonl(work.out))
     for step in work.left(done):
         if not work.fits(step, done): return 'time'
         if work.progress:
             print(f'{step.what}: about {duration(work.cost([step], done))} ...', flush=True)
         try: run_jobs(step.jobs, out=work.out, device=work.device, progress=False, until=work.end)
         except KeyboardInterrupt: return 'interrupted'
-        done = _known(work.out)
+        done = _by_key(read_jsonl(work.out))
         if any(j.key not in done for j in step.jobs): return 'time'
     return ''
 
 # %% ../nbs/84_answer.ipynb #7ca4d17b
 def _announce(work, rows, data, labels, asked):
     "What will be done and what it costs, before it is done."
-    done, split = _known(work.out), getattr(data, 'split', 'own')
+    done, split = _by_key(read_jsonl(work.out)), getattr(data, 'split', 'own')
     print(f"{data.name}: {len(data.train_y):,} photos to learn from, {len(data.test_y):,} to "
           f"test on{'' if split in ('own', 'official') else f' ({split})'}, "
           f"{len(data.classes)} classes, {data.size} px")
@@ -244,7 +241,7 @@ def _say_untrained(s): # of scratch: a gain over it is no more than a head start
 
 # %% ../nbs/84_answer.ipynb #82b76654
 def _conclude(work, name, stopped):
-    done = _known(work.out)
+    done = _by_key(read_jsonl(work.out))
     full = [s for s in work.steps if s not in work.left(done)]
     keys = dict.fromkeys(j.key for s in full for j in s.jobs)
     records = [done[k] for k in keys]

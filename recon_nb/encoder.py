@@ -109,11 +109,14 @@ def _trying(given): # an encoder and a size, in words
         raise InputError(f"{given}: features(x) fails with {type(e).__name__}: {e}. "
             "Is this the size it was made for?") from None
 
+def _grey(net, n, size): # pictures, where the network is
+    device = next(net.parameters(), torch.zeros(0)).device
+    return torch.zeros(n, 3, size, size, device=device)
+
 def _try_features(enc, size, given):
     modes = [(m, m.training) for m in enc.modules()]
-    grey = torch.zeros(2,3,size,size, device=next(enc.parameters(), torch.zeros(0)).device)
     try:
-        with _trying(given), torch.no_grad(): return enc.eval().features(grey)
+        with _trying(given), torch.no_grad(): return enc.eval().features(_grey(enc, 2, size))
     finally:
         for m,was in modes: m.training = was
 

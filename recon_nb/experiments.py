@@ -313,6 +313,10 @@ def _run_job(j, done, device, tried):
     recipe = Recipe(**done[j.search.key]['recipe']) if j.search else None
     return _probe(j, recipe, device)
 
+# %% ../nbs/75_experiments.ipynb #8df330c7
+def _by_key(records): # `Job.key` -> record
+    return {json.dumps(r['job'], sort_keys=True): r for r in records if 'job' in r}
+
 # %% ../nbs/75_experiments.ipynb #97c50df9
 def run_jobs(
     jobs, # from `list_jobs`; lists may be joined, then sorted by `_in_order`
@@ -324,7 +328,7 @@ def run_jobs(
 )->list: # the records of all these jobs, or of those there was time for
     "Run what is missing, a record each. Can be killed at any moment and called again."
     with _locked_records(out) as out:
-        done = {json.dumps(r['job'], sort_keys=True): r for r in read_jsonl(out) if 'job' in r}
+        done = _by_key(read_jsonl(out))
         prints = _check_images(jobs, done, out)
         missing = [j for j in jobs if j.key not in done]
         if progress and len(missing) < len(jobs):
@@ -447,8 +451,7 @@ def plan_jobs(
     device=None, # where they would be computed; the best there is, if not given
 )->pd.DataFrame: # as for `plan`
     "Jobs as a table, with the time each may take."
-    done = {json.dumps(r['job'], sort_keys=True): r
-            for r in read_jsonl(_as_path(out)) if 'job' in r}
+    done = _by_key(read_jsonl(out))
     net = next((j.net for j in jobs if not j.net.raw), None)
     hours = np.array(estimate(
         jobs, jobs, done, _measure_speed(net, device=device) if net else None))/3600

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor,nn
 from torch.utils.flop_counter import FlopCounterMode
 from .core import _name_file,_replace_file
-from .encoder import stage_index
+from .encoder import _grey,stage_index
 from .machine import check_device,prefetch
 from .pixels import Photo8,_as_bytes,_scale_bytes
 
@@ -48,8 +48,7 @@ def _stage_sides(
     size:int, # side of the photo in pixels
 )->list: # of each stage
     "How many places along a side each stage has."
-    grey = torch.zeros(1,3,size,size, device=next(enc.parameters(), torch.zeros(0)).device)
-    with frozen(enc): return [m.shape[-1] for m in enc.features(grey)]
+    with frozen(enc): return [m.shape[-1] for m in enc.features(_grey(enc, 1, size))]
 
 # %% ../nbs/64_features.ipynb #6e03e453
 def encode(
@@ -176,6 +175,5 @@ def count_macs(
 )->int: # multiply-adds for one picture
     "The cost of one picture's features."
     with frozen(net), FlopCounterMode(display=False) as counter:
-        net.features(torch.zeros(
-            1,3,size,size, device=next(net.parameters(), torch.zeros(1)).device))
+        net.features(_grey(net, 1, size))
     return counter.get_total_flops()//2

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float,Int64,UInt8
 from torch import Tensor,nn
 from .core import _brief,InputError,_is_count,check_name,epoch_order,sample_uniform
-from .features import _as_input,frozen,_in_batches
+from .features import _as_input,_in_batches,_stage_sides
 from .machine import check_device,fork_random,_place_network,prefetch
 from .pixels import Photo8,_as_bytes
 
@@ -172,9 +172,7 @@ class _Classifier(nn.Module):
     ):
         super().__init__()
         self.enc, self.mode, c = enc, mode, enc.channels[-1]
-        # where the encoder is
-        grey = torch.zeros(1,3,size,size, device=next(enc.parameters(), torch.zeros(0)).device)
-        with frozen(enc): side = enc.features(grey)[-1].shape[-1]
+        side = _stage_sides(enc, size)[-1]
         self.head = (
             nn.Sequential(nn.BatchNorm1d(c, affine=False), nn.Linear(c, classes))
             if mode == 'finetune' else paper_head(c*side*side, classes))

@@ -188,9 +188,11 @@ def _first_weights(
             "convolution differs, stem='own'.")
     return {k: given[k] for k in due}
 
+def _shape_fields(cfg): # those that decide which weights fit
+    return [k for k in ('encoder', *_encoder_choices(cfg.encoder)) if k not in ('dropout','size')]
+
 def _check_same(there, cfg): # what a run or an export says about its encoder
-    fields = [k for k in ('encoder', *_encoder_choices(cfg.encoder)) if k not in ('dropout','size')]
-    differ = [k for k in fields if k in there and there[k] != getattr(cfg, k)]
+    differ = [k for k in _shape_fields(cfg) if k in there and there[k] != getattr(cfg, k)]
     if differ:
         raise InputError(f"init={cfg.init_name!r} has another encoder: give "
             f"{', '.join(f'{k}={there[k]!r}' for k in differ)}, as it has.")

@@ -375,10 +375,11 @@ def _notes(cells, known, level): # of the differences that a table shows
     return out
 
 # %% ../nbs/76_tables.ipynb #6504aad7
-def _known_names(given, known, what): # of columns or rows: one, several, or none
-    names = [given] if isinstance(given, str) else list(given or ())
-    for name in names: check_name(name, known.unique(), f'{what} of these records')
-    return names
+def _as_names(given): return [given] if isinstance(given, str) else list(given or ())
+
+def _say_unknown(names, known): # they are shown, as not run; perhaps they are misspelt
+    odd = [n for n in names if n not in {*known}]
+    return [f"{', '.join(map(str, odd))}: no record has this name."]*bool(odd)
 
 # %% ../nbs/76_tables.ipynb #58e2af52
 # long: controls, arms, differences, notes
@@ -398,9 +399,9 @@ def table(
     check_name(mode, s['mode'].unique(), 'mode of these records')
     here, ref = (s[s['mode'] == mode],
                  'random weights' if against == 'scratch' and mode in FROZEN else against)
-    sets = _known_names(sets, here.data, 'set') or list(here.data.unique())
+    sets, arms = _as_names(sets) or list(here.data.unique()), _as_names(arms)
     labels = [k or 'all' for k in _as_labels(labels)] if labels else _many(here.labels)
-    own = ([a for a in _known_names(arms, s.arm, 'arm') or s.arm.unique()
+    own = ([a for a in arms or s.arm.unique()
             if a not in ('raw pixels','random weights','scratch')]
            + ['raw pixels']*(mode != 'linear' and 'raw pixels' in here.arm.values))
     cells = {(c['mode'],c['arm'],c['data'],c['labels']): c for c in s.to_dict('records')}
@@ -417,7 +418,7 @@ def table(
                                if (k := (mode,a,*c)) in cells],
                               [n for n in s.attrs['notes']
                                if n.split(':')[0] in [d.split(', test ')[0] for d in sets]],
-                              level)
+                              level) + _say_unknown([*sets, *arms], [*s.data, *s.arm])
     return t
 
 # %% ../nbs/76_tables.ipynb #4ab2c6ac

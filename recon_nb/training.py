@@ -34,7 +34,7 @@ from .folder import _check_place,_fingerprint_run,_is_fingerprint,_own_folder,_w
 from .health import _FEW_UPDATES,_more_updates
 from .metrics import best_psnr
 from .plugins import load_plugins,_plugins_of
-from .run import GANRun,_first_weights,load_encoder,_run_info
+from .run import GANRun,_first_weights,load_encoder,_run_info,_shape_fields
 from .settings import _choose_config
 from .sources import _is_dataset,_is_pattern
 from .state import TrainState,make_state
@@ -183,8 +183,8 @@ def train_gan(
 # %% ../nbs/59_training.ipynb #60c95533
 def _open_earlier(cfg): # the encoder of the run that is to teach
     earlier, enc = load_encoder(cfg.teacher)
-    fields = [k for k in ('encoder', *_encoder_choices(cfg.encoder)) if k not in ('dropout','size')]
-    there = {k: getattr(earlier, k) for k in fields if getattr(earlier, k) != getattr(cfg, k)}
+    there = {k: was for k in _shape_fields(cfg)
+             if (was := getattr(earlier, k)) != getattr(cfg, k)}
     if there:
         differ = ', '.join(f'{k} {v}, this run {getattr(cfg, k)}' for k,v in there.items())
         raise InputError(f"the teacher's encoder is another one: {differ}. "

@@ -349,6 +349,7 @@ def test_frozen_scratch_is_random_and_controls_are_always_there():
         assert table(records, mode).index.tolist() == rows
     t = table(records, 'knn', labels=(25, None), sets=['toy', 'never'], arms=['ours', 'theirs'])
     assert t['toy', 25].tolist() == ['10.0', '25.0 (1)', '-', '38.0 (1)', '28.0 (1)', '-', '-', '-'] and (t['never'] == '-').all(axis=None) and (t['toy', 'all'][1:] == '-').all()
+    assert t.notes[-1] == 'never, theirs: no record has this name.'
     assert to_markdown(t).split('\n\n')[0].count('\n') == len(t)+1
 
 

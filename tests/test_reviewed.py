@@ -123,13 +123,15 @@ def test_two_encoders_of_one_name_are_both_shown():
     assert [*explorer.near] == ['Encoder', 'Encoder (2)', 'pixels'] and not explorer.faults
 
 
-def test_one_name_is_one_column_and_an_unknown_one_is_refused():
+def test_one_name_is_one_column_and_an_unknown_one_is_said():
     rows = [dict(job=dict(arm=arm, weights=arm), arm=arm, data='toy', mode='knn', labels_per_class=5, seed=s, test_accuracy=.5+.1*s, chance=.1, classes=2, size=32, seconds=1., n_train=10, n_test=10)
             for arm in ('scratch', 'mine') for s in (0, 1)]
     t = table(rows, 'knn', sets='toy', arms='mine', labels=5)
     assert [*t.columns] == [('toy', 5)] and 'mine' in t.index and 'm' not in t.index
-    for wrong, says in ((dict(sets='toi'), "'toi'"), (dict(arms=['minne']), "'minne'")):
-        with pytest.raises(InputError, match=says): table(rows, 'knn', **wrong)
+    assert not t.notes or 'no record' not in t.notes[-1]
+    for wrong, says in ((dict(sets='toi'), 'toi'), (dict(arms=['minne']), 'minne')):
+        assert table(rows, 'knn', **wrong).notes[-1] == f'{says}: no record has this name.'
+    with pytest.raises(InputError, match="labels='many'"): table(rows, 'knn', labels='many')
 
 
 def test_a_run_that_is_cut_short_still_reaches_its_last_share():
