@@ -21,9 +21,9 @@ from .core import _as_path,InputError,_brief,check_name,sample_uniform
 from .labelled import _check_classes
 from .sources import _list_visible
 from .decoding import _PHOTO_SUFFIXES,Ranges
-from .photos import cut_files
+from .photos import cut_files,_written
 from .pixels import Photo8,_as_bytes,_scale_bytes
-from .segmented import _VOC_CLASSES,_check_window,_upright_size
+from .segmented import _VOC_CLASSES,_check_lists,_check_window,_upright_size
 from .sets import _locate_voc
 from .shapes import _rgb,draw_shapes
 
@@ -313,7 +313,7 @@ def _cut_part(root, pairs, report, *, size, workers, progress, window):
                       workers=workers, progress=progress, window=window)
     window.update(found['window']) # of more than 8 bits: one range for both parts
     for s in found['skipped']: report(_LOST[0], f"{s['name']} ({s['why']})")
-    note_of, notes = dict(pairs), {}
+    note_of, notes = {_written(p): note for p,note in pairs}, {}
     for i,name in enumerate(found['names']):
         path = root/note_of[name]
         if not path.is_file(): report(_LOST[1], name)
@@ -410,6 +410,7 @@ def _keep_boxes(parts, names, classes):
 
 # %% ../nbs/19_boxed.ipynb #bc66f1cd
 def _open_boxed(data, lists, root, how): # a name or a folder -> name, parts, classes, left out
+    _check_lists(lists)
     if data == 'objects':
         parts = [_draw_objects(n, size=how['size'], seed=s) for n,s in ((2000, 0), (500, 1))]
         return data, parts, tuple(_OBJECTS), {}

@@ -9,6 +9,7 @@ __all__ = []
 
 # %% ../nbs/08_columns.ipynb #cae4c3f0
 import math,os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path,PureWindowsPath
 from .core import _as_path,InputError,_by_caller
@@ -26,9 +27,14 @@ def _column(names, wanted, what):
                          f"Keep one: table.drop(columns={found[1:]!r}).")
     return found[0] if found else None
 
+def _exists(path): # a text may be too long for a path
+    try: return path.exists()
+    except (OSError, ValueError): return False
+
 def _place(value, root): # where a path leads; one that Windows wrote has backslashes
-    path = root/Path(value).expanduser()
-    if '\\' not in str(value) or path.exists(): return path
+    with suppress(RuntimeError): value = Path(value).expanduser() # a name may begin with ~
+    path = root/value
+    if '\\' not in str(value) or _exists(path): return path
     return root/PureWindowsPath(value).as_posix()
 
 def _is_file(value, root):
@@ -182,7 +188,8 @@ def _read_hub(
 # %% ../nbs/08_columns.ipynb #4a45f27d
 def _plain_label(y): # a name, a whole number, or None
     y = y.item() if hasattr(y, 'item') and getattr(y, 'ndim', 0) == 0 else y
-    if y is None or y == '' or (isinstance(y, float) and math.isnan(y)): return None
+    if y is None or type(y).__name__ in ('NAType', 'NaTType'): return None # of pandas
+    if y == '' or (isinstance(y, float) and math.isnan(y)): return None
     if isinstance(y, bool): return str(y)
     if isinstance(y, float) and y.is_integer(): y = int(y)
     if isinstance(y, int): return None if y == -1 else y

@@ -124,6 +124,13 @@ def _replace_file(
         except PermissionError: time.sleep(wait)
     os.replace(src, dst)
 
+# %% ../nbs/00_core.ipynb #07026b45
+@contextmanager
+def _permitted(): # what may not be read is said
+    try: yield
+    except PermissionError as e:
+        raise InputError(f"{e.filename} can't be read: {e.strerror}.") from None
+
 # %% ../nbs/00_core.ipynb #54e43f34
 def write_atomic(
     path, # the file to write; its folder is made if it is missing
@@ -218,7 +225,7 @@ def sample_uniform(
     "Uniform numbers for each sample: a pure function of its arguments, equal on every machine."
     key = np.frombuffer(stream.encode(), dtype=np.uint8).astype(np.uint64)
     with np.errstate(over='ignore'):
-        x = _mix(np.full(1, seed % 2**64, dtype=np.uint64))
+        x = _mix(np.full(1, int(seed) % 2**64, dtype=np.uint64))
         for part in [*key, epoch]: x = _mix(x ^ np.uint64(part))
         x = _mix(x ^ np.asarray(index, dtype=np.uint64)[..., None])
         x = _mix(x ^ np.arange(k, dtype=np.uint64))

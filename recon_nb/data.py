@@ -11,14 +11,15 @@ __all__ = ['SETS', 'load_photos', 'split_photos']
 import os,warnings,zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from io import BytesIO
 from operator import itemgetter
 from pathlib import Path
 import numpy as np
 from .columns import _TABLE_SUFFIXES,_is_table,_name_labels,_sort_classes
-from .core import (_as_path,InputError,_brief,_by_caller,check_name,_near_path,_plural,
+from .core import (_as_path,InputError,_brief,_by_caller,check_name,_near_path,_permitted,_plural,
                            progress_bar,sample_uniform,_shell_command)
-from .decoding import _PHOTO_SUFFIXES,_say_unread,Ranges
+from .decoding import _PHOTO_SUFFIXES,_plain_window,_say_unread,Ranges
 from .identity import _hash_bytes,_hash_file
 from .photos import (Photos,_check_cuts,_Cuts,_cut_one,cache_rows,cut_files,_list_skipped,
                              _stat_photo,_strict_pillow,_why)
@@ -92,13 +93,27 @@ def _file_id(x): # the hash of a photo's file, if it has one
     if isinstance(x, Path): return _hash_file(x)
     return _hash_bytes(x.getbuffer()) if isinstance(x, BytesIO) else 0
 
-def _deep(found): # what may have more than 8 bits, and can be asked before the work
-    return found.items if isinstance(found.items, list) and not any(
-        isinstance(x, np.ndarray) for x in found.items) else ()
+def _own_reader(x): # nobody else's: a photo may be asked for its range while it is cut
+    if isinstance(x, BytesIO): return BytesIO(x.getbuffer())
+    if hasattr(x, 'read'): return Path(x.name) if os.path.isfile(getattr(x, 'name', '')) else None
+    return x
+
+class _Beside:
+    "The photos of a listing, to be asked for their range beside the work; fetched anew."
+    def __init__(self, found): self.found = found
+    def __len__(self): return len(self.found)
+    def __getitem__(self, some): return [self.get(i) for i in range(*some.indices(len(self)))]
+    def get(self, i): # one that can't be fetched says so when its turn comes
+        with suppress(OSError, ValueError): return _own_reader(self.found.photo(i))
 
 def _cut_rows(found, *, size, cuts, workers, progress, ranges, whole):
     "The rows of a listing, as `cache_rows` wants them."
+    def get(i):
+        try: return found.photo(i)
+        except InputError: raise
+        except (OSError, ValueError) as e: return _why(e)
     def cut(item):
+        if isinstance(item, str): return item # why it can't be had
         try: return _cut_one(item, size=size, cuts=cuts, ranges=ranges, whole=whole,
                              file_id=_file_id(item))
         except (OSError, ValueError) as e: return _why(e)
@@ -109,7 +124,7 @@ def _cut_rows(found, *, size, cuts, workers, progress, ranges, whole):
                        show=progress) as bar):
         for i in range(0, len(found), block):
             names = found.names[i:i+block]
-            items = [found.photo(j) for j in range(i, i+len(names))]
+            items = [get(j) for j in range(i, i+len(names))]
             for name,got in zip(names, pool.map(cut, items)):
                 bar.update()
                 yield name, got
@@ -119,7 +134,7 @@ def _cut_items(found, *, size, cuts, workers, progress, window, whole):
     "The cuts of a listing, in memory. Raises `InputError` if more than half are bad."
     out = {k: np.empty((len(found),size,size,3), dtype=np.uint8) for k in cuts}
     names, skipped, ids, sides = [], [], [], []
-    ranges = Ranges(window, _deep(found))
+    ranges = Ranges(window, _Beside(found))
     for name,got in _cut_rows(found, size=size, cuts=cuts, workers=workers, progress=progress,
                               ranges=ranges, whole=whole):
         if isinstance(got, str):
@@ -208,7 +223,8 @@ def load_photos(
     Unlabelled photos of a labelled set have label -1. Warns of skipped files."""
     _check_geometry(size, cuts, workers)
     how = dict(size=size, cuts=cuts, workers=workers, progress=progress)
-    return _say_skipped(_load(data, root, dict(how, window=window, whole=whole))[0])
+    how |= dict(window=_plain_window(window), whole=whole)
+    return _say_skipped(_load(data, root, how)[0])
 
 # %% ../nbs/14_data.ipynb #03d71822
 def _say_skipped(photos):
@@ -227,6 +243,9 @@ def _say_skipped(photos):
 
 # %% ../nbs/14_data.ipynb #6bd622c1
 def _load(data, root, how, check=lambda found: None): # `Photos`, and what each is for, or None
+    with _permitted(): return _open_source(data, root, how, check)
+
+def _open_source(data, root, how, check):
     text = isinstance(data, (str, os.PathLike))
     path = _as_path(data) if text else Path()
     if isinstance(data, str): _refuse_text(data)

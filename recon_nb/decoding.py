@@ -311,6 +311,9 @@ def _check_pair(given, pair):
                          "becomes white, such as window=(0, 4095).") from None
     return tuple(int(x) if x == int(x) else x for x in (low, high))
 
+def _plain_window(window): # an array as a tuple, so that it can be asked whether it is there
+    return tuple(window) if isinstance(window, np.ndarray) else window
+
 def _parse_window(window):
     "Kind -> (low, high); under '' what holds for every kind."
     if isinstance(window, dict): return {k: _check_pair(window, v) for k,v in window.items()}
@@ -330,8 +333,9 @@ class Ranges:
     def __init__(self,
         window=None, # (low, high) for all, kind -> (low, high), or either as text
         sources=(), # the pictures to look at: paths, binary files or Pillow images
+        others=(), # where to look if none of these is of the kind
     ):
-        self.given, self.sources = _parse_window(window), sources
+        self.given, self.sources, self.others = _parse_window(window), sources, others
         self.met = {} # kind -> range, of what was read
         self.white, self._said, self._lock = 0, [], Lock()
 
@@ -364,6 +368,17 @@ class Ranges:
         for s in self.sentences(): warnings.warn(s, stacklevel=stacklevel+1)
 
 # %% ../nbs/07_decoding.ipynb #33dbaff7
+def _spans(sources, kind): # lowest and highest numbers of those of the kind
+    spans, enough = [], 2**14 if 'uint16' in kind else math.inf
+    def span(src):
+        if src is None or isinstance(src, np.ndarray): return # bytes
+        with suppress(OSError, ValueError): return _span(src, kind)
+    with ThreadPoolExecutor() as pool:
+        for i in range(0, len(sources), 32):
+            spans += [s for s in pool.map(span, sources[i:i+32]) if s]
+            if any(high >= enough for _,high in spans): break
+    return spans
+
 @patch
 def _known(self:Ranges, kind):
     "The range that was given for a kind, if one was."
@@ -376,14 +391,11 @@ def _known(self:Ranges, kind):
 @patch
 def _find(self:Ranges, kind):
     "The range of a kind, from all pictures of it; read until nothing more can change."
-    spans, enough = [], 2**14 if 'uint16' in kind else math.inf
-    def span(src):
-        with suppress(OSError, ValueError): return _span(src, kind)
-    with ThreadPoolExecutor() as pool:
-        for i in range(0, len(self.sources), 32):
-            spans += [s for s in pool.map(span, self.sources[i:i+32]) if s]
-            if any(high >= enough for _,high in spans): break
-    low, high = (f(x) for f,x in zip((min, max), zip(*spans or [(0, 1)])))
+    spans = _spans(self.sources, kind) or _spans(self.others, kind)
+    if not spans:
+        raise InputError(f"{kind}: nothing tells which range these pictures use. "
+                         "Give window=(low, high), such as window=(0, 4095).")
+    low, high = (f(x) for f,x in zip((min, max), zip(*spans)))
     found = _check_pair(kind, _range_of(kind, low, high))
     self._said.append(f"{_say_range(kind, *found)}, as found in these pictures; "
                       "window=(low, high) sets another range")

@@ -20,6 +20,7 @@ from .core import _as_path,InputError,write_atomic
 from .devices import _on_main
 from .identity import _one_id
 from .photos import Photos
+from .sources import _fixed
 
 # %% ../nbs/57_folder.ipynb #38fb2327
 RUN_FILES = ('config.json', 'run.json', 'history.jsonl', 'metrics.jsonl', 'skipped.jsonl',
@@ -57,7 +58,8 @@ def _check_place(
         except Timeout: raise _in_use(path) from None
         except OSError: pass # not even a lock can be written: but a run lies there
         raise _taken(path)
-    if Path(cfg.data).is_absolute() and path.resolve().is_relative_to(cfg.data):
+    start = _fixed(Path(cfg.data)) if '**' in cfg.data else Path(cfg.data) # of a pattern
+    if start.is_absolute() and path.resolve().is_relative_to(start):
         raise InputError(f"the run folder {path} would lie among the photos of {cfg.data}, "
                          "and its pictures with them. Choose a run_dir elsewhere.")
 

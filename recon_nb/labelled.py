@@ -15,8 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from fastcore.basics import patch
 from .columns import _PHOTO_COLUMNS,_rename,_sort_classes
-from .core import _as_path,InputError,_brief,_by_caller,sample_uniform
-from .data import SETS,_load,_read_listing,_say_skipped
+from .core import _as_path,InputError,_brief,_by_caller,_permitted,sample_uniform
+from .data import SETS,_check_geometry,_load,_read_listing,_say_skipped
+from .decoding import _plain_window,Ranges
 from .identity import _fingerprint_photos,_is_among,_one_id,_pixel_ids
 from .photos import _PHOTO_SUFFIXES
 from .sources import _list_source,_list_visible
@@ -112,10 +113,11 @@ def load_labelled(
 )->LabelledSet:
     "Images with classes, in two parts. Raises `InputError` if labels or classes are missing."
     if isinstance(data, LabelledSet): return _pass_on(data, size, share, split, name)
-    if split is not None and not 0 < split < 1:
-        raise InputError(f"split={split}; it is the share to test on, such as split=0.2.")
-    how = dict(size=size, cuts={'i_r': share}, workers=workers, progress=progress, window=window,
-               whole=False)
+    _check_geometry(size, {'share': share}, workers)
+    if split is not None and not (isinstance(split, (int, float)) and 0 < split < 1):
+        raise InputError(f"split={_brief(split)}; it is the share to test on, such as split=0.2.")
+    how = dict(size=size, cuts={'i_r': share}, workers=workers, progress=progress,
+               window=_plain_window(window), whole=False)
     parts, way = _read_parts(data, root, how)
     parts = [_drop_unlabelled(p) for p in parts]
     if len(parts) == 1: parts, way = _make_test(parts[0], split or 0.2, seed, progress)
@@ -140,6 +142,7 @@ class _Part(NamedTuple):
     paths:list
     classes:tuple # in the order that they shall have
     name:str # what records may call it
+    window:dict={} # of deep photos: kind -> what became black and white
 
     def take(self, i):
         return self._replace(x=self.x[i], labels=[self.labels[k] for k in i],
@@ -150,7 +153,7 @@ def _part_of(photos, name=None):
         _refuse_unlabelled(photos.source, photos.title)
     labels = [photos.classes[y] if y >= 0 else None for y in photos.labels]
     return _Part(photos.cuts['i_r'], labels, photos.content_ids(), photos.names,
-                 photos.classes, name or photos.name or photos.source)
+                 photos.classes, name or photos.name or photos.source, photos.window)
 
 # %% ../nbs/15_labelled.ipynb #c55a7950
 def _say_columns(columns): # of a table without labels
@@ -213,10 +216,13 @@ def _class_folders_of(p): # the folders that `load_photos` enters
     return [n for n in _list_visible(p) if (p/n).is_dir()] if p.is_dir() else []
 
 # %% ../nbs/15_labelled.ipynb #c48ffe92
+def _also_ranges(how, window): # what became white in one part becomes white in the next
+    return dict(how, window={**Ranges(how['window']).given, **window}) if window else how
+
 def _load_both(data, root, how):
     "Two parts; what became white in the first becomes white in the second."
     first = _say_skipped(_load(data[0], root, how, _check_labels)[0])
-    how = dict(how, window=first.window or how['window'])
+    how = _also_ranges(how, first.window)
     return first, _say_skipped(_load(data[1], root, how, _check_labels)[0])
 
 def _load_parts(folder, train, test, how):
@@ -253,7 +259,11 @@ def _load_folder(folder, how): # one part, or two
                          "for each class. Labels of another kind go into a table: "
                          + _by_caller("pd.DataFrame({'path': paths, 'label': labels}).",
                                       'a .csv file with the columns path and label.'))
-    return [_part_of(_say_skipped(_load(folder, None, how)[0]))]
+    photos = _say_skipped(_load(folder, None, how)[0])
+    if lost := [n for n in found.values() if n not in (photos.classes or (n,))]:
+        warnings.warn(f"no photo could be read in {folder/lost[0]}: it is no class here.",
+                      stacklevel=3)
+    return [_part_of(photos)]
 
 # %% ../nbs/15_labelled.ipynb #76cfd61b
 def _load_named(data, root, how):
@@ -282,16 +292,20 @@ def _is_pair(data): return isinstance(data, (tuple, list)) and len(data) == 2
 def _labels_of(y):
     "Labels as a list, or None if these are none."
     if hasattr(y, 'tolist'): y = y.tolist()
-    known = int, float, str, list, np.generic
-    if not (isinstance(y, (list, tuple)) and len(y) and isinstance(y[0], known)): return None
-    if isinstance(y[0], str) and _as_path(y[0]).exists(): return None
-    if isinstance(y[0], list):
-        if not y[0] or isinstance(y[0][0], list): return None
-        raise InputError(f"the labels have {len(y[0])} columns: one label a photo is wanted, "
+    if not isinstance(y, (list, tuple)): return None
+    first = next((v for v in y if v is not None), None)
+    if not isinstance(first, (int, float, str, list, np.generic)): return None
+    if isinstance(first, str) and _as_path(first).exists(): return None
+    if isinstance(first, list):
+        if not first or not isinstance(first[0], (int, float, np.generic)): return None
+        raise InputError(f"the labels have {len(first)} columns: one label a photo is wanted, "
                          "such as y.argmax(1) of zeros and ones.")
     return list(y)
 
 def _load_pair(x, y, root, how):
+    if isinstance(x, (set, frozenset)):
+        raise InputError("a set has no order, and labels need one: give a list of photos.")
+    if hasattr(x, '__next__'): x = list(x) # in its own order: the labels have it, too
     found = _list_source(x, _PHOTO_SUFFIXES, root=root)
     if len(found) != len(y):
         raise InputError(f"{len(found)} photos and {len(y)} labels: one label a photo is wanted. "
@@ -307,13 +321,17 @@ def _read_parts(data, root, how):
         return parts, 'official'
     if isinstance(data, (str, os.PathLike)):
         folder = _as_path(data)
-        if folder.is_dir() and root is None: return _load_folder(folder, how), 'own'
+        with _permitted():
+            if folder.is_dir() and root is None: return _load_folder(folder, how), 'own'
         return _load_one(data, root, how), 'own'
     if isinstance(data, dict): data = _pair_of_dict(data)
     if _is_pair(data):
         labels = None if isinstance(data[0], (str, os.PathLike)) else _labels_of(data[1])
         if labels is not None: return [_load_pair(data[0], labels, root, how)], 'own'
-        parts = [p for d in data for p in _read_parts(d, root, how)[0]]
+        parts = []
+        for d in data:
+            parts += _read_parts(d, root, how)[0]
+            how = _also_ranges(how, parts[-1].window)
         if len(parts) != 2:
             raise InputError("a pair is (photos, labels), or (train, test), each without a test "
                              f"part of its own; these are {len(parts)} parts.")

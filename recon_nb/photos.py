@@ -68,6 +68,8 @@ _turns = dict(zip(range(2, 9), (Image.Transpose[t] for t in (
     'FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM '
     'TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90').split())))
 
+_SIDEWAYS = [_turns[i] for i in range(5, 9)] # width and height change places
+
 def _turn_of(im): # None: as it is
     try: return _turns.get(im.getexif().get(ExifTags.Base.Orientation))
     except Exception: return None    # unreadable EXIF says nothing about the pixels
@@ -76,7 +78,7 @@ def _turn_extent(extent, size, turn):
     "Where the photo lies in an image of this size, once that is turned."
     _,_,w,h = extent
     name, (wide,high) = turn.name, size
-    if name in ('TRANSPOSE', 'TRANSVERSE', 'ROTATE_90', 'ROTATE_270'): w,h,wide,high = h,w,high,wide
+    if turn in _SIDEWAYS: w,h,wide,high = h,w,high,wide
     from_right = name in ('FLIP_LEFT_RIGHT', 'ROTATE_180', 'ROTATE_270', 'TRANSVERSE')
     from_below = name in ('FLIP_TOP_BOTTOM', 'ROTATE_180', 'ROTATE_90', 'TRANSVERSE')
     return (wide-w)*from_right, (high-h)*from_below, w, h
@@ -124,7 +126,7 @@ _version = 2    # of what an entry holds: count it up when the same photos would
 _reading = 2    # the same of files that may be read reduced, or be deep
 
 def _key(*parts, size, cuts):
-    text = json.dumps([_version, parts, size, sorted(cuts.items())])
+    text = json.dumps([_version, parts, size, sorted(cuts.items())], default=lambda x: x.item())
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 def _seal(meta): return zlib.crc32(json.dumps({**meta, 'seal': 0}, sort_keys=True).encode())
@@ -370,6 +372,9 @@ def _identify(im, file_id): # hashes of file and pixels, and the shorter side be
     return (file_id, pixels), round(scale*min(size))
 
 # %% ../nbs/11_photos.ipynb #6ce44a45
+def _written(name): # not every file name is text
+    return name.encode('utf-8', 'backslashreplace').decode()
+
 def _read_files(root, files, *, size, cuts, workers, progress, ranges, whole):
     "The rows of `files`. Raises `InputError` if more than half of them are bad."
     def cut(file):
@@ -386,8 +391,7 @@ def _read_files(root, files, *, size, cuts, workers, progress, ranges, whole):
         # in blocks, so that Ctrl-C need not wait for the rest
         for i in range(0, len(files), 256):
             for name,got in pool.map(cut, files[i:i+256]):
-                # not every file name is text
-                name = name.encode('utf-8', 'backslashreplace').decode()
+                name = _written(name)
                 if isinstance(got, str): bad.append(dict(name=name, why=got))
                 bar.update()
                 yield name, got
@@ -461,8 +465,9 @@ def _may_be_deep(name): return name.lower().endswith(('.png', '.tif', '.tiff'))
 def _reading_of(files, ranges, whole):
     "What an entry's key says of how its files were read; nothing where that was always the same."
     ends = {_suffix(f[0]) for f in files}
-    if whole or ends <= {'.webp', '.bmp'}: return []
-    return [_reading, ranges.text if any(map(_may_be_deep, ends)) else '']
+    if whole and {*ranges.given.values()} <= {(0, 65535)}: return [] # as version 0.1
+    if whole or ends <= {'.webp', '.bmp'}: return [ranges.text]*bool(ranges.text)
+    return [_reading, ranges.text]
 
 # %% ../nbs/11_photos.ipynb #a7fc43af
 def cut_files(
@@ -481,7 +486,9 @@ def cut_files(
     Warns of a range that was found. Raises `InputError` if more than half of them are bad."""
     root = Path(root).resolve() if listed else _check_root(root)
     files = [n if isinstance(n, tuple) else _stat_photo(root, n) for n in names]
-    ranges = Ranges(window, [root/f[0] for f in files if len(f) > 2 and _may_be_deep(f[0])])
+    there = [f[0] for f in files if len(f) > 2]
+    named = [root/n for n in there if _may_be_deep(n)] # one may have another name, too
+    ranges = Ranges(window, named, [root/n for n in there if not _may_be_deep(n)])
     rows = _read_files(root, files, size=size, cuts=cuts, workers=workers, progress=progress,
                        ranges=ranges, whole=whole)
     found = cache_rows((str(root), files, *_reading_of(files, ranges, whole)), rows,
@@ -550,9 +557,8 @@ def as_images(
 
 def _ranges_for(images, window): # one range for all of them
     if isinstance(window, Ranges): return window
-    fetched = isinstance(images, _Fetched) # of these none is opened in advance
-    known = () if fetched else [_place(im) for im in images if not isinstance(im, np.ndarray)]
-    return Ranges(window, known)
+    if isinstance(images, _Fetched): return Ranges(window, images) # fetched if need be
+    return Ranges(window, [_place(im) for im in images if not isinstance(im, np.ndarray)])
 
 def _as_image(im, *, ranges):
     if isinstance(im, np.ndarray): return Image.fromarray(im)

@@ -86,6 +86,9 @@ def _read_alike(text, keys): # marked lines with these keys, in this order -> a 
     exact = dict(float_precision='round_trip') if pd.__version__ < '3' else {} # 3 always is
     return pd.read_csv(io.BytesIO(text), header=None, names=keys, **exact)
 
+def _is_whole(table): # a number in each cell: no line is damaged
+    return all(table[k].dtype.kind in 'if' and not table[k].isna().any() for k in table)
+
 # %% ../nbs/39_records.ipynb #b0600001
 def _kinds(text): # of the lines: what is left without their digits, and the kind of each
     ends = text[:text.find(b'\n')], text[text.rfind(b'\n', 0, -1)+1:]
@@ -107,6 +110,7 @@ def _read_many(text): # whole lines, with their ends -> `Rows`; None if they are
         at = [i for i,s in enumerate(shapes) if s == kind]
         some = b'\n'.join([lines[i] for i in at]) if at else text
         table = _read_alike(some, re.findall(r'"(\w+)":', kind.decode()))
+        if not _is_whole(table): return None
         tables.append(table.set_axis(at) if at else table)
     return _join(tables)
 

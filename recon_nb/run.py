@@ -97,7 +97,8 @@ def _kept_at(run_dir, epoch):
                      "Without epoch= its last weights are opened.")
 
 def _folder_of(weights): # the run that a file of weights belongs to
-    return weights.parent.parent if weights.parent.name == 'weights' else weights.parent
+    kept = weights.parent.name == 'weights' and weights.stem.startswith('epoch-')
+    return weights.parent.parent if kept else weights.parent # a run may be called weights, too
 
 def _epoch_of(weights): # None for the last ones
     return next((e for e,p in _kept_weights(_folder_of(weights)).items() if p == weights), None)

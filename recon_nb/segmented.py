@@ -13,12 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
-from PIL import ExifTags,Image
+from PIL import Image
 from .core import _as_path,InputError,_brief,check_name,progress_bar,sample_uniform
-from .decoding import Ranges
+from .decoding import open_picture,Ranges
 from .labelled import _check_classes
 from .sources import _list_visible
-from .photos import _PHOTO_SUFFIXES,cut_files,_list_skipped
+from .photos import (_PHOTO_SUFFIXES,_SIDEWAYS,cut_files,_list_skipped,
+                             _turn_of,_written)
 from .sets import _locate_voc
 from .shapes import SHAPES,draw_shapes
 
@@ -140,9 +141,12 @@ def _cut_mask(
 
 # %% ../nbs/17_segmented.ipynb #31f9606c
 def _upright_size(photo): # width and height, as a person sees it
-    with Image.open(photo) as p:
-        turned = p.getexif().get(ExifTags.Base.Orientation, 1) > 4
-        return p.size[::-1] if turned else p.size
+    with open_picture(photo) as p:
+        if p.format == 'TIFF':
+            p.load() # Pillow turns it then
+            return p.size
+        turn, size = _turn_of(p), p.info['extent'][2:]
+    return size[::-1] if turn is not None and turn in _SIDEWAYS else size
 
 def _open_mask(path, photo, known):
     """A mask that was checked: as large as the photo, one number a pixel,
@@ -170,12 +174,14 @@ def _read_part(root, pairs, known, *, size, workers, progress, window):
                          f"{root/lost[0]}, for one, is not there.")
     found, mask_of = (cut_files(root, [p for p,_ in pairs], size=size, cuts={'i_r': 1.},
                                 workers=workers, progress=progress, window=window),
-                      dict(pairs))
+                      {_written(p): (p, m) for p,m in pairs})
     window.update(found['window'])    # of more than 8 bits: one range for both parts
     if skipped := found['skipped']:
         warnings.warn(f"skipped {len(skipped)} of {len(pairs)} photos: {_list_skipped(skipped)}",
                       stacklevel=3)
-    def read(name): return _cut_mask(_open_mask(root/mask_of[name], root/name, known), size=size)
+    def read(name):
+        photo, mask = mask_of[name]
+        return _cut_mask(_open_mask(root/mask, root/photo, known), size=size)
     with (ThreadPoolExecutor(workers or os.cpu_count()) as pool,
           progress_bar(total=len(found['names']), desc='reading masks', unit='mask',
                        show=progress) as bar):
@@ -190,8 +196,14 @@ _VOC_CLASSES = ('background', *(
     'aeroplane bicycle bird boat bottle bus car cat chair cow '
     'diningtable dog horse motorbike person pottedplant sheep sofa train tvmonitor').split())
 
+def _check_lists(lists):
+    if isinstance(lists, (tuple, list)) and len(lists) == 2: return
+    raise InputError(f"lists={_brief(lists)}; it names two lists of VOC, to train on and to test "
+                     "on, such as lists=('train', 'val').")
+
 def _find_voc(root, lists, progress):
     "Where VOC lies, and (photo, mask) of each part."
+    _check_lists(lists)
     files = [f'ImageSets/Segmentation/{p}.txt' for p in lists]
     voc = _locate_voc('JPEGImages', 'SegmentationClass', *files, root=root, progress=progress)
     parts = [[line.split()[0]

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from .config import GANConfig,config_from_dict,get_preset,with_overrides
 from .core import _as_path,InputError,_brief,_near_path,_read_object,_why_not
-from .decoding import Ranges
+from .decoding import _plain_window,Ranges
 
 # %% ../nbs/48_settings.ipynb #273995aa
 def _toml(text):
@@ -44,7 +44,7 @@ def _read_fields(path):
     if not path.is_file(): raise InputError(f"there is no file {path}; config= takes one.")
     if read is None:
         raise InputError(f"config={str(path)!r} ends in none of {', '.join(_READERS)}.")
-    try: found = read(path.read_text(encoding='utf-8'))
+    try: found = read(path.read_text(encoding='utf-8-sig'))
     except InputError: raise
     except Exception as e: # whatever a reader calls its errors
         raise InputError(f"{path} can't be read: {_why_not(e)}") from None
@@ -124,6 +124,7 @@ def _choose_config(
     if resume and extra:
         raise InputError(f"resume=True goes on with the config of the run: leave {extra[0]} out.")
     if len(extra) > 1: raise InputError("give config= or like=, not both: each is a config.")
+    if 'window' in overrides: overrides['window'] = _plain_window(overrides['window'])
     for k in [k for k in ('teacher','init') if overrides.get(k)]: # as the config keeps them
         overrides[k] = str(_as_path(overrides[k]).resolve())
     if overrides.get('window'): overrides['window'] = Ranges(overrides['window']).text

@@ -15,7 +15,7 @@ from io import BytesIO
 from pathlib import Path
 import numpy as np
 from PIL import Image
-from .columns import (_TABLE_SUFFIXES,_Table,_is_hub_table,_is_table,_place,
+from .columns import (_TABLE_SUFFIXES,_Table,_exists,_is_hub_table,_is_table,_place,
                               _read_frame,_read_hub,_read_table_file)
 from .core import _as_path,InputError,_by_caller,_near_path
 
@@ -57,10 +57,11 @@ def _walk(root):
     todo, seen = deque([('', os.fspath(root))]), set()
     while todo:
         at, folder = todo.popleft()
-        s, inside = os.stat(folder), []
-        if (s.st_dev, s.st_ino) in seen: continue
-        seen.add((s.st_dev, s.st_ino))
+        inside = []
         try:
+            s = os.stat(folder)
+            if (s.st_dev, s.st_ino) in seen: continue
+            seen.add((s.st_dev, s.st_ino))
             with os.scandir(folder) as entries: found = [*entries]
         except OSError:
             yield at or './', None
@@ -365,10 +366,11 @@ def _list_table(table:_Table)->_Listing:
 
 # %% ../nbs/09_sources.ipynb #4ba2d075
 def _check_there(paths, table):
-    gone = [p for p in paths if not p.exists()]
+    gone = [p for p in paths if not _exists(p)]
     if 2*len(gone) <= len(paths): return
     raise InputError(f"{len(gone)} of {len(paths)} photos of the table {table.name} are not there, "
-                     f"such as {gone[0]}. Relative paths are looked for in {table.root}; if they "
+                     f"such as {str(gone[0])[:200]}. "
+                     f"Relative paths are looked for in {table.root}; if they "
                      "start elsewhere, give root='FOLDER'.")
 
 def _list_dict(data): # a DatasetDict, or nothing that is known

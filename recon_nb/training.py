@@ -84,6 +84,9 @@ def _name_data(data): # what the config remembers: a name, a full path or patter
     return os.path.abspath(path) if _is_pattern(str(data)) else str(data)
 
 # %% ../nbs/59_training.ipynb #55fb4984
+def _is_named(data, known): # the set, folder or table of the earlier run, once more
+    return isinstance(data, (str, os.PathLike)) and _name_data(data) == known
+
 def _remember_data(cfg, data): # the config, and what to load
     # a moved folder is remembered at its new place
     if data is not None: return replace(cfg, data=_name_data(data)), data
@@ -153,7 +156,8 @@ def train_gan(
     known = _run_info(origin_dir) if origin_dir else {}
     changed = {k for k,v in overrides.items() if v is not None} if resume else None
     check_choices(cfg, changed=changed, noted=known.get('plugins', ()))
-    if root is None: root = known.get('root')
+    if root is None and (resume or data is None or _is_named(data, cfg.data)):
+        root = known.get('root') # where the same photos were
     cfg, data = _remember_data(cfg, data)
     earlier = _open_earlier(cfg) if cfg.teacher and not resume else None
     first = _first_weights(cfg) if cfg.init and not resume else None
