@@ -399,7 +399,7 @@ def _command(work, target):
     def option(k, v):
         name = k.replace('_', '-')
         if isinstance(v, bool): return f'--{name}' if v else f'--no-{name}'
-        return f'--{name} {v}'
+        return f'--{name} {shlex.quote(str(v))}'
     return ' '.join(['recon-train', *(shlex.quote(str(p)) for p in paths), '--preset improved',
                      *(option(k, v) for k,v in said.items())])
 
@@ -451,7 +451,8 @@ def _as_configs(targets, how):
 
 def _open_photos(photos, cfg, progress):
     "Photos, and which are for training and held out; a fifth, if nobody has held out any."
-    found = load_photos(photos, size=cfg.size, cuts={'i_r': 1.}, progress=progress)
+    found = load_photos(photos, size=cfg.size, cuts={'i_r': 1.}, progress=progress,
+                        window=cfg.window or None)
     train, valid = split_photos(found, valid=cfg.valid, seed=cfg.seed)
     if len(train)+len(valid) < _FEWEST_PHOTOS:
         raise InputError(f"{found.title}: {len(found)} photos are too few to compare pretrainings "

@@ -267,8 +267,12 @@ def _name_run(contenders):
     kinds = {str({k: v for k,v in c.source.items() if k not in ('run','seed','step')})
              for c in contenders}
     if len(kinds) > 1:
-        raise InputError("these are not pretrainings of one kind: preset, photos or width differ. "
-                         "Give runs that differ in their seed, or ask about each alone.")
+        raise InputError("these are not pretrainings of one kind: preset, photos or choices "
+                         "differ. Give runs that differ in their seed, or ask about each alone.")
+    seeds = [c.source['seed'] for c in contenders if 'seed' in c.source]
+    if twice := [s for s in seeds if seeds.count(s) > 1]:
+        raise InputError(f"two of the runs have seed {twice[0]}: they are one pretraining, or "
+                         "another number of updates of it. Give runs that differ in their seed.")
     return f"{first.get('preset') or first.get('module') or 'pretrained'} ({len(contenders)} runs)"
 
 def _as_contenders(run, part, size):
@@ -329,7 +333,7 @@ def does_it_help(
     encoders, tried = {name: found, 'scratch': None, 'raw pixels': 'pixels'}, found[0].trainable
     steps = _frozen_steps(encoders, data, counts, seeds, size=size)
     if tried: steps += _trained_steps(encoders, data, counts, seeds, recipe or {}, size=size)
-    speed = _measure_speed(found[0], device=device) if tried else None
+    speed = _measure_speed(found[0], device=device)
     known = _where_they_should_not_be(run, data)
     work = _Work(steps, out, device, speed, minutes, progress, known, start)
     if progress: _announce(work, [name, *_ROWS], data, counts, labels is not None)

@@ -71,8 +71,10 @@ def _own_rows(run, records):
         raise InputError("no record was made with the weights of this run: "
                          "give the file that `compare_encoders` or `recon-probe --out` wrote for "
                          "it, or none.")
-    return [r for r in probes
-            if weights(r) == mark or arm(r) and arm(r) in mine or r['arm'] in ('scratch','pixels')]
+    own = [r for r in probes if weights(r) == mark or arm(r) and arm(r) in mine]
+    cells = {(r['data'], r['size']) for r in own} # controls stand beside them
+    return [r for r in probes if r in own
+            or r['arm'] in ('scratch','pixels') and (r['data'], r['size']) in cells]
 
 # %% ../nbs/78_card.ipynb #bd81dd54
 # long: the table of a card, and what its numbers mean

@@ -393,7 +393,7 @@ def _answer(args):
                          'of the run, and both sides are searched.')
     how = {k: getattr(args, k) for k in ('minutes', 'labels', 'split') if k in args}
     recipe = dict(flip=False) if 'no_flip' in args else {}
-    if 'updates' in args: recipe |= dict(steps=args.updates, epochs=1)
+    if 'updates' in args: recipe |= dict(steps=args.updates, epochs=0)
     answer = does_it_help(
         args.encoder, args.data, seeds=args.seeds, recipe=recipe, part=args.part, size=args.size,
         out=args.out, root=args.root, device=_device(args.device), **how)
@@ -492,7 +492,8 @@ def _table_parser():
 def _table(args):
     from recon_nb.core import check_name,read_jsonl
     if args.records:
-        return _show_tables([r for f in args.records for r in read_jsonl(_existing(f))])
+        return _show_tables([r for f in args.records for r in read_jsonl(_existing(f))],
+                            args.modes, sets=args.sets, arms=args.arms)
     from recon_nb.protocols import (PROTOCOLS,estimate_hours,find_labelled,narrow,pretrain,
                                     run_protocol)
     p = narrow(PROTOCOLS[check_name(args.scale, PROTOCOLS, 'scale')],
@@ -507,11 +508,14 @@ def _table(args):
     _show_tables(run_protocol(p, sets, runs, out=args.out or f'{args.scale}.jsonl', device=device))
 
 # %% ../nbs/90_cli.ipynb #f55b984e
-def _show_tables(records):
+def _show_tables(records, modes=None, **some):
     from recon_nb.classification import MODES
+    from recon_nb.core import check_name
     from recon_nb.tables import table,tidy,to_markdown
-    for mode in [m for m in MODES if m in set(tidy(records)['mode'])]:
-        print(f'## {mode}\n\n{to_markdown(table(records, mode))}\n')
+    there = set(tidy(records)['mode'])
+    for m in modes or (): check_name(m, there, 'mode of these records')
+    for mode in [m for m in MODES if m in there and m in (modes or MODES)]:
+        print(f'## {mode}\n\n{to_markdown(table(records, mode, **some))}\n')
 
 def _show_hours(hours, scale, device):
     for what,h in hours.items(): print(f'{h:8.1f} h  {what}')

@@ -14,7 +14,7 @@ from dataclasses import dataclass,field,replace
 import torch,torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
-from .config import GANConfig
+from .config import GANConfig,deviations
 from .core import _as_path,InputError,check_name
 from .decoding import Ranges
 from .discriminator import Discriminator
@@ -33,6 +33,7 @@ class Contender:
     source:dict = field(default_factory=dict) # where the weights come from, for the record
     # of photos of more than 8 bits: what was black and white when it learned
     window:dict = field(default_factory=dict)
+    run:object = field(default=None, compare=False, repr=False) # its folder, which knows its photos
 
     @property
     def fresh(self)->bool: return self.name == 'scratch' # weights by the seed
@@ -182,14 +183,17 @@ def _open_run(run, part):
     net = deepcopy(run.encoder if part == 'encoder' else run.disc).requires_grad_(True)
     source = _source_of_run(run, run.cfg)
     if part == 'disc': source['part'] = part
-    return _headless(net).cpu(), run.cfg.size, source, Ranges(run.cfg.window).given
+    return _headless(net).cpu(), run.cfg.size, source, Ranges(run.cfg.window).given, run.dir
 
 # %% ../nbs/65_contenders.ipynb #fa6aba22
+_MACHINE = 'accumulate', 'compile', 'fused', 'keep_every' # what another machine may have
+
 def _source_of_run(run, cfg): # for the record
     has_width = 'width' in _encoder_choices(cfg.encoder)
     own = dict(width=cfg.width) if has_width else dict(encoder=cfg.encoder)
+    changed = {k: now for k,(_,now) in deviations(cfg).items() if k not in {*_MACHINE, *own}}
     return dict(run=run.dir.name, preset=cfg.preset, data=os.path.basename(cfg.data), **own,
-                seed=cfg.seed, step=run.step)
+                **(dict(changed=changed) if changed else {}), seed=cfg.seed, step=run.step)
 
 # %% ../nbs/65_contenders.ipynb #8ab958fd
 def _headless(net):

@@ -11,6 +11,7 @@ __all__ = ['ENCODERS', 'FAMILIES', 'Encoder', 'check_encoder', 'make_encoder', '
 from contextlib import contextmanager
 from functools import partial
 from inspect import signature
+from numbers import Integral
 from pkgutil import resolve_name
 import torch
 from jaxtyping import Float
@@ -171,7 +172,8 @@ def stage_index(
 )->int: # the stage's place in `enc.features(x)`
     "Where a stage stands in the list of feature maps. Raises `InputError` if there is none."
     n = len(enc.channels)
-    if type(stage) is int and 1 <= abs(stage) <= n: return stage-1 if stage > 0 else n+stage
+    whole = isinstance(stage, Integral) and not isinstance(stage, bool)
+    if whole and 1 <= abs(stage) <= n: return int(stage-1 if stage > 0 else n+stage)
     hint = ' Stages are counted from 1 (in version 0.1 they were counted from 0).'
     raise InputError(f"stage={stage!r}; this encoder has {n}: 1 to {n}, or -{n} to -1 from the end."
-        + hint*(type(stage) is int and stage == 0))
+        + hint*(whole and stage == 0))

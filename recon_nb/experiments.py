@@ -20,7 +20,7 @@ from .classification import FROZEN,MODES,Classification,probe
 from .contenders import Contender,as_contender,fingerprint
 from .core import (_as_path,_brief,InputError,append_jsonl,check_name,describe_machine,
                            read_jsonl,duration)
-from .machine import check_device,_place_network
+from .machine import check_device,fork_random,_place_network
 from .features import count_macs
 from .finetune import Recipe
 from .labelled import development_images,label_subset,load_labelled
@@ -183,8 +183,8 @@ def _fixed_fields(recipes, sets): # of each set's recipe; `InputError` for no su
     fixed = {s.name: {**recipes.get('*', {}), **recipes.get(s.name, {})} for s in sets}
     for values in fixed.values():
         for k in values: check_name(k, Recipe.__dataclass_fields__, 'field of a recipe')
-        Recipe(**values)
-    return {name: tuple(sorted(values.items())) for name,values in fixed.items()}
+    made = {name: (Recipe(**values), sorted(values)) for name,values in fixed.items()}
+    return {name: tuple((k, getattr(r, k)) for k in keys) for name,(r,keys) in made.items()}
 
 # %% ../nbs/75_experiments.ipynb #88f132ee
 def _cell(name, group, prints, d, mode, k, seeds, settings, search, matched):
@@ -420,15 +420,17 @@ def _measure_speed(
     bs:int=64, # images in a step
 )->float: # multiply-adds a second, in training
     "How fast this machine trains an encoder: the best of three steps."
-    device = check_device(device)
+    if not net.trainable: return 1e10 # a guess: there is nothing to train but a head
+    device, ticks = check_device(device), []
     model = _place_network(net.build(0), device).train()
-    x, ticks = torch.randn(bs, 3, net.size, net.size, device=device).contiguous(
-        memory_format=torch.channels_last), []
-    for _ in range(4):
-        start = time.monotonic()
-        model.features(x)[-1].square().mean().backward()
-        float(next(model.parameters()).grad.sum()) # waits for the device
-        ticks.append(time.monotonic()-start)
+    with fork_random(device): # dropout draws, too
+        x = torch.randn(bs, 3, net.size, net.size, device=device).contiguous(
+            memory_format=torch.channels_last)
+        for _ in range(4):
+            start = time.monotonic()
+            model.features(x)[-1].square().mean().backward()
+            float(next(model.parameters()).grad.sum()) # waits for the device
+            ticks.append(time.monotonic()-start)
     return 3*bs*count_macs(net.net, net.size)/min(ticks[1:])
 
 # %% ../nbs/75_experiments.ipynb #37a36b55
@@ -452,7 +454,7 @@ def plan_jobs(
 )->pd.DataFrame: # as for `plan`
     "Jobs as a table, with the time each may take."
     done = _by_key(read_jsonl(out))
-    net = next((j.net for j in jobs if not j.net.raw), None)
+    net = next((j.net for j in jobs if j.net.trainable), None)
     hours = np.array(estimate(
         jobs, jobs, done, _measure_speed(net, device=device) if net else None))/3600
     rows = [dict(kind=j.kind, data=j.data, mode=j.mode, labels=j.labels or 'all',

@@ -67,9 +67,11 @@ def encode(
     stages, device = tuple(stage_index(net, s) for s in stages), check_device(device)
     if room or not remember: return _encode(net, photos, stages, side, bs, device, room)
     key = _key(net, photos), stages, side # a hash of every pixel: only where it serves
-    if key not in _memory: _remember(key, _encode(net, photos, stages, side, bs, device))
+    known, version = _memory.get(key, (None, 0))
+    if known is None or known._version != version: # nobody has them, or somebody changed them
+        known = _remember(key, _encode(net, photos, stages, side, bs, device))
     _memory.move_to_end(key)
-    return _memory[key]
+    return known
 
 # %% ../nbs/64_features.ipynb #4b0cdeab
 _BLOCK = 256e6 # bytes of maps that are held at a time
@@ -164,9 +166,10 @@ def _key(net, photos): # for the memory
 
 def _remember(key, features):
     "The newest features, and of the older ones as many as fit."
-    _memory[key] = features
-    while len(_memory) > 1 and sum(f.nbytes for f in _memory.values()) > _most:
+    _memory[key] = features, features._version
+    while len(_memory) > 1 and sum(f.nbytes for f,_ in _memory.values()) > _most:
         _memory.popitem(last=False)
+    return features
 
 # %% ../nbs/64_features.ipynb #e74eb026
 def count_macs(

@@ -578,7 +578,8 @@ def _features_of(
         photos = np.stack([
             np.asarray(cut_square(Image.fromarray(p), share=1., size=arm.size)) for p in photos])
     net = arm.build(0)
-    return encode(net, photos, side=None if isinstance(net, Pixels) else 1)
+    return encode(net, photos, side=None if isinstance(net, Pixels) else 1,
+                  remember=not arm.foreign)
 
 # %% ../nbs/80_figures.ipynb #66aa403d
 # long: the query, then a row for each encoder
@@ -596,6 +597,7 @@ def draw_neighbours(
     if photos.dtype != np.uint8 or photos.ndim != 4 or photos.shape[1] != photos.shape[2]:
         raise InputError(f"photos are {photos.dtype}{photos.shape}; "
                          "give uint8 (n, size, size, 3).")
+    labels = None if labels is None else np.asarray(labels)
     if not isinstance(encoders, dict): encoders = {'': encoders}
     found = {n: nearest_neighbours(_features_of(e, photos), [query], k=k)
              for n,e in encoders.items()}
@@ -610,7 +612,7 @@ def draw_neighbours(
     _say(ax, .775, mid-.13, 'the query')
     for j,(name,((idx,),(cos,))) in enumerate(found.items()):
         y = .36+j*pitch
-        same = [None]*k if labels is None else np.asarray(labels)[idx] == labels[query]
+        same = [None]*k if labels is None else labels[idx] == labels[query]
         right = '' if labels is None else f'{sum(same)} of {k} of its class'
         _say(ax, 1.7, y-.13, ': '.join(t for t in (name, right) if t), ha='left')
         for i,(p,c) in enumerate(zip(idx, cos)):

@@ -54,7 +54,11 @@ class Recipe:
         check_name(self.mode, ('finetune', 'paper-finetune'), 'mode')
         check_name(self.precision, ('no', 'bf16'), 'precision of fine-tuning')
         for name, (what, fits) in _RECIPE_FIELDS.items():
-            if not fits(v := getattr(self, name)):
+            v = getattr(self, name)
+            if isinstance(v, np.generic): # records are text, and know no numbers of NumPy
+                v = v.item()
+                object.__setattr__(self, name, v)
+            if not fits(v):
                 raise InputError(f"{name}={_brief(v)} in a recipe; it must be {what}.")
         if self.updates(1) < 1:
             raise InputError(f"steps={self.steps}, epochs={self.epochs}: a recipe needs an update.")

@@ -9,6 +9,7 @@ __all__ = ['PipelineReport', 'check_data', 'check_pipeline']
 
 # %% ../nbs/68_guards.ipynb #90b73190
 import dataclasses,hashlib,html
+from collections import Counter
 from types import SimpleNamespace
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -167,8 +168,8 @@ def _svm():
     return make_pipeline(StandardScaler(), SVC())
 
 def _cross(x, y, seed): # answers for each image by a machine that has not seen it
-    from sklearn.model_selection import KFold,cross_val_predict
-    return cross_val_predict(_svm(), x, y, cv=KFold(3, shuffle=True, random_state=seed))
+    from sklearn.model_selection import StratifiedKFold,cross_val_predict
+    return cross_val_predict(_svm(), x, y, cv=StratifiedKFold(3, shuffle=True, random_state=seed))
 
 # %% ../nbs/68_guards.ipynb #effea7ca
 def _told_apart(a, b, seed):
@@ -228,6 +229,9 @@ def _renaming(said, y, n):
 
 # %% ../nbs/68_guards.ipynb #7bdf5d8d
 def _check_pairs(c):
+    names = 'pairs in train', 'pairs in test', 'train to test'
+    if min(min(Counter(y.tolist()).values()) for y in (c.y, c.ty)) < 3:
+        return [_not_run(n, 'a class has fewer than 3 images in a split') for n in names]
     a,b = _tiles(c.x), _tiles(c.tx)
     inner = [_cross(f, y, c.seed) for f,y in ((a, c.y), (b, c.ty))]
     across = _svm().fit(a, c.y).predict(b)
@@ -240,7 +244,6 @@ def _check_pairs(c):
     verdict = [good[2] or g for g in good]
     if good[0] and not good[1] and binom.cdf(bars[1]*len(c.ty), len(c.ty), acc[0]) > .01:
         verdict[1:] = [None, None]
-    names = ('pairs in train', 'pairs in test', 'train to test')
     return [Check(n, s, f'{s:.1%} from raw pixels', f'above {bar:.1%}', v, f if v is False else '')
             for n,s,bar,v,f in zip(names, acc, bars, verdict, faults)]
 

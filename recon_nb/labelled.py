@@ -483,5 +483,7 @@ DEV_SEED = 10_000   # far from the seeds that experiments use
 def development_images(
     y:np.ndarray, # labels of the training part, int64
 )->np.ndarray: # sorted indices, int64: a fifth of each class, 500 of it at most
-    "Training images put aside to choose settings on: a function of the labels alone."
-    return _split_labels(y, share=0.2, seed=DEV_SEED, most=500)[1]
+    """Training images put aside to choose settings on: a function of the labels alone.
+    A class with one image keeps it."""
+    many = np.flatnonzero(np.isin(y, [c for c in np.unique(y) if (y == c).sum() > 1]))
+    return many[_split_labels(y[many], share=0.2, seed=DEV_SEED, most=500)[1]]

@@ -95,7 +95,7 @@ def _parse_count(
 )->int|None: # how many; None for all
     "A count of labels. Raises `InputError` if it is none."
     if n is None or (isinstance(n, str) and n == 'all'): return None
-    if type(n) is int and n >= 1: return n
+    if _is_count(n, 1): return int(n)
     raise InputError(f"{name}={n!r}; it must be a whole number, 1 or more, "
                      "or 'all' (or None) for all.")
 
@@ -206,6 +206,7 @@ def _say_seen(): # what that means, and what to do
 
 def _seen_in_training(encoder, data):
     "How many test photos a run was trained on, and a sentence; None where it is not known."
+    if isinstance(encoder, Contender): encoder = encoder.run
     run = _is_run_folder(encoder) or (hasattr(encoder, 'dir') and hasattr(encoder, 'cfg'))
     if not run or not isinstance(data, LabelledSet): return None
     try: found = overlap(encoder, data)

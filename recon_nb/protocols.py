@@ -296,7 +296,7 @@ def _is_done(p, folder, cfg):
             f"give another folder for the runs of {p.name!r}.")
     if bad := {k: (v, has) for k,v in asdict(cfg).items()
                if (has := getattr(run.cfg, k)) != v and k not in ('data','teacher','init')
-               and not (k == 'epochs' and p.updates)}:
+               and not (k == 'epochs' and p.updates or k == 'window' and not v)}: # as was found
         raise InputError(
             f"{folder} was trained with "
             f"{', '.join(f'{k} {has}, not {v}' for k,(v,has) in bad.items())}: "
@@ -329,19 +329,24 @@ def pretrain(
                 if _is_done(p, folder, cfg): continue
                 if progress: print(f'pretraining {folder.name}', flush=True)
                 if _train(p, folder, cfg, photos_of(p, data, root),
-                          _root_of(data, root) if p.photos == 'own' else root, device).stopped:
+                          _root_of(data, root) if p.photos == 'own' else root, device,
+                          progress).stopped:
                     raise KeyboardInterrupt
     return out
 
 # %% ../nbs/79_protocols.ipynb #27bec9a0
-def _train(p, folder, cfg, photos, root, device=None):
+def _train(p, folder, cfg, photos, root, device=None, progress=True):
     if photos not in SETS: root = None
     if (folder/'config.json').exists():
         return train_gan(None if photos in SETS else photos,
-                         run_dir=folder, resume=True, root=root, device=device)
+                         run_dir=folder, resume=True, root=root, device=device,
+                         progress=progress)
     if p.updates: cfg = replace(cfg, epochs=_epochs(p, cfg, photos, root))
-    return train_gan(photos, cfg.preset, root=root, run_dir=folder, device=device, **{
-        k: v for k,v in asdict(cfg).items() if k not in ('preset','data','schema')})
+    base = get_preset(cfg.preset)
+    chosen = {k: v for k,v in asdict(cfg).items()
+              if v != getattr(base, k) and k not in ('preset','data','schema')}
+    return train_gan(photos, cfg.preset, root=root, run_dir=folder, device=device,
+                     progress=progress, **chosen)
 
 # %% ../nbs/79_protocols.ipynb #ba1e28b9
 def _arms(runs, name, rows):

@@ -41,7 +41,7 @@ def _row(r):
         photos=r.get('subset_photos'), test=r.get('test_pixels') or None,
         right=r.get('test_right') or None,
         per_class=r['n_train']/r['classes'], chance=100*r['chance'],
-        n_test=r['n_test'], size=r['size'],
+        n_test=r['n_test'], size=r['size'], seen=r.get('test_seen'),
         settings=json.dumps(
             job.get('settings', _settings(r) if r['mode'] not in FROZEN else None),
             sort_keys=True))
@@ -63,7 +63,7 @@ _OTHERS = {
     **dict.fromkeys(('job','source'), _is_dict), 'config': _or_none(_is_dict),
     **dict.fromkeys('weights test_pixels test_right task kind subset subset_photos'.split(),
                     _or_none(_is_text))}
-_NAMES = { # of a record's `job`, and of its `source`
+_JOB_NAMES = { # of a record's `job`, and of its `source`
     **dict.fromkeys(('weights','preset','part','module','run'), _or_none(_is_text)),
     'arm': _or_none(_is_name), 'seed': _or_none(lambda v: isinstance(v, Integral))}
 
@@ -71,8 +71,8 @@ _NAMES = { # of a record's `job`, and of its `source`
 def _check_record(r):
     if lost := [k for k in _FIELDS if k not in r]:
         raise InputError(f"a record has no {lost[0]!r}: this is no record of a probe. {_GIVE}")
-    odd = _odd(r, {**_FIELDS, **_OTHERS}) or _odd(r.get('job', {}), _NAMES)
-    odd = odd or _odd(r.get('source', {}), _NAMES)
+    odd = _odd(r, {**_FIELDS, **_OTHERS}) or _odd(r.get('job', {}), _JOB_NAMES)
+    odd = odd or _odd(r.get('source', {}), _JOB_NAMES)
     if not odd and r.get('test_right') and not _is_bits(r['test_right'], r['n_test']):
         odd = 'test_right', r['test_right']
     if odd: raise InputError(f"a record is damaged: its {odd[0]} is {_brief(odd[1])}. {_GIVE}")
@@ -103,6 +103,19 @@ def _agree(rows, by, what, say):
             raise InputError(
                 f"{' / '.join(map(str, key))} comes with {what} "
                 f"{' and '.join(map(str, g[what].unique()[:3]))}: {say}")
+
+def _one_state(rows): # a run that went on is no second pretraining
+    cell = ['arm', 'mode', 'data', 'labels', 'run', 'born']
+    for key,g in rows[rows.run.notna()].groupby(cell, sort=False):
+        if g.pretraining.nunique() > 1:
+            raise InputError(f"{' / '.join(map(str, key[:4]))} has records of {key[4]}, seed "
+                             f"{key[5]:.0f}, with different weights: a run that went on, or two of "
+                             "one seed, are no pretrainings of their own. Give each its own name.")
+
+def _seen_photos(rows): # what must be said of encoders that know the test photos
+    some = rows[rows.seen.fillna(0) > 0]
+    return [f"{data}: the pretraining of {arm} saw {g.seen.max():.0f} of the {g.n_test.max()} test "
+            "photos, without their labels." for (data,arm),g in some.groupby(['data','arm'])]
 
 def _apart(rows):
     """Encoders that are not one pretraining, repeated with other seeds, get a row each.
@@ -151,9 +164,11 @@ def tidy(
         raise InputError("there is no record of a probe. "
                          "Run `compare_encoders`, or give the file that it wrote.")
     rows = _apart(rows)
+    _one_state(rows)
     apart = 'give each its own name, or keep them in tables of their own.'
     _agree(rows, ['data'], 'size', apart)
     rows, said = _by_test(rows)
+    said += _seen_photos(rows)
     _agree(rows, ['data'], 'n_test', apart)
     _agree(rows, ['arm','mode','data','labels'], 'settings',
            'these runs were trained in different ways; keep them in tables of their own.')

@@ -732,8 +732,11 @@ class NeighbourExplorer(_Viewer):
     ):
         if isinstance(images, LabelledSet):
             images, labels = images.test_x, [images.classes[i] for i in images.test_y]
-        self.images, self.labels, self.near, self.faults, self.query = (
-            np.asarray(images), labels, {}, [], 0)
+        images, labels = np.asarray(images), None if labels is None else np.asarray(labels)
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != images.shape[2]:
+            raise InputError(f"images are {images.dtype}{images.shape}; "
+                             "give uint8 (n, size, size, 3).")
+        self.images, self.labels, self.near, self.faults, self.query = images, labels, {}, [], 0
         listed = _listed(encoders)
         for name,(_,e) in zip(_unique([n or _name(e) for n,e in listed]), listed):
             try: self.near[name] = _find_neighbours(e, self.images, k=k, first=shown)
