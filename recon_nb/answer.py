@@ -8,7 +8,7 @@ Docs: https://recon-nb.github.io/recon_nb/answer.html.md"""
 __all__ = ['does_it_help']
 
 # %% ../nbs/84_answer.ipynb #1d078541
-import math,time
+import math,time,warnings
 from dataclasses import dataclass,field
 from pathlib import Path
 import numpy as np
@@ -100,7 +100,11 @@ def _run_steps(work):
         if not work.fits(step, done): return 'time'
         if work.progress:
             print(f'{step.what}: about {duration(work.cost([step], done))} ...', flush=True)
-        try: run_jobs(step.jobs, out=work.out, device=work.device, progress=False, until=work.end)
+        try:
+            with warnings.catch_warnings(): # the answer says it
+                warnings.filterwarnings('ignore', message='.*test photos were trained on')
+                run_jobs(step.jobs, out=work.out, device=work.device, progress=False,
+                         until=work.end)
         except KeyboardInterrupt: return 'interrupted'
         done = _by_key(read_jsonl(work.out))
         if any(j.key not in done for j in step.jobs): return 'time'

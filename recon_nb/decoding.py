@@ -277,7 +277,7 @@ def _numbers(src, im):
 
 # %% ../nbs/07_decoding.ipynb #d8b24fe5
 def _span(src, kind):
-    "Lowest and highest number of a picture, if it is of this kind; else None."
+    "Lowest and highest number of a picture, () if it has none; None if it is of another kind."
     with nullcontext(src) if isinstance(src, Image.Image) else open_picture(src) as im:
         if _kind(im) != kind: return None
         tags = getattr(im, 'tag_v2', {})
@@ -285,7 +285,7 @@ def _span(src, kind):
             return tuple(float(_first(tags[t])) for t in (340, 341))
         a = _numbers(src, im)
     a = a[np.isfinite(a)]
-    return (a.min().item(), a.max().item()) if a.size else None
+    return (a.min().item(), a.max().item()) if a.size else ()
 
 def _range_of(kind, low, high):
     "The range of a kind whose numbers go from `low` to `high`."
@@ -375,8 +375,8 @@ def _spans(sources, kind): # lowest and highest numbers of those of the kind
         with suppress(OSError, ValueError): return _span(src, kind)
     with ThreadPoolExecutor() as pool:
         for i in range(0, len(sources), 32):
-            spans += [s for s in pool.map(span, sources[i:i+32]) if s]
-            if any(high >= enough for _,high in spans): break
+            spans += [s for s in pool.map(span, sources[i:i+32]) if s is not None]
+            if any(s and s[1] >= enough for s in spans): break
     return spans
 
 @patch
@@ -395,7 +395,7 @@ def _find(self:Ranges, kind):
     if not spans:
         raise InputError(f"{kind}: nothing tells which range these pictures use. "
                          "Give window=(low, high), such as window=(0, 4095).")
-    low, high = (f(x) for f,x in zip((min, max), zip(*spans)))
+    low, high = (f(x) for f,x in zip((min, max), zip(*[*filter(None, spans)] or [(0, 1)])))
     found = _check_pair(kind, _range_of(kind, low, high))
     self._said.append(f"{_say_range(kind, *found)}, as found in these pictures; "
                       "window=(low, high) sets another range")

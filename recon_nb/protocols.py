@@ -294,9 +294,10 @@ def _is_done(p, folder, cfg):
         raise InputError(
             f"{folder} has the teacher {was or 'none'}, not {cfg.teacher_name or 'none'}: "
             f"give another folder for the runs of {p.name!r}.")
+    cfg = replace(cfg, window=cfg.window or run.cfg.window) # as it was found
     if bad := {k: (v, has) for k,v in asdict(cfg).items()
                if (has := getattr(run.cfg, k)) != v and k not in ('data','teacher','init')
-               and not (k == 'epochs' and p.updates or k == 'window' and not v)}: # as was found
+               and not (k == 'epochs' and p.updates)}:
         raise InputError(
             f"{folder} was trained with "
             f"{', '.join(f'{k} {has}, not {v}' for k,(v,has) in bad.items())}: "

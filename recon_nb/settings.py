@@ -124,7 +124,7 @@ def _choose_config(
     if resume and extra:
         raise InputError(f"resume=True goes on with the config of the run: leave {extra[0]} out.")
     if len(extra) > 1: raise InputError("give config= or like=, not both: each is a config.")
-    if 'window' in overrides: overrides['window'] = _plain_window(overrides['window'])
+    overrides.update(window=_plain_window(overrides.get('window')))
     for k in [k for k in ('teacher','init') if overrides.get(k)]: # as the config keeps them
         overrides[k] = str(_as_path(overrides[k]).resolve())
     if overrides.get('window'): overrides['window'] = Ranges(overrides['window']).text

@@ -74,7 +74,7 @@ def test_both_players_can_be_probed_and_stay_as_they_are(run, data, part):
     before = {k: v.clone() for net in (run.generator, run.disc) for k,v in net.state_dict().items()}
     for mode in ('knn', 'linear', 'finetune'):
         r = ask(run, data, mode, part=part).rows[0]
-        assert r['arm'] == part and r['source'] == dict(run='a', preset='quick', data='array', width=4, seed=0, step=run.step, **({'part': 'disc'} if part == 'disc' else {}))
+        assert r['arm'] == part and r['source'] == dict(run='a', preset='quick', data='array', width=4, changed=dict(bs=16, epochs=1, width_d=4), seed=0, step=run.step, **({'part': 'disc'} if part == 'disc' else {}))
     after = {k: v for net in (run.generator, run.disc) for k,v in net.state_dict().items()}
     assert all(torch.equal(before[k], after[k]) for k in before) and all(p.requires_grad for p in run.encoder.parameters())
     scratch = as_contender(None, like=run, part=part).build(0)

@@ -141,7 +141,7 @@ def test_a_table_in_domain_pretrains_on_the_sets_it_probes(monkeypatch):
     from recon_nb import cli, protocols
     roots = {}
     monkeypatch.setattr(protocols, 'find_labelled', lambda name, **how: name)
-    monkeypatch.setattr(protocols, 'pretrain', lambda p, runs, *, root: roots.update({p.name: root}))
+    monkeypatch.setattr(protocols, 'pretrain', lambda p, runs, *, root, device: roots.update({p.name: root}))
     monkeypatch.setattr(protocols, 'run_protocol', lambda *args, **how: [])
     monkeypatch.setattr(cli, '_show_tables', lambda records: None)
     for scale in ('improved', 'ablations', 'small'):
