@@ -16,6 +16,7 @@ from recon_nb.core import InputError, _permitted
 from recon_nb.data import load_photos
 from recon_nb.decoding import Ranges
 from recon_nb.labelled import load_labelled
+from recon_nb.masks import MASKS
 from recon_nb.photos import cut_photos
 from recon_nb.plugins import load_plugins
 from recon_nb.records import read_rows
@@ -131,6 +132,7 @@ import sys, numpy as np
 from recon_nb.core import InputError, sample_uniform
 from recon_nb.data import load_photos
 from recon_nb.labelled import load_labelled
+from recon_nb.masks import MASKS
 from recon_nb.settings import _choose_config
 from recon_nb.shapes import draw_shapes
 folder = sys.argv[1]
@@ -235,7 +237,8 @@ def test_what_may_not_be_read_is_said(tmp_path, monkeypatch):
 def test_a_plugin_with_a_dataclass(tmp_path):
     (tmp_path/'with_options.py').write_text('from __future__ import annotations\nfrom dataclasses import dataclass\nfrom recon_nb.masks import MASKS, CentreMask\n'
                                             '@dataclass\nclass Options: share: float = .5\nclass Mine(CentreMask): pass\nMASKS["with-options"] = Mine\n')
-    assert load_plugins(tmp_path/'with_options.py')[0]['gives'] == {'mask': ['with-options']}
+    try: assert load_plugins(tmp_path/'with_options.py')[0]['gives'] == {'mask': ['with-options']}
+    finally: MASKS.pop('with-options', None)
     (tmp_path/'broken.py').write_text('1/0')
     with pytest.raises(InputError, match='ZeroDivisionError'): load_plugins(tmp_path/'broken.py')
     assert 'recon_nb_plugin_broken' not in sys.modules
