@@ -21,7 +21,7 @@ from .choices import check_choices
 from .classification import _last_stages
 from .config import get_preset
 from .contenders import as_contender
-from .core import (_as_path,_brief,InputError,append_jsonl,check_name,duration,
+from .core import (_as_path,_brief,_by_caller,InputError,append_jsonl,check_name,duration,
                            progress_bar,read_jsonl,
                            sample_uniform)
 from .cost import _seconds_per_photo
@@ -330,7 +330,8 @@ def _say_choice(found, target, sure):
     if sure == _ALONE: return f'Only {target} was tried, and nothing stands beside it.'
     if not k:
         weak = ('Without labels this is a weak indication: it says what the features hold, not '
-                'whether it matters. 25 labels a class, as labels=, say more.')
+                'whether it matters. 25 labels a class, '
+                + _by_caller('as labels=, say more.', 'with --labels, say more.'))
         if sure == _APART:
             return (f'Take {target}: no other target finds photos again clearly more often and '
                     f'spreads over clearly more directions. {weak}')

@@ -13,10 +13,11 @@ from dataclasses import dataclass,field
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from .contenders import as_contender
+from .contenders import as_contender,fingerprint
 from .core import _as_path,_brief,_by_caller,InputError,duration,read_jsonl
-from .experiments import (_as_labels,_by_key,_measure_speed,_set_fingerprint,_shared_window,
-                                  estimate,list_jobs,run_jobs)
+from .experiments import (_as_labels,_by_key,_check_records_file,_measure_speed,
+                                  _set_fingerprint,_shared_window,estimate,list_jobs,
+                                  run_jobs)
 from .intervals import _FEW_PHOTOS
 from .labelled import load_labelled
 from .machine import check_device
@@ -263,16 +264,25 @@ def _conclude(work, name, stopped):
                   stopped)
 
 # %% ../nbs/84_answer.ipynb #07b0f226
+def _name_one(c): # what a table calls an encoder; never as it calls its controls
+    s = c.source
+    if s.get('run') in _ROWS: return f"{s['run']} (run)"
+    if s.get('run'): return f"{s['run']}, epoch {s['epoch']}" if 'epoch' in s else s['run']
+    if s.get('module'): return s['module']
+    return f"{s.get('preset') or 'encoder'} ({fingerprint(c)[:4]})"
+
 def _name_run(contenders):
     "What the table calls the run, or the pretrainings."
     first = contenders[0].source
-    if len(contenders) == 1:
-        return next((first[k] for k in ('run', 'module', 'preset') if first.get(k)), 'encoder')
-    kinds = {str({k: v for k,v in c.source.items() if k not in ('run','seed','step')})
+    if len(contenders) == 1: return _name_one(contenders[0])
+    kinds = {str({k: v for k,v in c.source.items() if k not in ('run','seed','step','epoch')})
              for c in contenders}
     if len(kinds) > 1:
         raise InputError("these are not pretrainings of one kind: preset, photos or choices "
                          "differ. Give runs that differ in their seed, or ask about each alone.")
+    if any('preset' in c.source and 'seed' not in c.source for c in contenders):
+        raise InputError("exports do not say which pretraining they are of: give the folders of "
+                         "the runs, or ask about each alone.")
     seeds = [c.source['seed'] for c in contenders if 'seed' in c.source]
     if twice := [s for s in seeds if seeds.count(s) > 1]:
         raise InputError(f"two of the runs have seed {twice[0]}: they are one pretraining, or "
@@ -287,15 +297,15 @@ def _as_contenders(run, part, size):
     return [as_contender(r, part=part, size=size) for r in runs]
 
 # %% ../nbs/84_answer.ipynb #2f0be919
-def _where_they_should_not_be(run, data):
+def _where_they_should_not_be(found, data):
     "Sentences on test photos that are in the training part, or that a run was trained on."
     said = [f'{s}.' for s in overlap(data).lines]
-    for r in run if isinstance(run, (list, tuple)) else [run]:
+    for r in found:
         seen = _seen_in_training(r, data)
         if seen and seen[0]: said.append(f'{seen[1]}. {_say_seen()}')
         elif seen is None:
-            said.append("Whether the pretraining has seen test photos is not known: "
-                        "only a run of 0.2.0 or later knows its photos.")
+            said.append("Whether the pretraining has seen test photos is not known: only the "
+                        "folder of a run, of 0.2.0 or later, knows its photos.")
     return tuple(dict.fromkeys(said))
 
 # %% ../nbs/84_answer.ipynb #8934e0e8
@@ -325,6 +335,7 @@ def does_it_help(
     if not (recipe is None or isinstance(recipe, dict)):
         raise InputError(f"recipe={_brief(recipe)}; give fields of `Recipe` in a dict, such as "
                          "dict(flip=False).")
+    if out: _check_records_file(_as_path(out))
     found, device = _as_contenders(run, part, size), str(check_device(device))
     name, size = _name_run(found), found[0].size
     if recipe and not found[0].trainable:
@@ -338,7 +349,7 @@ def does_it_help(
     steps = _frozen_steps(encoders, data, counts, seeds, size=size)
     if tried: steps += _trained_steps(encoders, data, counts, seeds, recipe or {}, size=size)
     speed = _measure_speed(found[0], device=device)
-    known = _where_they_should_not_be(run, data)
+    known = _where_they_should_not_be(found, data)
     work = _Work(steps, out, device, speed, minutes, progress, known, start)
     if progress: _announce(work, [name, *_ROWS], data, counts, labels is not None)
     return _conclude(work, name, _run_steps(work))

@@ -66,6 +66,10 @@ def _own_rows(run, records):
     mark = fingerprint(as_contender(run))
     probes = [r for r in records if r.get('kind', 'probe') == 'probe']
     # of `compare_encoders`: the arm, with all its pretrainings
+    own = run.cfg.seed, run.dir.name # records of it after another number of updates are not its own
+    earlier = lambda r: weights(r) != mark and (
+        r.get('source', {}).get('seed'), r.get('source', {}).get('run')) == own
+    probes = [r for r in probes if not earlier(r)]
     mine = {arm(r) for r in probes if weights(r) == mark}
     if records and not mine:
         raise InputError("no record was made with the weights of this run: "
@@ -107,7 +111,12 @@ def _numbers(run, records):
         "\n\n± is the standard deviation; in brackets: runs, or pretrainings x runs. "
         "The interval covers pretrainings, where there are several, label subsets and test photos. "
         f"Settings were chosen on {' and '.join(chosen) or 'nothing'}; "
-        "the test set was asked once a run.")
+        "the test set was asked once a run."
+        + ''.join(f'\n\n{n}' for n in (*s.attrs['notes'], *_lacking(s[own]))))
+
+def _lacking(s): # what the intervals do not cover
+    said = dict.fromkeys(w for w in s.lacks if isinstance(w, str) and w)
+    return [f'{w[0].upper()}{w[1:]}.' for w in said]
 
 # %% ../nbs/78_card.ipynb #eae11d50
 _use = '''```python

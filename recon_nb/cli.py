@@ -10,6 +10,7 @@ __all__ = ['probe']
 # %% ../nbs/90_cli.ipynb #6b99a1d1
 import argparse,shlex,warnings
 from pathlib import Path
+from .columns import _TABLE_SUFFIXES
 from .config import PRESETS,_CALLED,field_docs
 from .core import InputError,_plural,write_atomic
 from .shell import _Parser,_run
@@ -80,7 +81,11 @@ def _train(args):
     return 130 if run.stopped == 'signal' else 0
 
 def _one_or_all(paths): # one path may be a name, a folder, a table; several are photos
-    return paths[0] if len(paths) == 1 else paths
+    if len(paths) == 1: return paths[0]
+    if tables := [p for p in paths if Path(p).suffix.lower() in _TABLE_SUFFIXES]:
+        raise InputError(f'{tables[0]} is a table: give it alone, or name in it the other photos, '
+                         'too.')
+    return paths
 
 def _preset_meant(args, error): # a preset's name was given for something else, and refused
     names = 'preset', 'run_dir', 'root', 'teacher', 'init', 'config', 'like'
@@ -167,8 +172,13 @@ def _compare_parser():
 
 # %% ../nbs/90_cli.ipynb #c0a7e102
 def _runs_among(paths): # run folders, and the rest
-    runs = [p for p in paths if (Path(p)/'weights.safetensors').is_file()]
+    from recon_nb.run import _is_weights_file
+    runs = [p for p in paths
+            if (Path(p)/'weights.safetensors').is_file() or _is_weights_file(Path(p))]
     rest = [p for p in paths if p not in runs]
+    if lost := [p for p in rest if len(runs) > 1 and (Path(p)/'config.json').is_file()]:
+        raise InputError(f'{lost[0]} is a run without weights.safetensors: it was stopped before '
+                         'its first checkpoint. Go on with it, or leave it out.')
     if len(runs) > 1: return runs, rest
     found = f'found one: {runs[0]}' if runs else 'found none'
     also = f'; {rest[0]} holds no weights.safetensors' if rest else ''
@@ -512,8 +522,12 @@ def _show_tables(records, modes=None, **some):
     from recon_nb.classification import MODES
     from recon_nb.core import check_name
     from recon_nb.tables import table,tidy,to_markdown
-    there = set(tidy(records)['mode'])
+    there = {r['mode'] for r in records if 'mode' in r}
     for m in modes or (): check_name(m, there, 'mode of these records')
+    if modes: # what others were trained with is nobody's business
+        records = [r for r in records
+                   if r.get('mode') in modes or r.get('arm') in ('scratch', 'pixels')]
+    tidy(records) # or say why not
     for mode in [m for m in MODES if m in there and m in (modes or MODES)]:
         print(f'## {mode}\n\n{to_markdown(table(records, mode, **some))}\n')
 

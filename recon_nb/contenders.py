@@ -151,9 +151,10 @@ def _make(cfg, part): # the networks of a config
 
 def _load(path): # weights alone, or a run
     from recon_nb.export import load_pretrained,_is_hub_name
-    from recon_nb.run import GANRun
+    from recon_nb.run import GANRun,_is_weights_file
     folders = 'generator.safetensors', 'model.safetensors' # a release's, or timm's
-    exported = path.is_file() or any((path/n).is_file() for n in folders) or _is_hub_name(path)
+    exported = (path.is_file() and not _is_weights_file(path) or _is_hub_name(path)
+                or any((path/n).is_file() for n in folders))
     open_net = load_pretrained if exported else GANRun.load
     return open_net(path, device='cpu') # copies of it will compute where they are asked to
 
@@ -192,8 +193,10 @@ def _source_of_run(run, cfg): # for the record
     has_width = 'width' in _encoder_choices(cfg.encoder)
     own = dict(width=cfg.width) if has_width else dict(encoder=cfg.encoder)
     changed = {k: now for k,(_,now) in deviations(cfg).items() if k not in {*_MACHINE, *own}}
+    known = dict(changed=changed or None, epoch=getattr(run, 'epoch', None))
+    some = {k: v for k,v in known.items() if v is not None}
     return dict(run=run.dir.name, preset=cfg.preset, data=os.path.basename(cfg.data), **own,
-                **(dict(changed=changed) if changed else {}), seed=cfg.seed, step=run.step)
+                **some, seed=cfg.seed, step=run.step)
 
 # %% ../nbs/65_contenders.ipynb #8ab958fd
 def _headless(net):

@@ -250,8 +250,12 @@ def _striped(s):
         f'pixel, {c:.1f} times as strong as in the photos.', turn, dict(checkerboard=c))
 
 # %% ../nbs/47_health.ipynb #e1cc6bd7
+def _ends_by_steps(cfg, train): # and not by `epochs`
+    each = max(1, train//min(cfg.bs, train)) if train else 1
+    return bool(cfg.max_steps) and (not train or cfg.max_steps < cfg.epochs*each)
+
 def _longer(s): # what makes a run longer
-    if s.cfg.max_steps: return f'max_steps up (it is {s.cfg.max_steps})'
+    if _ends_by_steps(s.cfg, s.train): return f'max_steps up (it is {s.cfg.max_steps})'
     return f'epochs up (they are {s.cfg.epochs})'
 
 def _before_the_end(s, key): # worse than a constant is bad early, too; a bar may yet be passed
@@ -292,9 +296,11 @@ def _falling(s):
 
 # %% ../nbs/47_health.ipynb #e9f8f1c8
 def _more_updates(cfg, train): # what makes enough of them
-    if cfg.max_steps: return f'max_steps={_FEW_UPDATES}'
     bs = min(cfg.bs, train)
     epochs = -(-_FEW_UPDATES//max(1, train//bs))
+    if 0 < cfg.max_steps < _FEW_UPDATES: # and, if they end before it, the epochs
+        more = f' and epochs={epochs}' if cfg.epochs < epochs else ''
+        return f'max_steps={_FEW_UPDATES}{more}'
     smaller = f', or a smaller bs (it is {bs})' if bs >= 32 else ''
     return f'epochs={epochs} makes {epochs*max(1, train//bs)}{smaller}'
 

@@ -97,8 +97,14 @@ def _kept_at(run_dir, epoch):
                      "Without epoch= its last weights are opened.")
 
 def _folder_of(weights): # the run that a file of weights belongs to
-    kept = weights.parent.name == 'weights' and weights.stem.startswith('epoch-')
-    return weights.parent.parent if kept else weights.parent # a run may be called weights, too
+    return weights.parent.parent if _is_kept(weights) else weights.parent
+
+def _is_kept(weights): # a run may be called weights, too
+    return weights.parent.name == 'weights' and weights.stem.startswith('epoch-')
+
+def _is_weights_file(path): # of a run, in its folder; not what was exported into it
+    return ((path.name == 'weights.safetensors' or _is_kept(path)) and path.is_file()
+            and (_folder_of(path)/'config.json').is_file())
 
 def _epoch_of(weights): # None for the last ones
     return next((e for e,p in _kept_weights(_folder_of(weights)).items() if p == weights), None)

@@ -43,8 +43,7 @@ def _row(r):
         per_class=r['n_train']/r['classes'], chance=100*r['chance'],
         n_test=r['n_test'], size=r['size'], seen=r.get('test_seen'),
         settings=json.dumps(
-            job.get('settings', _settings(r) if r['mode'] not in FROZEN else None),
-            sort_keys=True))
+            None if r['mode'] in FROZEN else job.get('settings', _settings(r)), sort_keys=True))
 
 # %% ../nbs/76_tables.ipynb #b7600001
 _GIVE = 'Give files that `compare_encoders` or `recon-probe --out` wrote.'

@@ -3,6 +3,7 @@ import ast
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,13 +19,14 @@ from torch import nn
 import recon_nb
 from recon_nb import probe, train_gan
 from recon_nb.advice import Advice, _command, advise
-from recon_nb.answer import does_it_help
-from recon_nb.card import _own_rows
-from recon_nb.cli import probe as shell_probe, table as shell_table, train as shell_train
+from recon_nb.answer import _name_run, does_it_help
+from recon_nb.card import _own_rows, model_card
+from recon_nb.cli import compare as shell_compare, probe as shell_probe, table as shell_table, train as shell_train
 from recon_nb.contenders import as_contender
 from recon_nb.core import InputError, read_jsonl
 from recon_nb.encoder import Encoder
 from recon_nb.experiments import compare_encoders, plan
+from recon_nb.export import export_encoder
 from recon_nb.features import encode
 from recon_nb.figures import draw_neighbours, _features_of
 from recon_nb.guards import check_data
@@ -243,3 +245,72 @@ def test_a_card_takes_the_controls_beside_its_own_rows(runs, two, tmp_path):
     here = compare_encoders({'mine': runs['a'], 'scratch': None}, two, 'knn', 5, 1, out=tmp_path/'r.jsonl', progress=False)
     there = [json.loads(json.dumps(r)) | dict(size=64) for r in here if r['arm'] == 'scratch']
     assert len(there) == 1 and {r['size'] for r in _own_rows(runs['a'], [*here, *there])} == {32}
+
+
+def test_a_file_of_a_runs_weights_is_the_run(runs, two, tmp_path):
+    "It knows its photos, its seed and its epoch; an export of it knows less, and is called by its weights."
+    kept = runs['kept'].dir
+    c = as_contender(kept/'weights'/'epoch-0002.safetensors')
+    assert c.run == kept and (c.source['run'], c.source['seed'], c.source['epoch']) == ('kept', 0, 2) and _name_run([c]) == 'kept, epoch 2'
+    assert as_contender(kept/'weights.safetensors').source == as_contender(kept).source and 'epoch' not in as_contender(kept).source
+    exports = [as_contender(export_encoder(kept/'weights'/f'epoch-000{e}.safetensors', tmp_path/f'{e}.safetensors')) for e in (1, 2)]
+    assert len({_name_run([c]) for c in exports}) == 2 and all(_name_run([c]).startswith('quick (') for c in exports)
+    with pytest.raises(InputError, match='exports do not say which pretraining'): _name_run(exports)
+
+
+@pytest.mark.parametrize('name', ['scratch', 'random weights', 'raw pixels'])
+def test_a_run_may_be_called_as_a_control_is(name, runs, two, tmp_path):
+    shutil.copytree(runs['a'].dir, tmp_path/name)
+    answer = does_it_help(tmp_path/name, two, labels=5, seeds=1, minutes=.01, out=tmp_path/'a.jsonl', progress=False)
+    assert {r['job']['arm'] for r in answer.records} == {f'{name} (run)', 'scratch', 'raw pixels'}
+
+
+def test_a_run_without_weights_is_no_folder_of_photos(runs, tmp_path, capsys):
+    for n in ('a', 'b', 'c'): shutil.copytree(runs['a'].dir, tmp_path/n)
+    (tmp_path/'c'/'weights.safetensors').unlink()
+    out = ['-o', str(tmp_path/'o.png'), '--device', 'cpu']
+    assert shell_compare([*(str(tmp_path/n) for n in 'abc'), *out]) == 2 and 'is a run without weights.safetensors' in capsys.readouterr().err
+    assert shell_compare([str(tmp_path/'a'), str(runs['kept'].dir/'weights'/'epoch-0001.safetensors'), *out]) == 0
+
+
+def test_frozen_records_stand_in_one_table_whoever_made_them(runs, two, tmp_path):
+    one = compare_encoders({'scratch': None}, two, 'knn', 5, 2, size=32, like=runs['a'], out=tmp_path/'r.jsonl', progress=False)
+    other = probe(None, two, mode='knn', labels_per_class=5, seeds=2, like=runs['a'], progress=False).records()
+    assert len(tidy([*one, *other])) == 2
+
+
+def test_a_card_says_what_must_be_known_and_leaves_out_earlier_states(runs, two, tmp_path):
+    run = train_gan(np.concatenate([two.train_x, two.test_x]), run_dir=tmp_path/'leak', epochs=2, keep_every=1, valid=.02, **TINY)
+    records = [r for e in (1, None) for r in probe(GanAt(run, e), two, mode='knn', labels_per_class=5, seeds=2, progress=False).records()]
+    assert {r['source']['step'] for r in _own_rows(run, records)} == {run.step}
+    seen = records[-1]['test_seen']
+    records += probe(None, two, mode='knn', labels_per_class=5, seeds=2, like=run, progress=False).records()
+    text = model_card(run, records=records)
+    assert f'saw {seen} of the {len(two.test_y)} test photos' in text and 'One pretraining: how others would vary is not included.' in text
+
+
+def GanAt(run, epoch): return GANRun.load(run.dir, epoch=epoch)
+
+
+def test_what_is_advised_against_few_updates_makes_more(tmp_path, capsys):
+    x = draw_shapes(40, size=32)[0]
+    train_gan(x, run_dir=tmp_path/'a', **(TINY | dict(progress=True)), max_steps=20, epochs=2)
+    said = capsys.readouterr().out
+    assert 'epochs=' in said and 'max_steps up' not in said, 'the epochs end before max_steps does'
+
+
+@pytest.mark.parametrize('name', ['history.jsonl', 'run.json'])
+def test_records_never_go_into_a_runs_own_files(name, runs, two, tmp_path):
+    shutil.copytree(runs['a'].dir, tmp_path/'run')
+    before = (tmp_path/'run'/name).read_bytes()
+    for ask in (lambda out: does_it_help(tmp_path/'run', two, labels=5, seeds=1, out=out, progress=False),
+                lambda out: compare_encoders({'scratch': None}, two, 'knn', 5, 1, size=32, width=4, out=out, progress=False)):
+        with pytest.raises(InputError, match='is a file of the run in'): ask(tmp_path/'run'/name)
+        with pytest.raises(InputError, match='is a folder'): ask(tmp_path)
+    assert (tmp_path/'run'/name).read_bytes() == before
+
+
+def test_a_table_among_photos_is_refused(tmp_path, capsys):
+    (tmp_path/'l.csv').write_text('path\nx.png\n')
+    assert shell_train([str(tmp_path/'l.csv'), str(tmp_path), '--max-steps', '1', '--quiet']) == 2
+    assert 'l.csv is a table: give it alone' in capsys.readouterr().err
