@@ -289,6 +289,7 @@ def _name_run(contenders):
                          "another number of updates of it. Give runs that differ in their seed.")
     return f"{first.get('preset') or first.get('module') or 'pretrained'} ({len(contenders)} runs)"
 
+# %% ../nbs/84_answer.ipynb #fdc29ed1
 def _as_contenders(run, part, size):
     runs = list(run) if isinstance(run, (list, tuple)) else [run]
     if not runs or any(r is None or (isinstance(r, str) and r == 'pixels') for r in runs):

@@ -441,6 +441,7 @@ def _say_left_out(left_out): # the first four of each, in one warning
                            stacklevel=3)
 
 # %% ../nbs/19_boxed.ipynb #1fc58fa7
+# long: one option a line
 def load_detection(
     # 'voc2012', 'objects' (drawn), a folder in VOC's layout or with train/images, train/boxes,
     # test/images and test/boxes, or a `DetectionSet`

@@ -87,6 +87,7 @@ def _one_or_all(paths): # one path may be a name, a folder, a table; several are
                          'too.')
     return paths
 
+# %% ../nbs/90_cli.ipynb #6162fe69
 def _preset_meant(args, error): # a preset's name was given for something else, and refused
     names = 'preset', 'run_dir', 'root', 'teacher', 'init', 'config', 'like'
     for field,value in vars(args).items():
@@ -184,6 +185,7 @@ def _runs_among(paths): # run folders, and the rest
     also = f'; {rest[0]} holds no weights.safetensors' if rest else ''
     raise InputError(f'two run folders or more are compared; {found}{also}.')
 
+# %% ../nbs/90_cli.ipynb #84522d5a
 def _compare(args):
     import io
     out = _check_out(args.out, '.png', 'the figure is a PNG file')

@@ -201,6 +201,7 @@ def _order(name): # numbers first, as numbers; then names
     text = str(name)
     return (0, int(text), text) if text.isascii() and text.isdecimal() else (1, 0, text)
 
+# %% ../nbs/08_columns.ipynb #9aca2761
 def _name_labels(
     labels, # names, numbers or None
     classes:tuple|None=None, # the names of labels that are numbers

@@ -17,8 +17,8 @@ from operator import itemgetter
 from pathlib import Path
 import numpy as np
 from .columns import _TABLE_SUFFIXES,_is_table,_name_labels,_sort_classes
-from .core import (_as_path,InputError,_brief,_by_caller,check_name,_near_path,_permitted,_plural,
-                           progress_bar,sample_uniform,_shell_command)
+from .core import (_as_path,InputError,_brief,_by_caller,check_name,_near_path,_permitted,
+                           _plural,progress_bar,sample_uniform,_shell_command)
 from .decoding import _PHOTO_SUFFIXES,_plain_window,_say_unread,Ranges
 from .identity import _hash_bytes,_hash_file
 from .photos import (Photos,_check_cuts,_Cuts,_cut_one,cache_rows,cut_files,_list_skipped,
@@ -106,6 +106,7 @@ class _Beside:
     def get(self, i): # one that can't be fetched says so when its turn comes
         with suppress(OSError, ValueError): return _own_reader(self.found.photo(i))
 
+# %% ../nbs/14_data.ipynb #6b53b7cc
 def _cut_rows(found, *, size, cuts, workers, progress, ranges, whole):
     "The rows of a listing, as `cache_rows` wants them."
     def get(i):

@@ -388,6 +388,7 @@ def _known(self:Ranges, kind):
     like = {v for k,v in self.given.items() if kind[0].islower() and _family(k) == _family(kind)}
     return like.pop() if len(like) == 1 else None
 
+# %% ../nbs/07_decoding.ipynb #c8e100a0
 @patch
 def _find(self:Ranges, kind):
     "The range of a kind, from all pictures of it; read until nothing more can change."

@@ -34,6 +34,7 @@ _RECIPE_FIELDS = dict( # field -> what it must be, and whether a value is
     selected=('a dict', lambda v: isinstance(v, dict)))
 
 # %% ../nbs/67_finetune.ipynb #47dd745f
+# long: one class, a field a line
 @dataclass(frozen=True)
 class Recipe:
     "How a classifier is trained. `selected` says what was chosen, and on what."

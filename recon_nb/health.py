@@ -262,6 +262,7 @@ def _before_the_end(s, key): # worse than a constant is bad early, too; a bar ma
     if key == 'explained' and s.last['step'] >= _FEW_UPDATES and s.last[key] < -.1: return ''
     return f'the run is at step {s.step} of {s.total}'
 
+# %% ../nbs/47_health.ipynb #85357c24
 def _trivial(s):
     key = s.headline.key
     if key not in s.last: return 'it was not evaluated yet'

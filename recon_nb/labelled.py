@@ -316,9 +316,7 @@ def _load_pair(x, y, root, how):
 # %% ../nbs/15_labelled.ipynb #1154015f
 def _read_parts(data, root, how):
     "One part or two, and who made them."
-    if isinstance(data, str) and data in SETS:
-        parts = _load_named(data, root, how)
-        return parts, 'official'
+    if isinstance(data, str) and data in SETS: return _load_named(data, root, how), 'official'
     if isinstance(data, (str, os.PathLike)):
         folder = _as_path(data)
         with _permitted():

@@ -96,6 +96,7 @@ def _kept_at(run_dir, epoch):
     raise InputError(f"{run_dir} holds no weights of epoch {_brief(epoch)}: {there}. "
                      "Without epoch= its last weights are opened.")
 
+# %% ../nbs/56_run.ipynb #69bc5732
 def _folder_of(weights): # the run that a file of weights belongs to
     return weights.parent.parent if _is_kept(weights) else weights.parent
 
@@ -198,6 +199,7 @@ def _first_weights(
 def _shape_fields(cfg): # those that decide which weights fit
     return [k for k in ('encoder', *_encoder_choices(cfg.encoder)) if k not in ('dropout','size')]
 
+# %% ../nbs/56_run.ipynb #559fdff0
 def _check_same(there, cfg): # what a run or an export says about its encoder
     differ = [k for k in _shape_fields(cfg) if k in there and there[k] != getattr(cfg, k)]
     if differ:

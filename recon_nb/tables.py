@@ -116,6 +116,7 @@ def _seen_photos(rows): # what must be said of encoders that know the test photo
     return [f"{data}: the pretraining of {arm} saw {g.seen.max():.0f} of the {g.n_test.max()} test "
             "photos, without their labels." for (data,arm),g in some.groupby(['data','arm'])]
 
+# %% ../nbs/76_tables.ipynb #ecfddd19
 def _apart(rows):
     """Encoders that are not one pretraining, repeated with other seeds, get a row each.
     (`compare_encoders` is told which belong together.)"""
