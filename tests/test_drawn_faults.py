@@ -239,7 +239,9 @@ def test_a_switch_goes_by_its_first_name():
 
 
 def test_of_a_run_that_ends_after_a_number_of_updates_that_number_is_advised():
-    assert _more_updates(get_preset('quick', max_steps=7), 2000) == 'max_steps=300'
+    "And more epochs, where these would end it before."
+    assert _more_updates(get_preset('quick', max_steps=7), 20_000) == 'max_steps=300'
+    assert _more_updates(get_preset('quick', max_steps=7), 2000) == 'max_steps=300 and epochs=10'
 
 
 def test_an_object_of_no_width_at_the_edge_has_the_last_place():
@@ -410,15 +412,18 @@ def test_hooks_are_called_in_the_first_process_only(main, calls):
     assert st.event == 'epoch'*calls                                           # without hooks nothing is begun
 
 
-def test_pictures_that_none_can_read_have_the_range_of_one_number(monkeypatch):
-    "From 0 to 1, whoever asks; of one picture that can be read its own."
+def test_pictures_without_numbers_have_the_range_of_one_number(monkeypatch):
+    "From 0 to 1; of one picture that can be read its own; where none can be asked, it is asked for."
     monkeypatch.setattr(decoding, '_check_pair', lambda kind, pair: pair)
     monkeypatch.setattr(decoding, '_range_of', lambda kind, low, high: (low, high))
     monkeypatch.setattr(decoding, '_span', lambda src, kind: src)
-    for pictures, found in (([], (0, 1)), ([None, None], (0, 1)), ([(3, 9), None, (2, 5)], (2, 9))):
+    for pictures, found in (([()], (0, 1)), ([None, ()], (0, 1)), ([(3, 9), None, (2, 5)], (2, 9))):
         ranges = ph.Ranges()
         ranges.sources = pictures
         assert ranges._find('uint8') == found
+    for pictures in ([], [None, None]):
+        ranges.sources = pictures
+        with pytest.raises(InputError, match='nothing tells which range'): ranges._find('uint8')
 
 
 def text_opened_without_encoding(path):
