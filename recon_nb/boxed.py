@@ -20,10 +20,10 @@ from torch.nn import functional as F
 from .core import _as_path,InputError,_brief,check_name,sample_uniform
 from .labelled import _check_classes
 from .sources import _list_visible
-from .decoding import _PHOTO_SUFFIXES,Ranges
+from .decoding import _PHOTO_SUFFIXES,_check_effect,_plain_window,Ranges
 from .photos import cut_files,_written
 from .pixels import Photo8,_as_bytes,_scale_bytes
-from .segmented import _VOC_CLASSES,_check_lists,_check_window,_upright_size
+from .segmented import _VOC_CLASSES,_check_lists,_upright_size
 from .sets import _locate_voc
 from .shapes import _rgb,draw_shapes
 
@@ -473,7 +473,7 @@ def load_detection(
     else:
         raise InputError(f"data is a {type(data).__name__}; "
                          "give 'voc2012', 'objects', a folder, or a DetectionSet.")
-    _check_window(window, ranges)
     called, parts, names, left_out = found
+    _check_effect(_plain_window(window), ranges, sum(len(x) for x,_ in parts))
     parts, names = _keep_boxes(parts, names, classes)
     return DetectionSet(name or called, *parts[0], *parts[1], names, left_out)

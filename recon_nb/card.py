@@ -66,18 +66,19 @@ def _own_rows(run, records):
     mark = fingerprint(as_contender(run))
     probes = [r for r in records if r.get('kind', 'probe') == 'probe']
     # of `compare_encoders`: the arm, with all its pretrainings
-    own = run.cfg.seed, run.dir.name # records of it after another number of updates are not its own
+    # records of it after another number of updates are not its own
+    this = run.cfg.seed, run.dir.name
     earlier = lambda r: weights(r) != mark and (
-        r.get('source', {}).get('seed'), r.get('source', {}).get('run')) == own
+        r.get('source', {}).get('seed'), r.get('source', {}).get('run')) == this
     probes = [r for r in probes if not earlier(r)]
     mine = {arm(r) for r in probes if weights(r) == mark}
     if records and not mine:
         raise InputError("no record was made with the weights of this run: "
                          "give the file that `compare_encoders` or `recon-probe --out` wrote for "
                          "it, or none.")
-    own = [r for r in probes if weights(r) == mark or arm(r) and arm(r) in mine]
-    cells = {(r['data'], r['size']) for r in own} # controls stand beside them
-    return [r for r in probes if r in own
+    is_own = lambda r: weights(r) == mark or arm(r) and arm(r) in mine
+    cells = {(r['data'], r['size']) for r in probes if is_own(r)} # controls stand beside them
+    return [r for r in probes if is_own(r)
             or r['arm'] in ('scratch','pixels') and (r['data'], r['size']) in cells]
 
 # %% ../nbs/78_card.ipynb #bd81dd54

@@ -19,7 +19,8 @@ import numpy as np
 from .columns import _TABLE_SUFFIXES,_is_table,_name_labels,_sort_classes
 from .core import (_as_path,InputError,_brief,_by_caller,check_name,_near_path,_permitted,
                            _plural,progress_bar,sample_uniform,_shell_command)
-from .decoding import _PHOTO_SUFFIXES,_plain_window,_say_unread,Ranges
+from .decoding import (_PHOTO_SUFFIXES,_check_effect,_plain_window,_say_unread,
+                               Ranges)
 from .identity import _hash_bytes,_hash_file
 from .photos import (Photos,_check_cuts,_Cuts,_cut_one,cache_rows,cut_files,_list_skipped,
                              _stat_photo,_strict_pillow,_why)
@@ -94,9 +95,11 @@ def _file_id(x): # the hash of a photo's file, if it has one
     return _hash_bytes(x.getbuffer()) if isinstance(x, BytesIO) else 0
 
 def _own_reader(x): # nobody else's: a photo may be asked for its range while it is cut
-    if isinstance(x, BytesIO): return BytesIO(x.getbuffer())
-    if hasattr(x, 'read'): return Path(x.name) if os.path.isfile(getattr(x, 'name', '')) else None
-    return x
+    src = x.fp if getattr(x, 'fp', None) is not None else x # of an image that is not decoded yet
+    if isinstance(src, BytesIO): return BytesIO(src.getbuffer())
+    if not hasattr(src, 'read'): return x
+    name = getattr(src, 'name', '')
+    return Path(name) if isinstance(name, (str, os.PathLike)) and os.path.isfile(name) else None
 
 class _Beside:
     "The photos of a listing, to be asked for their range beside the work; fetched anew."
@@ -261,7 +264,7 @@ def _open_source(data, root, how, check):
         listing = _list_source(data, _PHOTO_SUFFIXES, root=root)
         check(listing) # before a photo is read
         found = _read_listing(listing, **how)
-    _check_effect(how['window'], found[0])
+    _check_effect(how['window'], found[0].window, len(found[0]))
     return found
 
 # %% ../nbs/14_data.ipynb #1b05d707
@@ -272,12 +275,6 @@ def _load_named(data, root, window=None, whole=False, **how):
         raise InputError(f"window={window!r} has no effect: named sets have 8 bits.")
     if data in _JPEG_SETS: how['whole'] = whole # the others hold no JPEG
     return SETS[data](root=root, **how)
-
-def _check_effect(window, photos):
-    "A range that was asked for must be one of some photo."
-    if isinstance(window, dict) or not window or photos.window: return
-    raise InputError(f"window={window!r} has no effect: none of the {len(photos)} photos "
-                     "has more than 8 bits. Leave it out.")
 
 # %% ../nbs/14_data.ipynb #2d0824ba
 def _check_text(data): # that is no path that exists

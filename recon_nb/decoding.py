@@ -314,6 +314,12 @@ def _check_pair(given, pair):
 def _plain_window(window): # an array as a tuple, so that it can be asked whether it is there
     return tuple(window) if isinstance(window, np.ndarray) else window
 
+def _check_effect(window, met, n):
+    "A range that was asked for all must be one of some of the `n` photos: of a kind that was met."
+    if isinstance(window, dict) or not window or {*met} - {''}: return
+    raise InputError(f"window={window!r} has no effect: none of the {n} photos "
+                     "has more than 8 bits. Leave it out.")
+
 def _parse_window(window):
     "Kind -> (low, high); under '' what holds for every kind."
     if isinstance(window, dict): return {k: _check_pair(window, v) for k,v in window.items()}

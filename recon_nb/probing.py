@@ -23,7 +23,7 @@ from .finetune import Recipe
 from .identity import _fingerprint_photos
 from .labelled import DEV_SEED,LabelledSet,development_images,label_subset
 from .machine import check_device,fork_random
-from .overlap import _is_run_folder,overlap
+from .overlap import overlap
 
 # %% ../nbs/70_probing.ipynb #b19132ae
 @dataclass
@@ -204,12 +204,10 @@ def _say_seen(): # what that means, and what to do
             f"with train and test, and pretrain on the table ({line}); or put them into a folder "
             "test/ beside train/, and pretrain on train/.")
 
-def _seen_in_training(encoder, data):
+def _seen_in_training(contender, data):
     "How many test photos a run was trained on, and a sentence; None where it is not known."
-    if isinstance(encoder, Contender): encoder = encoder.run
-    run = _is_run_folder(encoder) or (hasattr(encoder, 'dir') and hasattr(encoder, 'cfg'))
-    if not run or not isinstance(data, LabelledSet): return None
-    try: found = overlap(encoder, data)
+    if contender.run is None or not isinstance(data, LabelledSet): return None
+    try: found = overlap(contender.run, data)
     except InputError: return None # a run of 0.1.0 does not know its photos
     n = len(found.found.get(('test', 'trained on'), ()))
     said = [s for s in found.lines if 'test photos were trained on' in s]
@@ -226,7 +224,7 @@ def _set_up(task, encoder, data, *, mode, amount, recipe, search, root, name, de
     task.check(contender, mode)
     deep = dict(window=contender.window) if contender.window else {}
     data = task.load(data, size=contender.size, root=root, name=name, progress=progress, **deep)
-    seen = _seen_in_training(encoder, data)
+    seen = _seen_in_training(contender, data)
     if seen and seen[0]: warnings.warn(f'{seen[1]}. {_say_seen()}', stacklevel=4)
     setup = Setup(contender, data, mode, amount, recipe, device, progress, seen and seen[0])
     task.check_set(setup)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from .core import _as_path,InputError,_brief,check_name,progress_bar,sample_uniform
-from .decoding import open_picture,Ranges
+from .decoding import _check_effect,open_picture,_plain_window,Ranges
 from .labelled import _check_classes
 from .sources import _list_visible
 from .photos import (_PHOTO_SUFFIXES,_SIDEWAYS,cut_files,_list_skipped,
@@ -241,12 +241,6 @@ def _find_folder(folder):
         tuple(n.strip() for n in given.read_text(encoding='utf-8').splitlines() if n.strip())
         if given.is_file() else None)
 
-# %% ../nbs/17_segmented.ipynb #b4d182fe
-def _check_window(window, met): # one range for all must be that of some photo
-    if not window or isinstance(window, dict) or {*met} - {''}: return
-    raise InputError(f"window={_brief(window)} has no effect: no photo has more than 8 bits. "
-                     "Leave it out.")
-
 # %% ../nbs/17_segmented.ipynb #815b60d1
 # long: the one call, each kind of set in turn
 def load_segmentation(
@@ -298,7 +292,7 @@ def load_segmentation(
         raise InputError(f"data is a {type(data).__name__}; "
                          "give 'voc2012', 'collages', a folder, or a SegmentationSet.")
 
-    _check_window(window, ranges)
+    _check_effect(_plain_window(window), ranges, sum(len(x) for x,_ in parts))
     parts, names = _keep_classes(parts, names, classes)
     return SegmentationSet(name or called, *parts[0], *parts[1], names)
 

@@ -162,7 +162,7 @@ def test_labels_as_text(photos, tmp_path):
 @pytest.mark.parametrize('load,data', [(load_segmentation, 'collages'), (load_detection, 'objects')])
 def test_a_range_has_the_same_forms_everywhere(load, data):
     for window in ((0, 4095), '0 4095'):
-        with pytest.raises(InputError, match='has no effect: no photo has more than 8 bits'): load(data, size=32, window=window, progress=False)
+        with pytest.raises(InputError, match='has no effect: none of the 2500 photos has more than 8 bits'): load(data, size=32, window=window, progress=False)
     assert load(data, size=32, window={'TIFF uint16': (0, 4095)}, progress=False).size == 32
 
 

@@ -73,6 +73,14 @@ def test_a_range_is_found_however_photos_are_given(give, twelve):
     assert found.window == {'PNG uint16': (0, 4095)} and not found.skipped and 120 < np.median(found.cuts['i_r'][-1]) < 130
 
 
+def test_images_that_are_not_decoded_yet_are_not_decoded_by_two(twelve):
+    "One thread looks for their range while others ask what kind they are."
+    for _ in range(25):
+        for files in (twelve*3, [io.BytesIO(f.read_bytes()) for f in twelve*3]):
+            found = load_photos([Image.open(f) for f in files], size=32, cuts=CUTS, workers=4, progress=False)
+            assert not found.skipped and found.window == {'PNG uint16': (0, 4095)} and 120 < np.median(found.cuts['i_r']) < 130
+
+
 def test_without_a_picture_to_look_at_a_range_is_asked_for():
     with pytest.raises(InputError, match=r'Give window=\(low, high\)'): Ranges().of('PNG uint16')
 

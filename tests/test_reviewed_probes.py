@@ -253,6 +253,8 @@ def test_a_file_of_a_runs_weights_is_the_run(runs, two, tmp_path):
     c = as_contender(kept/'weights'/'epoch-0002.safetensors')
     assert c.run == kept and (c.source['run'], c.source['seed'], c.source['epoch']) == ('kept', 0, 2) and _name_run([c]) == 'kept, epoch 2'
     assert as_contender(kept/'weights.safetensors').source == as_contender(kept).source and 'epoch' not in as_contender(kept).source
+    for where in (kept, kept/'weights'/'epoch-0002.safetensors', kept/'weights.safetensors'): # each knows its photos: none is among these
+        assert probe(where, two, mode='knn', labels_per_class=5, seeds=1, progress=False).records()[0]['test_seen'] == 0
     exports = [as_contender(export_encoder(kept/'weights'/f'epoch-000{e}.safetensors', tmp_path/f'{e}.safetensors')) for e in (1, 2)]
     assert len({_name_run([c]) for c in exports}) == 2 and all(_name_run([c]).startswith('quick (') for c in exports)
     with pytest.raises(InputError, match='exports do not say which pretraining'): _name_run(exports)
