@@ -19,7 +19,7 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
-from itertools import count
+from itertools import count, product
 from pathlib import Path
 
 import torch
@@ -47,6 +47,7 @@ TRANSFER = Protocol(                           # photos of one kind, labels of a
     sizes=dict(cifar10=32, svhn=32, imagenette=32),
     arms={'edges': ('improved-edges', dict(epochs=63)), 'hues': ('improved', dict(epochs=63)),
           'edges, five times as long': ('improved-edges', LONG),
+          'hues, a fifth as long': ('improved', dict(epochs=13)),
           'hues, five times as long': ('improved', LONG),
           'hues, five times, crops': ('improved', LONG | dict(store=64, scale=.35))},
     blocks=(Block(('knn', 'linear'), (25, 100), 5),
@@ -154,12 +155,13 @@ def run_training(p, runs, data, row, seed, root):
 def run_advice(name, updates, runs, root):
     "What `recon-advise` says of a set; returns a record."
     there = name != 'shapes'
-    how = dict(flip=False) if name == 'svhn' else {}
+    how, begun = dict(flip=False) if name == 'svhn' else {}, time.monotonic()
     a = advise(str(root/name/'train') if there else name, str(root/name) if there else name,
                updates=updates, device=MET['device'], out=runs/f'advice-{name}-{updates}',
                progress=False, **how)
     return dict(schema=1, kind='advice', data=name, updates=updates, target=a.target, sure=a.sure,
                 worth=a.worth, says=a.sentence, table=a.table.to_dict('records'),
+                rows=list(a.table.index), seconds=round(time.monotonic()-begun),
                 machine=describe_machine())
 
 
@@ -235,12 +237,11 @@ class Desk:
     def ask_advice(self, i, names):
         "As many updates as two cores manage in ten minutes, and twice that."
         known = [(r['data'], r['updates']) for r in read_jsonl(self.out/'advice.jsonl')]
-        for name in names:
-            for updates in (200, 400):
-                if (name, updates) in known: continue
-                self.put((i, 3), f'advice {name} {updates}', 'advice',
-                         (run_advice, name, updates, self.runs, self.root),
-                         partial(self.keep, 'advice'))
+        for updates, name in product((200, 400), names):
+            if (name, updates) in known: continue
+            self.put((i, 3), f'advice {name} {updates}', 'advice',
+                     (run_advice, name, updates, self.runs, self.root),
+                     partial(self.keep, 'advice'))
 
     def put(self, rank, name, plan, call, then=None):
         heapq.heappush(self.ready, Task((*rank, next(self.order)), name, plan, call, then))

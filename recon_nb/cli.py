@@ -139,13 +139,14 @@ def _readable(paths, most=None): # the photos that can be read; the others are n
 
 # %% ../nbs/90_cli.ipynb #b5aa1841
 def _reconstruct(args):
-    from recon_nb.run import GANRun,_row_titles
+    from recon_nb.run import GANRun,_check_paints,_row_titles
     from recon_nb.show import image_grid,_label_rows,_save_png
     if Path(args.out).suffix.lower() != '.png':
         raise InputError(f'the picture is a PNG file; --out {args.out!r} should end in .png.')
     if args.scale is not None and args.scale < 1:
         raise InputError(f'scale={args.scale}; give a whole number from 1 on, such as scale=3.')
     run = GANRun.load(args.run, device=args.device)
+    _check_paints(run) # before photos are opened
     rows, size = run.reconstruct(_readable(args.photos, most=64)).rows, run.cfg.size
     picture = _label_rows(image_grid(rows), _row_titles(run), size=size,
         scale=args.scale or max(1, 160//size))

@@ -123,7 +123,10 @@ def _check_shapes(tensors, net, disc=None): # before a network of any size is ma
                            "network that its config names")
 
 @contextmanager
-def _opening(path): # of a run: whatever is wrong with its weights, in a sentence
+def _opening(path, state): # of a run: whatever is wrong with its weights, in a sentence
+    if 'architecture' in state:
+        raise InputError(f"{path} is an exported encoder, not a run: its generator and its training "
+                         "are not in it. Give the run's folder, or open it by load_pretrained.")
     try: yield
     except InputError: raise
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as e:
@@ -149,7 +152,7 @@ def load_encoder(
     "Open the encoder of a run. Raises `InputError` if it is from a file that is not given."
     path = _weights_of(run_dir)
     tensors,state = load_tensors(path)
-    with _opening(path):
+    with _opening(path, state):
         cfg = config_from_dict(state['config'])
         check_parts(cfg, noted=_run_info(run_dir).get('plugins', ()), fields=('encoder',))
         return cfg, _read_encoder(tensors, cfg)
@@ -302,7 +305,7 @@ def load(cls,
     path, device = _weights_of(run_dir, epoch), check_device(device)
     load_plugins(plugins)
     run_dir, (tensors,state) = _folder_of(path), load_tensors(path)
-    with _opening(path):
+    with _opening(path, state):
         cfg, step = config_from_dict(state['config']), state['step']
         if not _is_count(step): raise TypeError(f'step is {_brief(step)}')
         noted = _run_info(run_dir).get('plugins', ())

@@ -15,7 +15,7 @@ from recon_nb.advice import _pretrain
 from recon_nb.boxed import load_detection
 from recon_nb.card import write_release
 from recon_nb.checkpoint import load_tensors
-from recon_nb.cli import table as shell_table
+from recon_nb.cli import reconstruct, table as shell_table
 from recon_nb.columns import _name_labels
 from recon_nb.config import get_preset
 from recon_nb.core import InputError, append_jsonl, read_jsonl, write_atomic
@@ -25,7 +25,7 @@ from recon_nb.evaluation import _KEPT, _last_grid, _write_snapshot
 from recon_nb.labelled import load_labelled
 from recon_nb.protocols import PROTOCOLS, estimate_hours
 from recon_nb.records import read_rows
-from recon_nb.run import GANRun, _finished_run
+from recon_nb.run import GANRun, _finished_run, load_encoder
 from recon_nb.segmented import load_segmentation
 from recon_nb.settings import _choose_config
 from recon_nb.shapes import draw_shapes
@@ -229,3 +229,17 @@ def test_an_old_run_of_a_set_of_jpegs_is_read_as_it_was(monkeypatch):
     for name in ('stanford_dogs', 'voc2012-all', 'cifar10'): monkeypatch.setitem(SETS, name, load)
     for name in ('stanford_dogs', 'voc2012-all', 'cifar10'): load_photos(name, size=16, cuts=dict(i_r=1.), progress=False, whole=True)
     assert asked == [dict(whole=True), dict(whole=True), {}]
+
+
+def test_an_exported_encoder_is_no_run(kept, tmp_path):
+    from recon_nb.export import export_encoder
+    path = export_encoder(kept, tmp_path/'encoder.safetensors')
+    for open_it in (GANRun.load, load_encoder, lambda p: write_release(p, tmp_path/'release')):
+        with pytest.raises(InputError, match='is an exported encoder, not a run.*load_pretrained'): open_it(path)
+    assert not (tmp_path/'release').exists()
+
+
+def test_recon_reconstruct_says_first_that_a_run_paints_nothing(tmp_path, capsys):
+    run = train_gan('shapes', 'improved', size=32, width=8, max_steps=1, run_dir=tmp_path/'run', progress=False)
+    assert reconstruct([str(run.dir), str(tmp_path/'none.jpg')]) == 2
+    assert 'not pictures' in capsys.readouterr().err
