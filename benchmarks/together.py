@@ -91,7 +91,7 @@ INPUTS = Protocol(                             # the paper's last page: larger i
     blocks=(Block(('knn', 'linear'), (25, 100), 3),))
 
 ADVICE = 'advice'                            # may stand among --plans: `recon-advise` on these sets
-ADVISED = 'cifar10', 'svhn', 'imagenette', 'flowers128', 'animals', 'shapes'
+ADVISED = 'cifar10', 'svhn', 'imagenette', 'flowers128', 'animals', 'shapes', 'tints'
 FULL = replace(PROTOCOLS['four-sets'], name='advised', sizes=dict.fromkeys(ADVISED, 32),
                pretrainings=1, arms={t: ('improved', dict(target=t)) for t in _TARGETS},
                blocks=(Block(('linear',), (100,), 5),))           # was it the best target?
@@ -307,13 +307,25 @@ def work(desk, device, processes, end):
     return int(bool(desk.failed))
 
 
-def only_rows(plans, rows):
-    "These rows of the plans that have some of them. Raises `InputError` if none has."
-    has = {n: [r for r in rows if r in p.arms] for n, p in plans.items()}
-    if not any(has.values()):
-        there = dict.fromkeys(r for p in plans.values() for r in p.arms)
-        raise InputError(f"no plan has a row {rows[0]!r}; there are {', '.join(there)}.")
-    return {n: narrow(p, arms=has[n]) for n, p in plans.items() if has[n]}
+def only(plans, given, of, what, cut, also=()):
+    "Plans that have some of these names, cut to them. Raises `InputError` if none has one."
+    there = [*dict.fromkeys([*(k for p in plans.values() for k in of(p)), *also])]
+    for name in given: check_name(name, there, f'{what} of these plans')
+    has = {n: [k for k in of(p) if k in given] for n, p in plans.items()}
+    return {n: cut(p, has[n]) for n, p in plans.items() if has[n]}
+
+
+def only_some(plans, a):
+    "The plans, or parts of them, that were asked for."
+    if a.sets:
+        cut_sets = lambda p, some: replace(p, sizes={k: p.sizes[k] for k in some})
+        plans = only(plans, a.sets, lambda p: p.sizes, 'set', cut_sets,
+                     also=ADVISED if ADVICE in a.plans else ())
+    if a.rows: plans = only(plans, a.rows, lambda p: p.arms, 'row', lambda p, k: narrow(p, arms=k))
+    if a.modes:
+        modes = lambda p: dict.fromkeys(m for b in p.blocks for m in b.modes)
+        plans = only(plans, a.modes, modes, 'mode', lambda p, k: narrow(p, modes=k))
+    return plans
 
 
 def in_precision(p, precision):
@@ -361,10 +373,7 @@ def main(argv=None):
         if a.data is None: raise InputError('--data is not given, and RECON_NB_DATA is not set.')
         for n in a.plans: check_name(n, [*PLANS, ADVICE], 'plan')
         plans = {n: resolve(PLANS[n], a.data, a.toy) for n in a.plans if n != ADVICE}
-        if a.sets: plans = {n: replace(q, sizes={k: v for k, v in q.sizes.items() if k in a.sets})
-                            for n, q in plans.items() if {*q.sizes} & {*a.sets}}
-        if a.rows: plans = only_rows(plans, a.rows)
-        if a.modes: plans = {n: narrow(q, modes=a.modes) for n, q in plans.items()}
+        plans = only_some(plans, a)
         if a.precision: plans = {n: in_precision(q, a.precision) for n, q in plans.items()}
         for q in plans.values() if a.seeds else (): check_seeds(q, a.seeds)
         if a.list:

@@ -8,8 +8,9 @@ Docs: https://recon-nb.github.io/recon_nb/advice.html.md"""
 __all__ = ['advise']
 
 # %% ../nbs/85_advice.ipynb #c74d09cc
-import json,shlex,time
+import hashlib,json,shlex,time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -197,6 +198,7 @@ def _fit_time(work, seconds, spent):
     return updates
 
 # %% ../nbs/85_advice.ipynb #8b7eb6ad
+# long: one class, a field a line
 @dataclass
 class _Work:
     "The arguments of `advise`, checked, and where its records are."
@@ -221,14 +223,21 @@ class _Work:
         return dict(photos=_fingerprint_photos(self.shown), n=self.n, size=cfg.size,
                     width=cfg.width, seed=cfg.seed, how=json.loads(json.dumps(self.how)))
 
-    def records(self, kind): return [r for r in read_jsonl(self.file) if r['kind'] == kind]
+    @cached_property
+    def question(self): # a hash of it
+        return hashlib.blake2b(json.dumps(self.known, sort_keys=True).encode(),
+                               digest_size=8).hexdigest()
+
+    def records(self, kind): # of this question
+        return [r for r in read_jsonl(self.file)
+                if r['kind'] == kind and r.get('question') == self.question]
     def say(self, text):
         if self.progress: print(text, flush=True)
 
 # %% ../nbs/85_advice.ipynb #e22d3cdc
 def _planned(work):
     "How many updates each target had, if this folder knows; it must be the same question."
-    there = work.records('plan')
+    there = [r for r in read_jsonl(work.file) if r['kind'] == 'plan']
     if not there: return None
     if there[0]['known'] != work.known:
         raise InputError(f"{work.out} holds the answers to another question: other photos, size, "
@@ -253,7 +262,8 @@ def _plan(work, begun):
     updates = work.updates or _fit_time(work, seconds, time.monotonic()-begun+judging)
     work.say(f'{len(cfgs)} targets, {updates} updates each: about '
              f'{duration(updates*seconds+judging)} on {work.device}')
-    append_jsonl(work.file, dict(kind='plan', known=work.known, updates=updates))
+    append_jsonl(work.file, dict(kind='plan', question=work.question, known=work.known,
+                                 updates=updates))
     return updates
 
 # %% ../nbs/85_advice.ipynb #c99c3ef8
@@ -264,11 +274,12 @@ def _judge(work, row, contender):
     seen, asked = (list(filter(same, work.records(kind))) for kind in ('seen', 'asked'))
     if not seen:
         r = _look(contender, work.shown, _views(work.shown, cfg.flip, cfg.seed), work.device)
-        append_jsonl(work.file, dict(kind='seen', what=row, **r))
+        append_jsonl(work.file, dict(kind='seen', what=row, question=work.question, **r))
     here = work.data and _set_fingerprint(work.data)
     if work.data and not any(r['set'] == here for r in asked):
         r = _ask(contender, work.data, work.counts, work.device)
-        append_jsonl(work.file, dict(kind='asked', what=row, set=here, **r))
+        append_jsonl(work.file, dict(kind='asked', what=row, set=here,
+                                     question=work.question, **r))
     return time.monotonic()-start
 
 # %% ../nbs/85_advice.ipynb #73c6f418
@@ -423,8 +434,8 @@ def _warn(work, found, runs, updates):
 # %% ../nbs/85_advice.ipynb #cc4923b5
 def _conclude(work, stopped):
     here = work.data and _set_fingerprint(work.data)
-    records = [r for r in read_jsonl(work.file) if r['kind'] == 'seen' or r.get('set') == here]
-    found = _Found([r for r in records if 'right' in r], work.cfgs, work.counts)
+    records = [*work.records('seen'), *(r for r in work.records('asked') if r['set'] == here)]
+    found = _Found(records, work.cfgs, work.counts)
     updates = next((r['updates'] for r in work.records('plan')), 0)
     if not found.targets:
         return Advice('', '', None, 'No pretraining was finished; the same call goes on.', '',

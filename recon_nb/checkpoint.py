@@ -8,7 +8,7 @@ Docs: https://recon-nb.github.io/recon_nb/checkpoint.html.md"""
 __all__ = ['save_tensors', 'load_tensors', 'save_checkpoint', 'load_checkpoint']
 
 # %% ../nbs/50_checkpoint.ipynb #9aef8b22
-import json,warnings,zlib
+import json,re,warnings,zlib
 from pathlib import Path
 import torch
 from safetensors import SafetensorError
@@ -145,9 +145,23 @@ def load_checkpoint(
         f"{' '.join(faults) or 'there is none.'}")
 
 # %% ../nbs/50_checkpoint.ipynb #b5000001
+def _epoch_file(folder, epoch, suffix): # what a run keeps of an epoch
+    return Path(folder)/f'epoch-{epoch:04d}{suffix}'
+
+def _epoch_in(path): # that a file's name says; None for others, such as copies
+    found = re.fullmatch(r'epoch-(\d+)', path.stem, re.ASCII)
+    return int(found[1]) if found else None
+
+def _epoch_files(
+    folder, # weights/ or samples/ of a run
+    suffix:str, # such as .png
+)->dict: # epoch -> the file, from early to late
+    "What a run kept of its epochs."
+    found = [(_epoch_in(f), f) for f in Path(folder).glob(f'*{suffix}')]
+    return dict(sorted((e, f) for e,f in found if e is not None))
+
 def _kept_weights(
     run_dir, # the run's folder
 )->dict: # epoch -> the file, from early to late
     "The weights that a run kept from earlier epochs."
-    files = sorted((Path(run_dir)/'weights').glob('epoch-*.safetensors'))
-    return {int(f.stem.removeprefix('epoch-')): f for f in files}
+    return _epoch_files(Path(run_dir)/'weights', '.safetensors')

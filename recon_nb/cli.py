@@ -264,9 +264,9 @@ def _export_parser():
     p = _Parser('recon-export', allow_abbrev=False,
         description='Write the encoder of a run as one file, with its preprocessing in it.')
     p.add_argument('run', help='a run folder, or its weights.safetensors')
-    p.add_argument('-o', '--out', default='encoder.safetensors',
-        help='the file to write: .safetensors, or .onnx (default: %(default)s); '
-            'with --timm a folder (backbone)')
+    p.add_argument('-o', '--out',
+        help='the file to write: .safetensors, or .onnx (default: encoder.safetensors); '
+            'with --timm a folder (default: backbone)')
     p.add_argument('--timm', action='store_true',
         help="write a backbone of timm as a folder that timm.create_model('local-dir:...') opens")
     return p
@@ -275,10 +275,9 @@ def _export(args):
     from recon_nb.export import export_encoder,load_pretrained
     from recon_nb.timm_folder import export_timm
     p = load_pretrained(args.run, device='cpu')
-    if args.timm: args.out = args.out.replace('encoder.safetensors', 'backbone')
-    out, size, n = (
-        (export_timm if args.timm else export_encoder)(p, args.out), p.preprocess.size,
-        sum(w.numel() for w in p.encoder.parameters()))
+    write = export_timm if args.timm else export_encoder
+    out = write(p, args.out or ('backbone' if args.timm else 'encoder.safetensors'))
+    size, n = p.preprocess.size, sum(w.numel() for w in p.encoder.parameters())
     print(f"{out}: {n:,} weights, photos at {size} px in [-1, 1], "
         f"{p.encoder.channels[-1]} features; "
         f"{p.config['training']['step']} steps of {p.config['training']['preset']}")

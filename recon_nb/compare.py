@@ -13,10 +13,13 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 from fastcore.basics import patch
+from .checkpoint import _epoch_files
 from .config import field_docs
 from .core import InputError
-from .evaluation import _KEPT
+from .evaluation import _KEPT,_grid_at
 from .health import MEASURED
+from .identity import _one_id
+from .overlap import _of_run
 from .photos import list_photos
 from .records import column
 from .run import GANRun,_question,_row_titles,_say_scores,_short
@@ -140,6 +143,10 @@ def _photo_rows(scores): # of the table: a row for each measure of each question
     return rows
 
 # %% ../nbs/61_compare.ipynb #5a0d7e12
+def _held_out_of(runs): # of each: what its held-out photos are known by, whatever they were cut to
+    try: return [_one_id(_of_run(r.dir)[1].ids).tobytes() for r in runs]
+    except InputError: return [r.info.get('fingerprint') for r in runs] # of version 0.1
+
 @patch(as_prop=True)
 def alike(self:RunComparison)->bool: # may their scores be compared?
     "Were all runs asked the same question?"
@@ -153,7 +160,7 @@ def notes(self:RunComparison)->list: # of sentences
         kinds = [f'({"ABCDEFGH"[i % 8]}) {q}' for i,q in enumerate(dict.fromkeys(asked))]
         out.append(f"These runs answer different questions: {'; '.join(kinds)}. "
                    "Their scores may not be compared.")
-    elif len({r.info.get('fingerprint') for r in self.runs}) > 1 and not self.scores:
+    elif len(set(_held_out_of(self.runs))) > 1 and not self.scores:
         out.append("These runs held out different photos: to compare scores, "
                    "give photos that none of them has seen, photos=.")
     missing = sorted({n for s in self.scores for n in s.unfitted})
@@ -259,12 +266,11 @@ def _plot_quantity(
 # %% ../nbs/61_compare.ipynb #0ea77045
 def _common_epoch(runs):
     "The last epoch for which all runs with pictures have samples; None if there is none."
-    kept = [{int(p.stem.split('-')[1]) for p in (r.dir/'samples').glob('epoch-*.png')}
-            for r in runs if r.task.has_picture]
+    kept = [{*_epoch_files(r.dir/'samples', '.png')} for r in runs if r.task.has_picture]
     return max(set.intersection(*kept), default=None) if kept else None
 
 def _samples(run, epoch): # the grid that was kept, and how many photos it shows
-    path = run.dir/'samples'/f'epoch-{epoch:04d}.png'
+    path = _grid_at(run.dir, epoch)
     try: grid = np.asarray(Image.open(path).convert('RGB'))
     except OSError as e:
         raise InputError(f"{path} is damaged ({e}). Compare an intact copy.") from None

@@ -151,10 +151,10 @@ def _make(cfg, part): # the networks of a config
 
 def _load(path): # weights alone, or a run
     from recon_nb.export import load_pretrained,_is_hub_name
-    from recon_nb.run import GANRun,_is_weights_file
-    folders = 'generator.safetensors', 'model.safetensors' # a release's, or timm's
+    from recon_nb.run import GANRun,_is_weights_file,_weights_in
+    found = _weights_in(path)
     exported = (path.is_file() and not _is_weights_file(path) or _is_hub_name(path)
-                or any((path/n).is_file() for n in folders))
+                or found is not None and found.stem != 'weights')
     open_net = load_pretrained if exported else GANRun.load
     return open_net(path, device='cpu') # copies of it will compute where they are asked to
 

@@ -67,7 +67,7 @@ def estimate_cost(
     k = part if st.acc.device.type == 'cuda' else min(part, 32)
     with (fork_random(st.acc.device),
           _explain_memory(st.bs, st.cfg.size, st.cfg.precision, st.acc.device,
-                          st.cfg.accumulate)):
+                          st.cfg.accumulate, st.acc.num_processes)):
         trial = make_state(replace(st.cfg, bs=k*st.acc.num_processes, accumulate=1),
                            st.photos, st.train, st.valid, acc=st.acc, changed=())
         if st.task.target.teacher is not None: teach(trial, st.task.target.teacher)
@@ -175,8 +175,9 @@ def predict_seconds(
     launch:float=0., # seconds that the host needs to start one operation; a GPU: 5e-6
 )->float: # the least that a run takes
     "Seconds of a run on a machine known by its data sheet (the roofline, operation by operation)."
-    few, many = (_count_operations(cfg, bs) for bs in (8, 16))
-    ops = few + (many-few)*(min(cfg.bs, photos)-8)/8 # straight lines in the batch
+    n = 8*cfg.accumulate # a batch is cut into equal parts
+    few, many = (_count_operations(cfg, bs) for bs in (n, 2*n))
+    ops = few + (many-few)*(min(cfg.bs, photos)-n)/n # straight lines in the batch
     slower = np.maximum(ops[:,0]/flops, ops[:,1]/bandwidth).sum()
     step = max(slower, len(ops)/cfg.n_critic*launch)
     steps = cfg.epochs*max(1, photos//cfg.bs)

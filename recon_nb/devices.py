@@ -71,8 +71,9 @@ def _check_named(acc, device): # several processes have a device each
 # %% ../nbs/49_devices.ipynb #1f9a553c
 def _launched_as()->list: # the words of the command that started this process; none, if unknown
     import psutil # needed by Accelerate, too
-    parent = psutil.Process().parent()
-    try: return parent.cmdline() if parent else []
+    try:
+        parent = psutil.Process().parent()
+        return parent.cmdline() if parent else []
     except psutil.Error: return []
 
 def _asked_processes(words): # of `accelerate launch`; 1, if it says nothing
@@ -322,6 +323,7 @@ def _explain_memory(
     precision:str, # of the run
     device, # where
     accumulate:int=1, # in how many parts
+    processes:int=1, # how many share it
 ):
     "Turn a device's out-of-memory error into an `InputError` that says what to try."
     try: yield
@@ -330,7 +332,8 @@ def _explain_memory(
                 or should_reduce_batch_size(e)):
             raise
         smaller = f"bs={max(1, bs//2)}" if bs > 1 else 'a smaller size or width'
-        if bs % (2*accumulate) == 0: smaller = f"accumulate={2*accumulate} (in parts), {smaller}"
+        if bs % (2*accumulate*processes) == 0:
+            smaller = f"accumulate={2*accumulate} (in parts), {smaller}"
         short = " or precision='bf16'" if precision == 'no' else ''
         raise InputError(f"out of memory: a batch of {bs} at {size} px does not fit on {device}. "
             f"Start a new run with {smaller}{short}. What was saved is kept.") from e

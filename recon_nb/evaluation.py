@@ -16,6 +16,7 @@ from torch import nn
 
 # %% ../nbs/54_evaluation.ipynb #5fc0be6b
 from .batches import _choose_evenly,_gather,_make_sample,fetch
+from .checkpoint import _epoch_file
 from .core import append_jsonl,write_atomic
 from .health import measure_outputs
 from .masks import compose
@@ -86,7 +87,7 @@ def evaluate(
     return row
 
 # %% ../nbs/54_evaluation.ipynb #061de8fb
-def _grid_at(run_dir, epoch): return run_dir/'samples'/f'epoch-{epoch:04d}.png'
+def _grid_at(run_dir, epoch): return _epoch_file(run_dir/'samples', epoch, '.png')
 
 def _last_grid(st): # of the look just taken; None if it painted none
     path = st.run_dir and _grid_at(st.run_dir, st.metrics['epoch'])
@@ -106,7 +107,7 @@ def _write_snapshot(
     folder, epoch, painted, truth):
     if epoch <= 1 or not (folder/'held-out.webp').exists():
         write_atomic(folder/'held-out.webp', _webp(truth))
-    write_atomic(folder/f'epoch-{epoch:04d}.webp',
+    write_atomic(_epoch_file(folder, epoch, '.webp'),
                  _webp([painted], lossless=painted.shape[1] <= 48))
 
 def _webp(rows, lossless=True):

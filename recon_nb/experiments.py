@@ -21,7 +21,7 @@ from .contenders import Contender,as_contender,fingerprint
 from .core import (_as_path,_brief,InputError,append_jsonl,check_name,describe_machine,
                            read_jsonl,duration)
 from .machine import check_device,fork_random,_place_network
-from .folder import RUN_FILES
+from .folder import _check_records_file
 from .features import count_macs
 from .finetune import Recipe
 from .labelled import development_images,label_subset,load_labelled
@@ -220,11 +220,6 @@ def _in_order(
     return list(dict.fromkeys(x for j in probes for x in ([j.search] if j.search else []) + [j]))
 
 # %% ../nbs/75_experiments.ipynb #3e4ebc1b
-def _check_records_file(out): # asked before the work
-    if out.is_dir(): raise InputError(f"{out} is a folder: records go into a file, {out}/r.jsonl.")
-    if out.name in RUN_FILES and (out.parent/'config.json').exists():
-        raise InputError(f"{out} is a file of the run in {out.parent}: give another name.")
-
 @contextmanager
 def _locked_records(
     out, # the file of records; made if it is missing

@@ -28,7 +28,7 @@ from .decoding import Ranges
 from .photos import cut_photos
 from .plugins import check_parts,_has_parts,load_plugins
 from .folder import RUN_FILES
-from .run import GANRun,_read_encoder,_run_info,_weights_of
+from .run import GANRun,_read_encoder,_run_info,_weights_in,_weights_of
 from .state import make_networks
 
 # %% ../nbs/60_export.ipynb #734f072b
@@ -167,9 +167,7 @@ def _fetch(name, revision): # a model of the Hub -> its folder in the Hub's cach
 
 # %% ../nbs/60_export.ipynb #4b1de003
 def _find_file(path, source): # of a folder: the file to open, and what run.json says
-    stems = 'generator', 'weights', 'encoder', 'model' # the last one of `export_timm`
-    for name in [f'{s}.safetensors' for s in stems]:
-        if (path/name).is_file(): return path/name, _run_info(path)
+    if found := _weights_in(path): return found, _run_info(path)
     if path != _as_path(source): # of the Hub
         raise InputError(f"{source} holds none of {', '.join(_HUB_FILES[:3])}: "
                          "it is no model of recon_nb.")

@@ -19,6 +19,7 @@ from jaxtyping import Float,Int64,UInt8
 from torch import Tensor,nn
 from .core import _brief,InputError,_is_count,check_name,epoch_order,sample_uniform
 from .features import _as_input,_in_batches,_stage_sides
+from .heads import _true_std
 from .machine import check_device,fork_random,_place_network,prefetch
 from .pixels import Photo8,_as_bytes
 
@@ -81,7 +82,8 @@ def augment(
     shift:float, # by up to this share of the side
 )->UInt8[np.ndarray, 'b h w *c']:
     "Mirrored and shifted copies; what is missing at an edge is mirrored in."
-    size, most = photos.shape[1], int(shift*photos.shape[1])
+    size = photos.shape[1]
+    most = min(int(shift*size), size-1) # further than that there is nothing to mirror
     moved = lambda t: (t*(2*most+1)).astype(int)[:,None] - most + np.arange(size)
     mirror = lambda i: (size-1) - np.abs((size-1) - np.abs(i)) # -1 -> 1, size -> size-2
     rows, cols = mirror(moved(u[:,1])), mirror(moved(u[:,2]))
@@ -128,7 +130,7 @@ def fit_paper_head(
 )->Callable: # features to logits
     "The paper's head on frozen features. The caller's random numbers stay."
     std,mean = torch.std_mean(x, 0, correction=0)
-    std = std.clamp_min(1e-6*mean.abs() + 1e-12)
+    std = _true_std(std, mean)
     scale = lambda f: (f-mean)/std # a batch at a time: the maps of a whole set are large
     with fork_random(x.device):
         torch.manual_seed(seed)
@@ -227,7 +229,7 @@ def train_model(
     ready=None, # what the model is given, a function of what the device was sent; that, if None
     loss_of=F.cross_entropy, # a function of (logits, classes)
     device=None, # where to compute; the best there is, if not given
-    watch=None, # a function of (update, model), called ten times; for curves
+    watch=None, # a function of (update, model), called ten times or more; for curves
     tick=None, # a function of 1, called after each update; for a progress bar
 )->nn.Module: # the model, in evaluation mode
     "Train encoder and head by the recipe."
@@ -284,10 +286,13 @@ def finetune(
     classes:int, # how many
     seed:int, # of the head, the order, the augmentation and dropout
     device=None, # where to compute; the best there is, if not given
-    watch=None, # a function of (update, model), called ten times; for curves
+    watch=None, # a function of (update, model), called ten times or more; for curves
     tick=None, # a function of 1, called after each update; for a progress bar
 )->_Classifier: # in evaluation mode
     "Train encoder and head on labelled images. The caller's random numbers stay."
+    if r.mode == 'finetune' and min(r.bs, len(y)) < 2:
+        raise InputError(f"a batch of {min(r.bs, len(y))} photo: the head normalises over the "
+                         "batch, and needs two or more. Give more photos, or bs=2.")
     target, device = torch.as_tensor(y), check_device(device)
     def batch(step, i):
         u = sample_uniform(seed, step, i, stream='augment', k=3)

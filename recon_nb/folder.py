@@ -35,6 +35,11 @@ def _folder(run_dir, cfg): return _as_path(run_dir or _free_folder(cfg))
 
 def _holds_run(path): return any((path/f).exists() for f in RUN_FILES)
 
+def _check_records_file(out): # asked before the work
+    if out.is_dir(): raise InputError(f"{out} is a folder: records go into a file, {out}/r.jsonl.")
+    if out.name in RUN_FILES and (out.parent/'config.json').exists():
+        raise InputError(f"{out} is a file of the run in {out.parent}: give another name.")
+
 def _in_use(path):
     return InputError(f"{path} is in use: another process trains in it. "
                       "Wait for it, or choose another run_dir.")

@@ -144,6 +144,9 @@ def _standardise(f): # (standardised features, their means, one over their stand
     scale = torch.where(std > 0, 1/std, 0.)
     return x.mul_(scale), mean, scale
 
+def _true_std(std, mean): # infinite where rounding may look like a deviation: it becomes 0
+    return std.masked_fill(std <= 1e-6*mean.abs() + 1e-12, torch.inf)
+
 # %% ../nbs/66_heads.ipynb #4c9e4164
 # labels at most that are left out in turn; of more, the seed draws those that are left out
 _FOLDED = 2000

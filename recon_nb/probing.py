@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from .contenders import Contender,as_contender,fingerprint
-from .core import (_brief,InputError,TrainingDiverged,append_jsonl,_by_caller,check_name,
-                           describe_machine,_is_count,progress_bar)
+from .core import (_as_path,_brief,InputError,TrainingDiverged,append_jsonl,_by_caller,
+                           check_name,describe_machine,_is_count,progress_bar)
 from .features import count_macs
 from .finetune import Recipe
 from .identity import _fingerprint_photos
@@ -326,6 +326,11 @@ def _once(task, setup, seeds, subsets):
         print(f'all {len(seeds)} seeds draw the same labels, and nothing else varies: one run')
     return seeds[:1], subsets[:1]
 
+def _check_records(out):
+    from recon_nb.folder import _check_records_file # it brings in all that trains a GAN
+    _check_records_file(_as_path(out))
+    append_jsonl(out)
+
 # %% ../nbs/70_probing.ipynb #86a124d5
 def run_probe(
     task:ProbeTask, # what is asked
@@ -350,7 +355,7 @@ def run_probe(
     setup = _set_up(task, encoder, data, mode=mode, amount=amount, recipe=recipe, search=search,
                     root=root, name=name, device=device, progress=progress, **contender)
     seeds, subsets = _once(task, setup, seeds, [_draw(task, setup, s) for s in seeds])
-    if out: append_jsonl(out) # refused now, not after the work
+    if out: _check_records(out) # refused now, not after the work
     if search: setup = replace(setup, recipe=_search(task, setup))
     result = task.result([], tuple(setup.data.classes))
     updates = setup.recipe.updates(len(subsets[0])) if setup.recipe else 1

@@ -212,6 +212,7 @@ def _folder(name, root):
     return _as_path(home)/name if home else None
 
 def _root_of(name, root): # where a published set lies: in a folder of its name, or in root itself
+    if name == 'shapes': return None # drawn, not read
     folder = _folder(name, root)
     return folder if root and folder.is_dir() else root
 

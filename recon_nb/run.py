@@ -18,7 +18,8 @@ from fastcore.basics import patch,patch_to
 from torch import nn
 
 # %% ../nbs/56_run.ipynb #56eec6f0
-from .checkpoint import _kept_weights,load_tensors,_read_safetensors
+from .checkpoint import (_epoch_files,_epoch_in,_kept_weights,load_tensors,
+                                 _read_safetensors)
 from .choices import check_choices
 from .config import GANConfig,config_from_dict
 from .core import (_as_path,InputError,_brief,_is_count,_near_path,read_jsonl,
@@ -101,14 +102,14 @@ def _folder_of(weights): # the run that a file of weights belongs to
     return weights.parent.parent if _is_kept(weights) else weights.parent
 
 def _is_kept(weights): # a run may be called weights, too
-    return weights.parent.name == 'weights' and weights.stem.startswith('epoch-')
+    return weights.parent.name == 'weights' and _epoch_in(weights) is not None
 
 def _is_weights_file(path): # of a run, in its folder; not what was exported into it
     return ((path.name == 'weights.safetensors' or _is_kept(path)) and path.is_file()
             and (_folder_of(path)/'config.json').is_file())
 
 def _epoch_of(weights): # None for the last ones
-    return next((e for e,p in _kept_weights(_folder_of(weights)).items() if p == weights), None)
+    return _epoch_in(weights) if _is_kept(weights) else None
 
 # %% ../nbs/56_run.ipynb #b5600012
 def _check_shapes(tensors, net, disc=None): # before a network of any size is made, or filled
@@ -125,8 +126,9 @@ def _check_shapes(tensors, net, disc=None): # before a network of any size is ma
 @contextmanager
 def _opening(path, state): # of a run: whatever is wrong with its weights, in a sentence
     if 'architecture' in state:
-        raise InputError(f"{path} is an exported encoder, not a run: its generator and its training "
-                         "are not in it. Give the run's folder, or open it by load_pretrained.")
+        raise InputError(f"{path} is an exported encoder, not a run: its generator and its "
+                         "training are not in it. Give the run's folder, or open it by "
+                         "load_pretrained.")
     try: yield
     except InputError: raise
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as e:
@@ -158,9 +160,14 @@ def load_encoder(
         return cfg, _read_encoder(tensors, cfg)
 
 # %% ../nbs/56_run.ipynb #98ac9704
+_WEIGHTS_IN = [f'{stem}.safetensors' for stem in # of a run, a release, an export, `export_timm`
+               ('weights', 'generator', 'encoder', 'model')]
+
+def _weights_in(folder): # the file that says what a folder is; None if it holds none
+    return next((folder/n for n in _WEIGHTS_IN if (folder/n).is_file()), None)
+
 def _read_any(path): # tensors, and what the file says about them
-    inside = 'weights.safetensors', 'generator.safetensors', 'model.safetensors'
-    if path.is_dir(): path = next((path/n for n in inside if (path/n).is_file()), path)
+    if path.is_dir(): path = _weights_in(path) or path
     if not path.is_file():
         raise InputError(f"init={str(path)!r} holds no weights: give the folder of a run, an "
             "exported encoder, or a file .safetensors or .pth of timm's or torchvision's.")
@@ -375,8 +382,8 @@ def show(self:GANRun,
     _check_paints(self)
     titles = _row_titles(self)
     if images is not None: return show_images(self.reconstruct(images).rows, titles=titles)
-    grids = [g for g in sorted((self.dir/'samples').glob('*.png'))
-             if self.epoch is None or int(g.stem[6:]) <= self.epoch]
+    grids = [g for e,g in _epoch_files(self.dir/'samples', '.png').items()
+             if self.epoch is None or e <= self.epoch]
     if not grids:
         raise InputError(f"{self.dir} has no samples: "
                          "call `run.show(images)` with photos of your own.")
@@ -402,12 +409,11 @@ def _read_rows(path, size): # a picture of photos of `size` px without gaps -> (
 def snapshots(self:GANRun)->tuple: # (epochs, painted): a list, and bytes (epochs, n, h, w, 3)
     """What the generator painted for the same held-out photos, from early to late.
     Raises `InputError` if nothing was kept."""
-    files = sorted((self.dir/'samples').glob('epoch-*.webp'))
+    files = _epoch_files(self.dir/'samples', '.webp')
     if not files:
         raise InputError(f"{self.dir} has no snapshots: "
                          "it has not been evaluated yet, or its target is not pixels.")
-    return ([int(f.stem[6:]) for f in files],
-            np.stack([_read_rows(f, self.cfg.size)[0] for f in files]))
+    return [*files], np.stack([_read_rows(f, self.cfg.size)[0] for f in files.values()])
 
 @patch
 def held_out(self:GANRun)->HeldOut:

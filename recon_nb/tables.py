@@ -288,8 +288,21 @@ def _shown(rows, percents, low, high, level): # in per cent; few test photos wid
     found = _possible(low/100, high/100, shares=shares, n=int(rows.n_test.iloc[0]), level=level)
     return tuple(100*v for v in found)
 
+def _beside(arm, ref):
+    """The same rows. Where seeds draw the same labels, an encoder answers them all alike, and one
+    record stands for all: then it stands beside each of the other side's."""
+    both = pd.concat([arm, ref])
+    if arm['mode'].iloc[0] not in ('knn','linear') or both.draw.nunique(dropna=False) > 1:
+        return arm, ref
+    def each(one, other):
+        if one.pair.nunique() > 1: return one
+        return pd.concat([one.assign(pair=p) for p in other.pair.unique()], ignore_index=True)
+    return (each(arm, ref), each(ref, arm)) if len(arm) and len(ref) else (arm, ref)
+
+# %% ../nbs/76_tables.ipynb #879a760c
 def _difference(arm, ref, level):
     "How far an arm is from a reference, and how sure that is."
+    arm, ref = _beside(arm, ref)
     ref = ref[ref.pair.isin(arm.pair)]
     if ref.empty: return {}
     several = ref.groupby('pair')['pretraining'].nunique().max() > 1

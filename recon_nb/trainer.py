@@ -16,8 +16,8 @@ from accelerate.utils import gather_object
 
 # %% ../nbs/55_trainer.ipynb #dc5ab30b
 from .batches import prefetch_batches
-from .checkpoint import (_kept_weights,load_checkpoint,_pack_optimizer,
-                                 save_checkpoint,save_tensors,_unpack_optimizer)
+from .checkpoint import (_epoch_file,_epoch_files,_kept_weights,load_checkpoint,
+                                 _pack_optimizer,save_checkpoint,save_tensors,_unpack_optimizer)
 from .core import (InputError,TrainingDiverged,append_jsonl,_brief,_is_count,
                            _plural,progress_bar,read_jsonl,_why_not,write_atomic)
 from .devices import _agree,_explain_memory,_mean_over
@@ -35,16 +35,17 @@ def _share(st, epoch): # what is visible in an epoch, where that changes
     if v is None or v.mixed: return {}
     return dict(visible=round(v.shares([0], epoch=epoch, seed=0).item(), 4))
 
-def _read_losses(st): # the pending ones: from the device, checked, into the history
+def _read_losses(st, since=None): # the pending ones: from the device, checked, into the history
     if not st.pending: return
     losses = torch.stack([v.float() for _,found in st.pending for v in found.values()])
-    rows, numbers = [], iter(_mean_over(st.acc, losses).tolist())
+    rows, numbers = [], iter(_mean_over(st.acc, losses).tolist()) # waits for the device
+    seconds = round(st.seconds + (time.monotonic()-since if since else 0.), 2)
     for step,found in st.pending:
         row = {k: next(numbers) for k in found}
         bad = [k for k,v in row.items() if not np.isfinite(v)]
         if bad: raise TrainingDiverged(f"{bad[0]} is {row[bad[0]]} at step {step}. {_kept}")
         epoch = (step-1)//st.steps_per_epoch
-        rows.append(dict(step=step, epoch=epoch + 1, seconds=round(st.seconds, 2),
+        rows.append(dict(step=step, epoch=epoch + 1, seconds=seconds,
                          **{k: round(v, 6) for k,v in row.items()}, **_share(st, epoch)))
         st.losses = {**st.losses, **row} # G's last ones, where it sat out
     st.pending.clear()
@@ -103,7 +104,7 @@ def _keep_weights(st): # at the end of an epoch, if it is one of those
     every = st.cfg.keep_every
     if not every or st.epoch % every or not st.run_dir or not st.acc.is_main_process: return
     _check_finite(st)
-    _save_weights(st, st.run_dir/'weights'/f'epoch-{st.epoch:04d}.safetensors')
+    _save_weights(st, _epoch_file(st.run_dir/'weights', st.epoch, '.safetensors'))
 
 # %% ../nbs/55_trainer.ipynb #b5500011
 def _fill(st, tensors, state): # with what a checkpoint holds
@@ -134,15 +135,21 @@ def restore(
     if st.acc.is_main_process: _cut_records(st)
     st.acc.wait_for_everyone()
 
+# %% ../nbs/55_trainer.ipynb #2b300b78
 def _cut_records(st): # steps after the checkpoint will be made again
+    looked = set()
     for f in (st.run_dir/'history.jsonl', st.run_dir/'metrics.jsonl'):
         if not f.exists(): continue
         rows = [r for r in read_jsonl(f) if r.get('step', 0) <= st.step]
         write_atomic(f, ''.join(json.dumps(r)+'\n' for r in rows))
-        if f.stem == 'metrics' and rows: st.metrics = rows[-1]
-        if f.stem == 'history': st.trail = Trail(rows)
-    for epoch,path in _kept_weights(st.run_dir).items():
-        if epoch > st.epoch: path.unlink()
+        if f.stem == 'metrics':
+            st.metrics = rows[-1] if rows else st.metrics
+            looked = {r.get('epoch') for r in rows}
+        else: st.trail = Trail(rows)
+    pictures = (_epoch_files(st.run_dir/'samples', s) for s in ('.png', '.webp'))
+    for files in (_kept_weights(st.run_dir), *pictures):
+        for epoch,path in files.items():
+            if epoch > st.epoch and epoch not in looked: path.unlink()
 
 # %% ../nbs/55_trainer.ipynb #94fa833f
 def _say_stopping(st, signum): # at once: an update may take minutes
@@ -228,7 +235,7 @@ def fit(
                        show=progress and st.acc.is_main_process)
     with (fork_random(st.acc.device), _stop_on_signal(st), bar,
           _explain_memory(st.bs, st.cfg.size, st.cfg.precision, st.acc.device,
-                          st.cfg.accumulate),
+                          st.cfg.accumulate, st.acc.num_processes),
           prefetch_batches(st, depth=prefetch) as batches):
         _call_hooks(hooks, st, 'begin')
         while st.step < st.total_steps:
@@ -240,7 +247,7 @@ def fit(
             bar.update(st.bs)
             whole, last = st.epoch > epoch, st.step == st.total_steps
             due = len(st.pending) >= read_every or whole or last
-            if due: _read_losses(st) # waits for the device, so it belongs to the time of training
+            if due: _read_losses(st, since=start)
             st.seconds += time.monotonic()-start
             _call_hooks(hooks, st, 'step')
             if whole:
@@ -259,6 +266,7 @@ def fit(
                     save(st)
                     saved = now
                 if leave: break
+        if st.step == st.total_steps: st.stop, st.why = False, '' # it ended nothing early
         save(st)
         _call_hooks(hooks, st, 'end')
     return st

@@ -160,7 +160,8 @@ def train_gan(
         root = known.get('root') # where the same photos were
     cfg, data = _remember_data(cfg, data)
     earlier = _open_earlier(cfg) if cfg.teacher and not resume else None
-    first = _first_weights(cfg) if cfg.init and not resume else None
+    begun = resume and _has_checkpoint(_as_path(run_dir))
+    first = _first_weights(cfg) if cfg.init and not begun else None
     hooks = _check_hooks(hooks)
     _check_minutes(max_minutes, 'max_minutes')
     acc = _accelerator(accelerator, cfg.precision, device)
@@ -210,12 +211,13 @@ def _open_teacher(
     teach(st, teacher)
 
 # %% ../nbs/59_training.ipynb #07278ba3
-def _info(st, root, plugins):
+def _place(root): return dict(root=str(_as_path(root).resolve())) if root else {}
+
+def _info(st, plugins):
     noted = dict(plugins=plugins) if plugins else {}
-    place = dict(root=str(_as_path(root).resolve())) if root else {}
     named = dict(name=st.photos.name) if st.photos.name else {}
     return dict(photos=st.photos.source, **named, train=len(st.train), held_out=len(st.valid),
-                skipped=len(st.photos.skipped), bs=st.bs, **place, **noted,
+                skipped=len(st.photos.skipped), bs=st.bs, **noted,
                 trivial=score_predictors(st),
                 reading=2, machine=describe_machine(), device=str(st.acc.device),
                 processes=st.acc.num_processes)
@@ -239,8 +241,8 @@ def _open(st, *, root, plugins, progress, origin=''):
     st.acc.wait_for_everyone() # all have read what lies there; now it may change
     if st.acc.is_main_process:
         _write_info(st, dict(
-            known or dict(_info(st, root, plugins), fingerprint=_fingerprint_run(*seen)),
-            steps=st.total_steps, deviations=deviations(st.cfg)))
+            known or dict(_info(st, plugins), fingerprint=_fingerprint_run(*seen)),
+            **_place(root), steps=st.total_steps, deviations=deviations(st.cfg)))
 
 # %% ../nbs/59_training.ipynb #27b8111b
 def _write_info(st, info):

@@ -21,6 +21,7 @@ from PIL import Image
 from fastcore.basics import patch
 
 # %% ../nbs/81_widgets.ipynb #26491fee
+from .checkpoint import _epoch_files,_epoch_in
 from .compare import _Records,_caption_of,_unique
 from .config import config_from_dict
 from .core import _as_path,InputError,check_name,duration
@@ -661,9 +662,7 @@ def _signs(self:TrainingMonitor, records): # what may be going wrong, as HTML
 _GRID = 'rows: what G sees, its output, with the real centre, the photo'
 
 @patch
-def _grids(self:TrainingMonitor): return sorted((self.dir/'samples').glob('epoch-*.png'))
-
-def _epoch(path): return int(path.stem[6:])
+def _grids(self:TrainingMonitor): return [*_epoch_files(self.dir/'samples', '.png').values()]
 
 @patch
 def _draw(self:TrainingMonitor):
@@ -673,7 +672,7 @@ def _draw(self:TrainingMonitor):
     grids = self._grids()
     if grids:
         picture = np.asarray(Image.open(io.BytesIO(grids[-1].read_bytes())).convert('RGB'))
-        shown = _figure(picture, f'held-out photos, epoch {_epoch(grids[-1])}', _GRID,
+        shown = _figure(picture, f'held-out photos, epoch {_epoch_in(grids[-1])}', _GRID,
                         style='max-width:34em')
     bar = ('<div style="height:6px;background:#8884;border-radius:3px;max-width:34em">'
            f'<div style="height:6px;width:{done:.1f}%;background:{COLORS[0]};'
@@ -700,7 +699,7 @@ def static(self:TrainingMonitor, # noqa: F811
     grids = [grids[i] for i in np.unique(some)]
     frames = np.stack([np.asarray(Image.open(g).convert('RGB')) for g in grids])
     controls = dict(epoch=Control(
-        'epoch', tuple(str(_epoch(g)) for g in grids), start=len(grids)-1))
+        'epoch', tuple(str(_epoch_in(g)) for g in grids), start=len(grids)-1))
     panel = Panel(f'held-out photos; {_GRID}', (Layer(frames, ('epoch',)),), wide=True)
     return make_flipbook(
         f'The run {self.dir.name}', controls, [panel],

@@ -2,6 +2,7 @@
 import importlib.util, sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from recon_nb.core import append_jsonl, read_jsonl
 
@@ -95,3 +96,16 @@ def test_the_page_here_is_built_from_the_records():
     said = speed.README.read_text()
     assert speed.build_table(read_jsonl(speed.RECORDS)) in said
     assert set(speed.REASONS) <= set(speed.ROWS)
+
+
+def test_tints_differ_in_tint_alone(tmp_path):
+    from recon_nb.shapes import draw_shapes
+    spec = importlib.util.spec_from_file_location('tints_script', SCRIPT.parent/'tints.py')
+    tints = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tints)
+    x = tints.tint(draw_shapes(8, size=32)[0]).astype(float)
+    colours = x.mean((1, 2))/90
+    wanted = np.array([*tints.TINTS.values()]*2)
+    assert colours == pytest.approx(wanted, abs=.03)
+    grey = (x/colours[:, None, None]).mean(3)
+    assert abs(grey.mean((1, 2))-90).max() < 3 and grey.std((1, 2)).min() > 5

@@ -257,7 +257,7 @@ def test_records_are_written_as_they_are_made(data, tmp_path, monkeypatch):
 
 def test_a_file_that_cannot_be_written_is_refused_before_the_work(data, tmp_path, monkeypatch):
     for name in ('fit', 'choose'): monkeypatch.setattr(Segmentation, name, lambda *a, **k: pytest.fail('it was computed'))
-    with pytest.raises(OSError): ask(None, data, width=4, size=32, out=tmp_path)
+    with pytest.raises(InputError, match='records go into a file'): ask(None, data, width=4, size=32, out=tmp_path)
 
 
 @pytest.mark.parametrize('says,call', {

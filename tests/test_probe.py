@@ -221,7 +221,7 @@ def test_records_are_written_as_they_are_made_and_a_bad_file_is_refused_first(ru
         made.append(1)
         return knn.ask(*args)
     monkeypatch.setitem(MODES, 'knn', knn._replace(ask=stop_after_one))
-    with pytest.raises(OSError): ask(run, data, 'knn', out=tmp_path)                       # a folder
+    with pytest.raises(InputError, match='records go into a file'): ask(run, data, 'knn', out=tmp_path)                       # a folder
     assert not made
     with pytest.raises(KeyboardInterrupt): ask(run, data, 'knn', seeds=3, out=tmp_path/'r.jsonl')
     row, = read_jsonl(tmp_path/'r.jsonl')

@@ -3,6 +3,7 @@ import json, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -75,7 +76,7 @@ def test_what_fails_is_said_and_leaves_the_rest(play, tmp_path, capsys):
     assert status == 0 and [d[0] for d in done[4:]] == ['search', 'tuned']
 
 
-@pytest.mark.parametrize('words,sets', [('--plans four-sets', []), ('--plans advice', ['cifar10', 'svhn', 'imagenette', 'flowers128', 'animals', 'shapes']),
+@pytest.mark.parametrize('words,sets', [('--plans four-sets', []), ('--plans advice', ['cifar10', 'svhn', 'imagenette', 'flowers128', 'animals', 'shapes', 'tints']),
                                         ('--plans four-sets advice --sets svhn shapes', ['svhn', 'shapes']), ('--plans advice --toy', [])])
 def test_advice_is_asked_for_by_its_name(together, monkeypatch, tmp_path, words, sets):
     met = {}
@@ -217,9 +218,14 @@ def test_a_stopped_search_goes_on_with_the_trials_it_has(together, monkeypatch, 
         assert met == [{'lr=1': .5} if pid == 1 else {}]
 
 
-def test_some_rows_of_the_plans_that_have_them(together):
-    plans = {n: together.PLANS[n] for n in ('four-sets', 'transfer')}
-    found = together.only_rows(plans, ['edges', 'improved'])
+def test_some_rows_sets_and_modes_of_the_plans_that_have_them(together):
+    plans = {n: together.PLANS[n] for n in ('four-sets', 'transfer', 'larger-inputs')}
+    def only(**asked): return together.only_some(plans, SimpleNamespace(**dict(dict(sets=None, rows=None, modes=None, plans=[*plans]), **asked)))
+    found = only(rows=['edges', 'improved'])
     assert {n: [*p.arms] for n,p in found.items()} == {'four-sets': ['improved'], 'transfer': ['edges']}
-    assert [*together.only_rows(plans, ['hues'])] == ['transfer']
-    with pytest.raises(InputError, match="no plan has a row 'hue'; there are improved, edges only, edges, hues"): together.only_rows(plans, ['hue'])
+    assert [*only(rows=['hues'])] == ['transfer'] and [*only(modes=['finetune'])] == ['four-sets', 'transfer']
+    assert {n: [*p.sizes] for n,p in only(sets=['flowers128', 'svhn']).items()} == {'four-sets': ['svhn', 'flowers128'], 'transfer': ['svhn']}
+    for asked in (dict(rows=['hues', 'edge']), dict(sets=['cifar']), dict(modes=['fine-tune'])):
+        with pytest.raises(InputError, match=f"unknown {[*asked][0][:-1]} of these plans '{[*asked.values()][0][-1]}'"): only(**asked)
+    with pytest.raises(InputError, match='set of these plans'): only(sets=['tints'])
+    assert only(sets=['tints'], plans=['advice']) == {}
