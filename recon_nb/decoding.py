@@ -145,9 +145,10 @@ def _why_none(f, head, name):
 # %% ../nbs/07_decoding.ipynb #379d2788
 def _most_pixels():
     given = os.environ.get('RECON_NB_MAX_PIXELS')
-    try: return float(given) if given else 2*(Image.MAX_IMAGE_PIXELS or float('inf'))
-    except ValueError:
-        raise OSError(f"RECON_NB_MAX_PIXELS={given!r} is not a number, such as 400e6") from None
+    if not given: return 2*(Image.MAX_IMAGE_PIXELS or math.inf)
+    with suppress(ValueError):
+        if (most := float(given)) > 0: return most
+    raise OSError(f"RECON_NB_MAX_PIXELS={given!r} is not a number above 0, such as 400e6")
 
 def _reduce(im, side):
     "Let a JPEG be decoded at a half, a quarter or an eighth; its true size then, in such pixels."
@@ -156,7 +157,7 @@ def _reduce(im, side):
     parts = [s for s in (8, 4, 2) if side and min(im.size) >= s*side]
     while math.prod(im.size) > most*max([1, *parts])**2: parts.append(2*max([1, *parts]))
     s = max([1, *parts])
-    draft = im.draft(None, (im.width//s, im.height//s)) if s > 1 else None
+    draft = im.draft(None, [max(1, v//s) for v in im.size]) if s > 1 else None
     return draft[1][2:] if draft else im.size
 
 def _check_pixels(im):
@@ -265,25 +266,36 @@ def _swapped(im): # the lower bytes of an opened picture's colors
                for t in im.tile]
     return np.asarray(im).astype(np.uint16)
 
+def _reader(src): # of an image that is not decoded yet: what it is read from
+    return getattr(src, 'fp', None) or src
+
 def _numbers(src, im):
     "The numbers of a deep picture that is open: (h, w), or (h, w, bands) of colors."
     of, grey = _number_type(im), _raw_mode(im).startswith('LA')
     if 'color' not in of:
         a = np.asarray(im)
         return a.view(of) if of in ('uint32', 'int8') else a
-    with open_picture(src) as again: low = _swapped(again)
+    with open_picture(_reader(src)) as again: low = _swapped(again)
     if grey: return low[..., [0,2]] << 8 | low[..., [1,3]]
     return np.asarray(im).astype(np.uint16) << 8 | low
+
+def _has_alpha(im, a): # is the last band no color?
+    return a.ndim == 3 and a.shape[2] in (2, 4) and im.mode != 'CMYK'
+
+def _colors(im, a): return a[..., :-1] if _has_alpha(im, a) else a
 
 # %% ../nbs/07_decoding.ipynb #d8b24fe5
 def _span(src, kind):
     "Lowest and highest number of a picture, () if it has none; None if it is of another kind."
-    with nullcontext(src) if isinstance(src, Image.Image) else open_picture(src) as im:
+    own = isinstance(src, Image.Image)
+    if own and _kind(src) != kind: return None
+    again = not own or 'color' in kind # once decoded, it has lost the lower bytes of colors
+    with open_picture(_reader(src)) if again else nullcontext(src) as im:
         if _kind(im) != kind: return None
         tags = getattr(im, 'tag_v2', {})
         if 'uint' not in kind and 340 in tags and 341 in tags:
             return tuple(float(_first(tags[t])) for t in (340, 341))
-        a = _numbers(src, im)
+        a = _colors(im, _numbers(src, im))
     a = a[np.isfinite(a)]
     return (a.min().item(), a.max().item()) if a.size else ()
 
@@ -415,7 +427,7 @@ def _as_bytes(a, low, high):
 
 def _alpha_of(im, a, high):
     "Alpha as bytes: a band of its own, or a number that is marked; None if all is opaque."
-    if a.ndim == 3 and a.shape[2] in (2, 4) and im.mode != 'CMYK':
+    if _has_alpha(im, a):
         return _as_bytes(a[..., -1], 0, high if a[..., -1].max() <= high else 65535)
     mark = im.info.get('transparency')
     if mark is None or isinstance(mark, bytes): return None
@@ -444,6 +456,6 @@ def flatten(self:Ranges,
     low, high = self.of(kind)
     if 'color' in kind and (low,high) == (0,65535): return im    # Pillow's upper bytes
     a = _numbers(src, im)
-    if (a > high).mean() > .5:
+    if (_colors(im, a) > high).mean() > .5:
         with self._lock: self.white += 1
     return _as_image(im, a, low, high)

@@ -77,20 +77,21 @@ _NEAR = 18    # of 144 bits: measured on photos in `16_overlap`
 
 def _difference_hashes(
     photos:np.ndarray, # bytes (n, h, w, 3)
-)->np.ndarray: # uint8 (n, 18): 144 bits each
+)->np.ndarray: # uint8 (n, 19): 144 bits each, and 1 for a photo of one tone
     "For each photo: where, on a tiny grey copy, the right or the lower neighbour is brighter."
-    out = np.empty((len(photos), 18), dtype=np.uint8)
+    out = np.empty((len(photos), 19), dtype=np.uint8)
     for i,x in enumerate(photos):
         tiny = Image.fromarray(np.asarray(x)).convert('L').resize((9,9), Image.Resampling.LANCZOS)
         tiny = np.asarray(tiny, dtype=np.int16)
-        out[i] = np.packbits([tiny[:,1:] > tiny[:,:-1], (tiny[1:] > tiny[:-1]).T])
+        out[i,:18] = np.packbits([tiny[:,1:] > tiny[:,:-1], (tiny[1:] > tiny[:-1]).T])
+        out[i,18] = tiny.max() == tiny.min()
     return out
 
 _ones = np.array([bin(i).count('1') for i in range(256)], dtype=np.uint8)
 
 def _distances(a, b): # how many bits differ, for each pair
     out = np.zeros((len(a), len(b)), dtype=np.uint8)
-    for i in range(a.shape[1]): out += _ones[a[:,None,i] ^ b[None,:,i]]
+    for i in range(18): out += _ones[a[:,None,i] ^ b[None,:,i]]
     return out
 
 # %% ../nbs/06_identity.ipynb #de2cbbce
@@ -102,7 +103,7 @@ def _near_pairs(
 )->np.ndarray: # int64 (k, 2): indices into both
     """The pairs that look alike. A photo of one tone has no differences to compare:
     it is like no other."""
-    flat = [~h.any(1) for h in (a, b)]
+    flat = [h[:,18] > 0 for h in (a, b)]
     rows, step = [np.empty((0,2), dtype=np.int64)], max(1, 20_000_000//max(1, len(b)))
     for i in range(0, len(a), step):
         near = np.argwhere(_distances(a[i:i+step], b) <= most)

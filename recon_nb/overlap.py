@@ -87,7 +87,7 @@ class Overlap:
 def _pairs(b, a, near):
     "Which photos of part `b` are in part `a`: (n, 2) indices, the first copy of each."
     if near:
-        if a.pixels is None:
+        if a.pixels is None or b.pixels is None:
             raise InputError("near=True compares how photos appear, and a run keeps hashes "
                              "only. Give its photos: overlap(load_photos('photos', size=32, "
                              "cuts={'i_r': 1.}), data, near=True).")

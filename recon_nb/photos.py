@@ -13,9 +13,10 @@ import base64,hashlib,json,math,os,re,shutil,stat,sys,time,warnings,zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack,contextmanager,suppress
 from dataclasses import dataclass,field
+from importlib.util import find_spec
 from pathlib import Path
 import numpy as np
-from PIL import ExifTags,Image,ImageFile
+from PIL import ExifTags,Image,ImageFile,__version__ as _pillow
 from .core import (_as_path,InputError,_brief,_megabytes,_replace_file,progress_bar,
                            write_atomic)
 from .decoding import Ranges,_PHOTO_SUFFIXES,open_picture
@@ -84,13 +85,16 @@ def _turn_extent(extent, size, turn):
     return (wide-w)*from_right, (high-h)*from_below, w, h
 
 # %% ../nbs/11_photos.ipynb #4fef771c
+def _scale_of(im): # of a JPEG that is read reduced
+    return (getattr(im, 'decoderconfig', None) or (1,))[0]
+
 def _plain(im, src, ranges):
     "An opened picture as RGB, upright, without what could make others turn it again."
     extent, flat = im.info.get('extent'), ranges.flatten(im, src)
     flat.load()
     turn, whole = _turn_of(im), (0, 0, *im.size)
     out = _to_rgb(flat) if turn is None else _to_rgb(flat).transpose(turn)
-    scale = (getattr(im, 'decoderconfig', None) or (1,))[0] # of a JPEG that was read reduced
+    scale = _scale_of(im)
     out.info = dict(scale=scale) if scale > 1 else {}
     if extent not in (None, whole):
         out.info['extent'] = extent if turn is None else _turn_extent(extent, im.size, turn)
@@ -179,7 +183,7 @@ def _write_rows(folder, rows, *, n, size, cuts):
     # in the past: clocks are coarse, and the next write must show
     for k in cuts: os.utime(folder/f'{k}.npy', (time.time()-10,)*2)
     return dict(names=names, skipped=skipped, crc=crc, stamp=_stamp(folder, cuts),
-                **_pack_known(known))
+                **({'reader': _reader_now()} if skipped else {}), **_pack_known(known))
 
 def _write_meta(folder, meta):
     write_atomic(folder/'meta.json', json.dumps({**meta, 'seal': _seal(meta)}))
@@ -188,15 +192,23 @@ def _write_meta(folder, meta):
 def _are_texts(x): return isinstance(x, list) and all(isinstance(v, str) for v in x)
 def _is_pair(x): return isinstance(x, list) and [type(v) in (int, float) for v in x] == [True]*2
 def _is_lost(s): return isinstance(s, dict) and _are_texts([s.get('name'), s.get('why')])
-_META = {'names','skipped','crc','stamp','seal','ids','side','window','said'}
+_META = {'names','skipped','crc','stamp','seal','ids','side','window','said','reader'}
 
 def _check_meta(meta): # the checksum says that it is as written, and not by whom
     names, skipped, side = (meta.get(k) for k in ('names','skipped','side'))
     fits = (_are_texts(names) and isinstance(skipped, list) and all(map(_is_lost, skipped))
             and type(side) is int and side >= 0 and len(_unpack_ids(meta['ids'])) == len(names)
             and all(map(_is_pair, meta.get('window', {}).values()))
-            and _are_texts(meta.get('said', [])) and {*meta} <= _META)
+            and _are_texts(meta.get('said', [])) and _are_texts([meta.get('reader', '')])
+            and {*meta} <= _META)
     if not fits: raise ValueError('meta.json says what no entry says')
+
+def _reader_now(): # what decides, besides a file, whether it can be read
+    limit = os.environ.get('RECON_NB_MAX_PIXELS') or Image.MAX_IMAGE_PIXELS
+    return f"{limit} pixels, Pillow {_pillow}{', HEIF'*bool(find_spec('pillow_heif'))}"
+
+def _may_stay(meta): # would what was skipped be skipped again?
+    return not meta['skipped'] or meta.get('reader') == _reader_now()
 
 # %% ../nbs/11_photos.ipynb #9daa9297
 def _open_entry(folder, *, size, cuts):
@@ -283,7 +295,10 @@ def _from_cache(key, rows, *, n, size, cuts, progress, notes=dict):
     folder = _cache_dir()/'photos'/key
     _sweep()
     if folder.exists():
-        try: return _open_entry(folder, size=size, cuts=cuts)
+        try:
+            arrays, meta = _open_entry(folder, size=size, cuts=cuts)
+            if _may_stay(meta): return arrays, meta
+            del arrays # Windows does not rename what is mapped
         except Exception as e:
             warnings.warn(f'an entry of the cache is damaged ({e}); it is rebuilt', stacklevel=2)
         with suppress(OSError):
@@ -312,7 +327,7 @@ def cache_rows(
     "The cuts of `rows`, memory-mapped: from the cache, or written into it."
     arrays, meta = _from_cache(_key(*parts, size=size, cuts=cuts), rows,
                                n=n, size=size, cuts=cuts, progress=progress, notes=notes)
-    more = {k: v for k,v in meta.items() if k not in ('crc', 'stamp', 'seal')}
+    more = {k: v for k,v in meta.items() if k not in ('crc', 'stamp', 'seal', 'reader')}
     return dict(more, cuts=arrays, ids=_unpack_ids(meta['ids']), side=meta['side'] or None)
 
 # %% ../nbs/11_photos.ipynb #23193e60
@@ -465,7 +480,6 @@ def _may_be_deep(name): return name.lower().endswith(('.png', '.tif', '.tiff'))
 def _reading_of(files, ranges, whole):
     "What an entry's key says of how its files were read; nothing where that was always the same."
     ends = {_suffix(f[0]) for f in files}
-    if whole and {*ranges.given.values()} <= {(0, 65535)}: return [] # as version 0.1
     if whole or ends <= {'.webp', '.bmp'}: return [ranges.text]*bool(ranges.text)
     return [_reading, ranges.text]
 

@@ -31,8 +31,8 @@ def _as_bytes(photos): # a tensor, if they are photos
     if photos.dtype != np.uint8 or photos.ndim != 4:
         raise InputError(f"to_model was given {photos.dtype} of shape {photos.shape}; "
                          "it takes uint8 photos of shape (n, h, w, 3).")
-    # PyTorch can't promise to leave it alone
-    return torch.from_numpy(photos if photos.flags.writeable else photos.copy())
+    # PyTorch can't promise to leave it alone, nor read it backwards
+    return torch.from_numpy(np.require(photos, requirements='CW'))
 
 def _scale_bytes(x:UInt8[Tensor, 'b h w 3'])->Images: # there where they are
     return x.permute(0,3,1,2).float().div_(127.5).sub_(1)

@@ -19,7 +19,7 @@ from .decoding import _check_effect,open_picture,_plain_window,Ranges
 from .labelled import _check_classes
 from .sources import _list_visible
 from .photos import (_PHOTO_SUFFIXES,_SIDEWAYS,cut_files,_list_skipped,
-                             _turn_of,_written)
+                             _scale_of,_turn_of,_written)
 from .sets import _locate_voc
 from .shapes import SHAPES,draw_shapes
 
@@ -145,7 +145,7 @@ def _upright_size(photo): # width and height, as a person sees it
         if p.format == 'TIFF':
             p.load() # Pillow turns it then
             return p.size
-        turn, size = _turn_of(p), p.info['extent'][2:]
+        turn, size = _turn_of(p), tuple(round(_scale_of(p)*v) for v in p.info['extent'][2:])
     return size[::-1] if turn is not None and turn in _SIDEWAYS else size
 
 def _open_mask(path, photo, known):
