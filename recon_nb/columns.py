@@ -9,6 +9,7 @@ __all__ = []
 
 # %% ../nbs/08_columns.ipynb #cae4c3f0
 import math,os
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path,PureWindowsPath
@@ -19,14 +20,23 @@ _PHOTO_COLUMNS = 'path', 'file', 'filename', 'file_name', 'filepath', 'image', '
 _LABEL_COLUMNS = 'label', 'labels', 'class', 'target', 'category'
 _PART_COLUMNS = 'split', 'part', 'subset'
 
-def _column(names, wanted, what):
+_LINES = dict( # whose table -> the lines that leave out columns, and that rename one
+    pandas=('table.drop(columns=[{}])', 'table.rename(columns={{{}: {}}})'),
+    polars=('table.drop([{}])', 'table.rename({{{}: {}}})'),
+    datasets=('table.remove_columns([{}])', 'table.rename_column({}, {})'))
+
+def _drop_line(library, *columns):
+    return _LINES[library][0].format(', '.join(map(repr, columns)))
+
+def _column(names, wanted, what, library='pandas'):
     "The one column with such a name, or None. Raises `InputError` if there are two."
     found = [n for n in names if str(n).lower() in wanted]
     if len(found) > 1:
         raise InputError(f"the columns {' and '.join(map(str, found))} could both be the {what}. "
-                         f"Keep one: table.drop(columns={found[1:]!r}).")
+                         f"Keep one: {_drop_line(library, *found[1:])}.")
     return found[0] if found else None
 
+# %% ../nbs/08_columns.ipynb #0f9d6db0
 def _exists(path): # a text may be too long for a path
     try: return path.exists()
     except (OSError, ValueError): return False
@@ -42,14 +52,14 @@ def _is_file(value, root):
     except (OSError, ValueError): return False
 
 # %% ../nbs/08_columns.ipynb #49d1e772
-def _rename(column, name): # the line that does it
-    return _by_caller(f'table.rename(columns={{{column!r}: {name!r}}})',
+def _rename(column, name, library='pandas'): # the line that does it
+    return _by_caller(_LINES[library][1].format(repr(column), repr(name)),
                       f'in the first line of the file write {name} for {column}')
 
-def _photo_column(columns, root):
+def _photo_column(columns, root, library):
     "The column of photos. Raises `InputError` if there is none, or two could be it."
     names = list(columns)
-    named = _column(names, _PHOTO_COLUMNS, 'photos')
+    named = _column(names, _PHOTO_COLUMNS, 'photos', library)
     if named is not None: return named
     found = [n for n in names if len(columns[n])
              and sum(_is_file(v, root) for v in columns[n][:20]) > len(columns[n][:20])/2]
@@ -59,7 +69,7 @@ def _photo_column(columns, root):
            f"that lie in {root}")
     one = found[0] if found else next(iter(names), 'x')
     raise InputError(f"which column has the photos? {why[0].upper()+why[1:]}. "
-                     f"Name it: {_rename(one, 'path')}; "
+                     f"Name it: {_rename(one, 'path', library)}; "
                      "paths are looked for from root=, if that is given.")
 
 # %% ../nbs/08_columns.ipynb #202b00b1
@@ -73,6 +83,7 @@ class _Table:
     name:str = 'table' # what records may call it
     root:Path|None = None # where relative paths start
     columns:tuple = () # the names of all, that of the photos first
+    library:str = 'pandas' # whose table it is: a key of `_LINES`
 
 def _is_table(data): # a DataFrame of pandas or polars, a table of datasets
     return _is_frame(data) or _is_hub_table(data)
@@ -82,6 +93,10 @@ def _is_frame(data):
 
 def _is_hub_table(data):
     return all(hasattr(data, a) for a in ('column_names', 'features', '__getitem__', '__len__'))
+
+def _library(data): # whose table it is; a file becomes one of pandas
+    if _is_hub_table(data): return 'datasets'
+    return 'polars' if type(data).__module__.startswith('polars') else 'pandas'
 
 # %% ../nbs/08_columns.ipynb #a9970a19
 def _values(column): # of a column, as a list
@@ -94,17 +109,18 @@ def _read_frame(
     name:str='table', # what records may call it
 )->_Table:
     "The columns of a DataFrame. Raises `InputError` if no column has photos."
-    names, root = list(frame.columns), _as_path(root or '.')
+    names, root, library = list(frame.columns), _as_path(root or '.'), _library(frame)
     if len(set(names)) < len(names):
         raise InputError(f"two columns of the table have one name: {', '.join(map(str, names))}.")
     columns = {n: _values(frame[n]) for n in names}
     if not names or not columns[names[0]]:
         raise InputError(f"the table {name} has no rows: there is no photo in it.")
-    photo = _photo_column(columns, root)
-    label, part = _column(names, _LABEL_COLUMNS, 'labels'), _column(names, _PART_COLUMNS, 'split')
+    photo = _photo_column(columns, root, library)
+    label = _column(names, _LABEL_COLUMNS, 'labels', library)
+    part = _column(names, _PART_COLUMNS, 'split', library)
     return _Table(columns[photo], None if label is None else columns[label],
                   None if part is None else columns[part], name=name, root=root,
-                  columns=(photo, *(n for n in names if n != photo)))
+                  columns=(photo, *(n for n in names if n != photo)), library=library)
 
 # %% ../nbs/08_columns.ipynb #2bf4c5a6
 _TABLE_SUFFIXES = '.csv', '.tsv', '.parquet'
@@ -171,25 +187,26 @@ def _read_hub(
     pictures = [n for n in names if _kind_of(features.get(n)) == 'Image']
     if len(pictures) > 1:
         raise InputError(f"the columns {' and '.join(pictures)} are both pictures. "
-                         f"Keep one: data.remove_columns({pictures[1:]!r}).")
+                         f"Keep one: {_drop_line('datasets', *pictures[1:])}.")
     labels = [n for n in names if _kind_of(features.get(n)) == 'ClassLabel']
-    label = labels[0] if len(labels) == 1 else _column(names, _LABEL_COLUMNS, 'labels')
-    part = _column(names, _PART_COLUMNS, 'split')
+    label = (labels[0] if len(labels) == 1 else
+             _column(names, _LABEL_COLUMNS, 'labels', 'datasets'))
+    part = _column(names, _PART_COLUMNS, 'split', 'datasets')
     texts = {} if pictures else {n: _values(table[n]) for n in names}
     start = _as_path(root or '.')
-    photo = pictures[0] if pictures else _photo_column(texts, start)
+    photo = pictures[0] if pictures else _photo_column(texts, start, 'datasets')
     first = table[0][photo] if len(table) else None
     photos = texts[photo] if isinstance(first, str) else _HubColumn(table, photo)
     return _Table(photos, None if label is None else _values(table[label]),
                   None if part is None else _values(table[part]),
                   tuple(getattr(features.get(label), 'names', None) or ()) or None,
-                  _hub_name(table), start, (photo, *(n for n in names if n != photo)))
+                  _hub_name(table), start, (photo, *(n for n in names if n != photo)), 'datasets')
 
 # %% ../nbs/08_columns.ipynb #4a45f27d
 def _plain_label(y): # a name, a whole number, or None
     y = y.item() if hasattr(y, 'item') and getattr(y, 'ndim', 0) == 0 else y
     if y is None or type(y).__name__ in ('NAType', 'NaTType'): return None # of pandas
-    if y == '' or (isinstance(y, float) and math.isnan(y)): return None
+    if isinstance(y, float) and math.isnan(y): return None
     if isinstance(y, bool): return str(y)
     if isinstance(y, float) and y.is_integer(): y = int(y)
     if isinstance(y, int): return None if y == -1 else y
@@ -202,6 +219,13 @@ def _order(name): # numbers first, as numbers; then names
     return (0, int(text), text) if text.isascii() and text.isdecimal() else (1, 0, text)
 
 # %% ../nbs/08_columns.ipynb #9aca2761
+def _check_distinct(classes): # their names, or None
+    "Raises `InputError` where two classes have one name: nobody could tell them apart."
+    twice = [n for n,k in Counter(map(str, classes or ())).items() if k > 1]
+    if twice:
+        raise InputError(f"two classes are called {twice[0]!r}: give each one a name of its own, "
+                         "data.classes = [f'{i} {c}' for i,c in enumerate(data.classes)].")
+
 def _name_labels(
     labels, # names, numbers or None
     classes:tuple|None=None, # the names of labels that are numbers

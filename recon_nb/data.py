@@ -16,7 +16,8 @@ from io import BytesIO
 from operator import itemgetter
 from pathlib import Path
 import numpy as np
-from .columns import _TABLE_SUFFIXES,_is_table,_name_labels,_sort_classes
+from .columns import (_PART_COLUMNS,_TABLE_SUFFIXES,_check_distinct,_column,_drop_line,
+                              _is_table,_name_labels,_sort_classes)
 from .core import (_as_path,InputError,_brief,_by_caller,check_name,_near_path,_permitted,
                            _plural,progress_bar,sample_uniform,_shell_command)
 from .decoding import (_PHOTO_SUFFIXES,_check_effect,_plain_window,_say_unread,
@@ -60,6 +61,7 @@ def _load_folder(data, **how):
         raise InputError(f"{data} is a VOC tree, masks and all. "
                          f"Give data='voc2012' and root={str(data)!r}, or its folder JPEGImages.")
     found = cut_files(root, _list_photos(root), **how)
+    _check_effect(how['window'], found['window'], len(found['names']))
     labels, classes = _labels(found['names'])
     return Photos(**found, labels=labels, classes=classes, held_out=None, source='folder',
                   name=root.resolve().name)
@@ -160,14 +162,19 @@ def _cut_items(found, *, size, cuts, workers, progress, window, whole):
 _part_words = {'train': 'train', 'training': 'train', 'test': 'test', 'testing': 'test',
                **dict.fromkeys(('val', 'valid', 'validation', 'dev'), 'valid')}
 
-def _name_parts(parts):
+def _drop_parts(found): # the line that leaves out the column of the split
+    return _drop_line(found.library, _column(found.columns, _PART_COLUMNS, 'split'))
+
+def _name_parts(parts, found):
     "What each photo is for: train, test or valid. Raises `InputError` for another word."
     plain = [str(p).strip().lower() for p in parts]
     odd = sorted({repr(str(p)) for p,q in zip(parts, plain) if q not in _part_words})
     if odd:
-        raise InputError(f"the column of the split holds {', '.join(odd[:4])}: each photo is for "
-                         "train, test or valid. table['split'].replace({...}) renames them, "
-                         "table.drop(columns=['split']) does without.")
+        name = _column(found.columns, _PART_COLUMNS, 'split')
+        other = f"table[{name!r}].replace({{...}}) renames them, "
+        raise InputError(f"the column {name} holds {', '.join(odd[:4])}: each photo is for "
+                         f"train, test or valid. {other*(found.library != 'datasets')}"
+                         f"{_drop_parts(found)} does without.")
     return [_part_words[q] for q in plain]
 
 def _keep_rows(found, names):
@@ -182,16 +189,18 @@ def _keep_rows(found, names):
 # %% ../nbs/14_data.ipynb #5c0f9e0c
 def _read_listing(found:_Listing, **how)->tuple: # `Photos`, and what each photo is for, or None
     "The photos of a listing, cut."
+    if found.labels is not None: _check_distinct(found.classes)
     if found.root is None: got = _cut_items(found, **how)
     else:
         found = _take_once(found)
         got = cut_files(found.root, found.names, listed=True, **how)
+    _check_effect(how['window'], got['window'], len(got['names']))
     labels, parts = _keep_rows(found, got['names'])
     named = None if labels is None else _name_labels(labels, found.classes)
     classes = None if labels is None else _sort_named(named, found.classes)
     at = {c: i for i,c in enumerate(classes or ())} | {None: -1}
     y = None if labels is None else np.array([at[c] for c in named], dtype=np.int64)
-    parts = None if parts is None else _name_parts(parts)
+    parts = None if parts is None else _name_parts(parts, found)
     held = np.flatnonzero([p != 'train' for p in parts or ()])
     return Photos(**got, labels=y, classes=classes, held_out=held if len(held) else None,
                   source=found.kind, name=found.name), parts
@@ -258,14 +267,11 @@ def _open_source(data, root, how, check):
     if root is not None and not table:
         raise InputError(f"root= goes with a named set ({', '.join(SETS)}), or with a table; "
                          "not with other data of your own.")
-    if text and path.is_dir(): found = _load_folder(data, **how), None
-    else:
-        if isinstance(data, str) and not path.exists(): _check_text(data)
-        listing = _list_source(data, _PHOTO_SUFFIXES, root=root)
-        check(listing) # before a photo is read
-        found = _read_listing(listing, **how)
-    _check_effect(how['window'], found[0].window, len(found[0]))
-    return found
+    if text and path.is_dir(): return _load_folder(data, **how), None
+    if isinstance(data, str) and not path.exists(): _check_text(data)
+    listing = _list_source(data, _PHOTO_SUFFIXES, root=root)
+    check(listing) # before a photo is read
+    return _read_listing(listing, **how)
 
 # %% ../nbs/14_data.ipynb #1b05d707
 _JPEG_SETS = 'voc2012', 'voc2012-trainval', 'voc2012-all', 'stanford_dogs'

@@ -15,12 +15,13 @@ from typing import NamedTuple
 import numpy as np
 from fastcore.basics import patch
 from .columns import _PHOTO_COLUMNS,_rename,_sort_classes
-from .core import _as_path,InputError,_brief,_by_caller,_permitted,sample_uniform
-from .data import SETS,_check_geometry,_load,_read_listing,_say_skipped
+from .core import (_as_path,InputError,_brief,_by_caller,_permitted,_plural,
+                           sample_uniform)
+from .data import SETS,_check_geometry,_drop_parts,_load,_read_listing,_say_skipped
 from .decoding import _plain_window,Ranges
 from .identity import _fingerprint_photos,_is_among,_one_id,_pixel_ids
 from .photos import _PHOTO_SUFFIXES
-from .sources import _list_source,_list_visible
+from .sources import _list_source,_list_visible,_suffix
 
 # %% ../nbs/15_labelled.ipynb #5334da36
 # long: one class, its fields a line each
@@ -156,29 +157,30 @@ def _part_of(photos, name=None):
                  photos.classes, name or photos.name or photos.source, photos.window)
 
 # %% ../nbs/15_labelled.ipynb #c55a7950
-def _say_columns(columns): # of a table without labels
+def _say_columns(columns, library): # of a table without labels
     if not columns: return "it has no column label, class or target"
     photo, *rest = map(str, columns)
     if not rest: return f"its only column is {photo}, with the photos; add a column label"
-    line = _rename(rest[0], 'label')
+    line = _rename(rest[0], 'label', library)
     also = '' if photo.lower() in _PHOTO_COLUMNS else f", and for {photo} better write path"
     return (f"its columns are {', '.join([photo, *rest])}: the photos are in {photo}, and none is "
             f"called label, class or target. If {rest[0]} has them, {line}{also}")
 
-def _refuse_unlabelled(kind, title, columns=()): # and say what to do about it
+def _refuse_unlabelled(kind, title, columns=(), library='pandas'): # and say what to do about it
     lines = {
         'folder': "photos lie outside class folders; expected <class>/<photo>, or a table: "
                   + _by_caller("pd.DataFrame({'path': paths, 'label': labels})",
                                'a .csv file with the columns path and label'),
-        'table': _say_columns(columns),
-        'Dataset': "its items are no pairs (photo, label); give [(photo, label), ...] by a "
-                   "Dataset, or a pair: (photos, labels)"}
+        'table': _say_columns(columns, library),
+        'Dataset': "its items are no pairs (photo, label), where a label is a name or a whole "
+                   "number; give such pairs by a Dataset, or one pair: (photos, labels)"}
     line = lines.get(kind, "a probe needs them: give a pair, (photos, labels)")
     raise InputError(f"labels are missing: {title} has none. {line[0].upper()+line[1:]}.")
 
 def _check_labels(found): # before a photo is read
     if found.labels is None:
-        _refuse_unlabelled(found.kind, f'{found.kind} {found.name}'.strip(), found.columns)
+        _refuse_unlabelled(found.kind, f'{found.kind} {found.name}'.strip(), found.columns,
+                           found.library)
 
 # %% ../nbs/15_labelled.ipynb #6e95e30e
 def _drop_unlabelled(part):
@@ -277,13 +279,17 @@ def _load_named(data, root, how):
     return [_part_of(p, data).take(i) for i in (np.setdiff1d(known, test), test)]
 
 def _load_one(data, root, how): # a table or a Dataset: one part, or two by its column
-    p, words = _load(data, root, how, _check_labels)
+    listed = []
+    def check(found):
+        _check_labels(found)
+        listed.append(found)
+    p, words = _load(data, root, how, check)
     part = _part_of(_say_skipped(p))
     if words is None or set(words) == {'train'}: return [part]
     test = _choose_test(set(words), part.name)
     if 'train' not in words or not test:
         raise InputError(f"{part.name}: the column of the split says {', '.join(set(words))} only. "
-                         "Without it a test part is made: table.drop(columns=['split']).")
+                         f"Without it a test part is made: {_drop_parts(listed[0])}.")
     return [part.take(np.flatnonzero(np.array(words) == w)) for w in ('train', test)]
 
 # %% ../nbs/15_labelled.ipynb #a3f4b503
@@ -295,11 +301,12 @@ def _labels_of(y):
     if not isinstance(y, (list, tuple)): return None
     first = next((v for v in y if v is not None), None)
     if not isinstance(first, (int, float, str, list, np.generic)): return None
-    if isinstance(first, str) and _as_path(first).exists(): return None
+    if isinstance(first, str) and _suffix(first) in _PHOTO_SUFFIXES: return None # photos
     if isinstance(first, list):
         if not first or not isinstance(first[0], (int, float, np.generic)): return None
-        raise InputError(f"the labels have {len(first)} columns: one label a photo is wanted, "
-                         "such as y.argmax(1) of zeros and ones.")
+        line = 'y[:, 0]' if len(first) == 1 else 'y.argmax(1) of zeros and ones'
+        raise InputError(f"the labels have {_plural(len(first), 'column')}: one label a photo is "
+                         f"wanted, such as {line}.")
     return list(y)
 
 def _load_pair(x, y, root, how):
@@ -472,7 +479,7 @@ def _split_labels(
         if len(i) < 2: raise InputError(f"class {y[i[0]]} has one image only: it can't be split.")
         k = min(max(1, round(share*len(i))), len(i)-1, most or len(i))
         small.append(i[np.argsort(rank[i], kind='stable')[:k]])
-    small = np.sort(np.concatenate(small))
+    small = np.sort(np.concatenate([np.empty(0, np.int64), *small]))
     return np.setdiff1d(np.arange(len(y)), small), small
 
 # %% ../nbs/15_labelled.ipynb #c8200fe5

@@ -242,6 +242,9 @@ def _draw_search(task, setup):
     As many as the probe will have; all others if a class has fewer."""
     kinds = task.kinds(setup.data)
     dev = development_images(kinds)
+    if not len(dev):
+        raise InputError(f"{setup.data.name}: every class has one image only; a search for "
+                         "settings needs two or more of a class.")
     rest = np.setdiff1d(np.arange(len(kinds)), dev)
     fewest = np.bincount(kinds[rest], minlength=int(kinds.max())+1).min()
     enough = setup.amount is not None and setup.amount <= fewest

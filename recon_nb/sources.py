@@ -15,8 +15,9 @@ from io import BytesIO
 from pathlib import Path
 import numpy as np
 from PIL import Image
-from .columns import (_TABLE_SUFFIXES,_Table,_exists,_is_hub_table,_is_table,_place,
-                              _read_frame,_read_hub,_read_table_file)
+from .columns import (_LABEL_COLUMNS,_PHOTO_COLUMNS,_TABLE_SUFFIXES,_Table,_exists,
+                              _is_hub_table,_is_table,_place,_plain_label,_read_frame,
+                              _read_hub,_read_table_file)
 from .core import _as_path,InputError,_by_caller,_near_path
 
 # %% ../nbs/09_sources.ipynb #c7fda563
@@ -32,6 +33,7 @@ class _Listing:
     classes:tuple|None = None # the names of labels that are numbers
     parts:list|None = None # of each: train, test, ...
     columns:tuple = () # of a table
+    library:str = 'pandas' # whose table it is, as for `_Table`
 
     def __len__(self): return len(self.items)
     def photo(self, i): # a path, an open file, a PIL image, or bytes (h, w, 3)
@@ -93,7 +95,7 @@ _lines = { # suffixes -> what makes photos of such a file
     '.pt .pth': "torch.load({0})", '.mat': "scipy.io.loadmat({0})['X']",
     '.h5 .hdf5': "h5py.File({0})['images'][:]", '.pkl .pickle': "pd.read_pickle({0})",
     '.xlsx .xls .ods': "pd.read_excel({0})", '.feather': "pd.read_feather({0})",
-    '.json .jsonl': "pd.read_json({0}, lines=True)",
+    '.json': "pd.read_json({0})", '.jsonl': "pd.read_json({0}, lines=True)",
     '.arrow': "datasets.Dataset.from_file({0})",
     '.txt .lst': "Path({0}).read_text().splitlines()",
     '.tfrecord .tfrecords .lmdb .mdb .rec .beton': "a list of PIL images, read by its own library"}
@@ -116,8 +118,6 @@ def _instead(path):
         if not _lists_photos(path): return 'It is a text, and its first line names no photo'
         return 'Give instead: ' + _by_caller(_help_with(path), f'$(cat {shlex.quote(str(path))})')
     line = _help_with(path)
-    if not line:
-        return f"Give instead a jpg or png of it: magick {shlex.quote(str(path))} photo.png"
     plain = any(line.startswith(w) for w in ('7z', 'ffmpeg')) # of the shell anyway
     return (f"{'Give instead' if plain else _by_caller('Give instead', 'In Python give')}: {line}")
 
@@ -313,10 +313,14 @@ class _DatasetPhotos:
         return _as_photo(photo, floats=True)
     def labels(self): return [self.noted.get(i) for i in range(len(self))]
 
+def _under(item, *groups): # the values under the first names that there are
+    found = ([v for k,v in item.items() if str(k).lower() in names] for names in groups)
+    return next(filter(None, found), [])
+
 def _split_item(item): # a photo, and its label or None
-    if isinstance(item, dict) and not {'bytes', 'path'} & item.keys():
-        photos = [v for k,v in item.items() if str(k).lower() in ('image', 'img', 'pixel_values')]
-        labels = [v for k,v in item.items() if str(k).lower() in ('label', 'labels', 'target')]
+    if isinstance(item, dict) and 'bytes' not in item:
+        photos = _under(item, ('image', 'img', 'pixel_values'), _PHOTO_COLUMNS)
+        labels = _under(item, ('label', 'labels', 'target'), _LABEL_COLUMNS)
         if len(photos) == 1: return photos[0], labels[0] if labels else None
         raise InputError(f"an item of the Dataset is a dict of {', '.join(map(str, item))}: "
                          "which is the photo? Give [(item['image'], item['label']) for item in "
@@ -345,6 +349,8 @@ def _list_dataset(data):
     first, label = _split_item(data[0])
     _as_photo(first, floats=True) # what it is, is asked before the work
     _say_floats(first, f'the Dataset {name}', 'leave ToTensor out of its transform')
+    try: _plain_label(label)
+    except InputError: label = None # boxes, or a mask
     names = getattr(data, 'classes', None)
     known = tuple(names) if isinstance(names, (list, tuple)) else None
     return _Listing(photos, [str(i) for i in range(len(data))], 'Dataset', name,
@@ -356,7 +362,7 @@ def _list_table(table:_Table)->_Listing:
     files = [isinstance(p, (str, os.PathLike)) for p in table.photos] if isinstance(
         table.photos, list) else [False]
     known = dict(labels=table.labels, parts=table.parts, classes=table.classes, name=table.name,
-                 columns=table.columns)
+                 columns=table.columns, library=table.library)
     if files and all(files):
         paths = [_place(p, table.root) for p in table.photos]
         _check_there(paths, table)
