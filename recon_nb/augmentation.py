@@ -27,7 +27,8 @@ def mirror(
 def random_boxes(
     u:Float[Tensor, 'b 4'], # in [0, 1): area, ratio, place down, place across
     *,
-    scale:float, # smallest share of the area, in (0, 1]
+    # smallest share of the area, in (0, 1]; a box longer than the picture is made smaller
+    scale:float,
     ratio:float=1., # largest ratio of the sides; 1: squares
 )->Float[Tensor, 'b 4']: # top, left, height, width, as shares of the picture's sides
     "A box in each picture (torchvision's RandomResizedCrop, without repeated draws)."

@@ -83,7 +83,8 @@ class GANConfig:
     scale:      float = _opt(1., 'smallest share of the area of a training photo that is shown, '
                              'as a box anywhere in it, another each epoch; 1: always all of it')
     ratio:      float = _opt(1., 'largest ratio of the sides of such a box, which becomes a '
-                             "square (torchvision's default: 4/3)")
+                             "square (torchvision's default: 4/3); one longer than the photo is "
+                             'made smaller, below `scale` too')
     store:      int   = _opt(0, 'side in pixels of the squares that the cache keeps of the photos, '
                              'for boxes to be cut from; 0: the training size')
     crop:       float = _opt(1., 'of earlier versions: as scale, from a picture of the training '
@@ -281,12 +282,15 @@ def with_overrides(
     """A copy of `cfg` with some fields changed.
     Raises `InputError` on an unknown field or a bad value."""
     offered = [n for n in field_docs() if n not in _fixed+_former]
+    words = {k: v for k,v in _CALLED.items() if k in offered}
     for k,v in overrides.items():
         if k in _HIDDEN:
-            seen = f', here {1-v:g}' if isinstance(v, (int,float)) else ''
+            seen, side = ((f', here {s:g}' for s in (1-v, (1-v)**.5))
+                          if isinstance(v, (int,float)) and 0 <= v <= 1 else ('', ''))
             raise InputError(f"{k} is the share that is hidden, and visible= the share that is "
-                             f"seen: 1 - {k}{seen}.")
-        if k not in _former: check_name(k, offered, 'override', also=_CALLED)
+                             f"seen: with mask='patches' 1 - {k}{seen}; with a window it is a "
+                             f"share of the side, its square root{side}.")
+        if k not in _former: check_name(k, offered, 'override', also=words)
     return replace(cfg, **{k: v for k,v in overrides.items() if v is not None})
 
 def get_preset(

@@ -315,6 +315,11 @@ def _zip_entries(f):
                    partial(z.open, m), target)
 
 # %% ../nbs/12_download.ipynb #3988bc99
+def _linked(folder, name, target): # the file that a link leads to
+    old = folder.joinpath(*_parts_of(target, f'its entry {name!r} is a link that'))
+    if old.is_file(): return old
+    raise ValueError(f'its entry {name!r} links to {target!r}, which is no file that came before')
+
 def _unpack_entry(folder, name, kind, source, target, *, seen):
     parts = _parts_of(name)
     if kind == 'device': raise ValueError(f'its entry {name!r} is neither a file nor a folder')
@@ -328,10 +333,7 @@ def _unpack_entry(folder, name, kind, source, target, *, seen):
     seen.add('/'.join(parts))
     path.parent.mkdir(parents=True, exist_ok=True)
     if kind == 'link':
-        old = folder.joinpath(*_parts_of(target, f'its entry {name!r} is a link that'))
-        if not old.is_file():
-            raise ValueError(f'its entry {name!r} links to {target!r}, '
-                             'which is no file that came before')
+        old = _linked(folder, name, target)
         if old != path: shutil.copyfile(old, path)
         return
     with source() as f, open(path, 'wb') as g: shutil.copyfileobj(f, g, 1<<20)
@@ -346,6 +348,7 @@ def _unpack_one(archive, folder, *, most, seen, progress):
         total, entries = 0, _zip_entries(f) if zipfile.is_zipfile(f) else _tar_entries(f)
         f.seek(0)
         for i,(name,kind,size,source,target) in enumerate(entries):
+            if kind == 'link': size = _linked(folder, name, target).stat().st_size
             total += max(size, 0)
             if total > most or i >= _most_entries:
                 raise ValueError(f'it holds more than {_megabytes(most)} '

@@ -217,7 +217,7 @@ def _check_parts(controls, panels):
 
 # %% ../nbs/04_flipbook.ipynb #4bf75fde
 class _Sheets:
-    "The sprite sheets of a fragment; equal arrays share one."
+    "The sprite sheets of a fragment; an array that is given again keeps its own."
     def __init__(self, quality): self.quality,self.known,self.grids,self.uris = quality,{},[],[]
 
     def add(self, frames):

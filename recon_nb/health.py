@@ -234,7 +234,7 @@ def _alike(s):
 def _led_by_adversary(s): # whose part of G's loss was the larger, in the last tenth?
     if not s.cfg.lambda_adv: return False
     if not s.cfg.lambda_idt: return True
-    adv, idt = (np.abs(s.trail.curve(k)[1][-13:]) for k in ('adv', 'idt'))
+    adv, idt = (np.abs(c[-_tenth(c):]) for c in (s.trail.curve(k)[1] for k in ('adv', 'idt')))
     return bool(s.cfg.lambda_adv*adv.mean() > s.cfg.lambda_idt*idt.mean()) if len(adv) else False
 
 # %% ../nbs/47_health.ipynb #31181505
@@ -263,12 +263,15 @@ def _before_the_end(s, key): # worse than a constant is bad early, too; a bar ma
     return f'the run is at step {s.step} of {s.total}'
 
 # %% ../nbs/47_health.ipynb #85357c24
+_BARS = dict(explained=.02, named=.01, psnr=None) # what a constant answer reaches, or each run says
+
 def _trivial(s):
     key = s.headline.key
+    if key not in _BARS: return f'no trivial predictor is known for the {s.headline.name}'
     if key not in s.last: return 'it was not evaluated yet'
     if not s.done and (why := _before_the_end(s, key)): return why
     value = s.last[key]
-    if key != 'psnr': bar, name = dict(explained=.02).get(key, .01), 'a constant answer'
+    if key != 'psnr': bar, name = _BARS[key], 'a constant answer'
     elif not s.trivial: return 'the run knows no trivial predictors'
     else: name, bar = best_psnr(s.trivial)
     led = key == 'psnr' and _led_by_adversary(s)

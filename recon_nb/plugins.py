@@ -69,7 +69,8 @@ def _what_is_new(path, before):
     changed = {field: [n for n,part in names.items() if before[field].get(n) is not part]
         for field,names in REGISTRIES.items()}
     taken = [(field, n) for field,names in changed.items() for n in names if n in before[field]]
-    mine = {named for known in _loaded.values() for named in known['parts']}
+    mine = {named for (p,_),known in _loaded.items() if p == path.resolve()
+            for named in known['parts']} # it may be run again
     if clash := [t for t in taken if t not in mine]:
         field, n = clash[0]
         _take_back(before)

@@ -194,7 +194,9 @@ def _check_numbers(
         if not len(rows): return rows
         steps = rows.columns.get('step', np.full(1, np.nan))
         if 'step' in rows.whole and (steps >= 0).all(): return rows
-        odd = 1, ('step', steps[~(steps >= 0)][:1].tolist() or 'no whole number')
+        bad = ~(steps >= 0) | (steps % 1 > 0)
+        i = int(bad.argmax())
+        odd = i+1, ('step', steps[i].item() if bad[i] else 'no whole number')
     else: odd = next(((i, o) for i,r in enumerate(rows, 1) if (o := _odd(r))), None)
     if odd is None: return rows
     raise InputError(f"{path}, record {odd[0]}: {_brief(odd[1][0])} is {_brief(odd[1][1])}. "

@@ -11,8 +11,9 @@ __all__ = []
 import json,re
 from dataclasses import asdict
 from pathlib import Path
-from .config import GANConfig,config_from_dict,get_preset,with_overrides
-from .core import _as_path,InputError,_brief,_near_path,_read_object,_why_not
+from .config import (_CALLED,GANConfig,config_from_dict,field_docs,get_preset,
+                             with_overrides)
+from .core import _as_path,InputError,_brief,_near_path,_nearest,_read_object,_why_not
 from .decoding import _plain_window,Ranges
 
 # %% ../nbs/48_settings.ipynb #273995aa
@@ -60,9 +61,13 @@ def _from_fields(fields, preset): # whole, as a run writes it; or some, on top o
     return get_preset(fields.get('preset') or preset or 'quick', **some)
 
 # %% ../nbs/48_settings.ipynb #c6d95e86
+def _absolute(fields): # the paths of earlier weights, as the config keeps them
+    return {k: str(_as_path(fields[k]).resolve()) for k in ('teacher','init') if fields.get(k)}
+
 def _open_config(config, preset): # a file, a dict or a config
     if isinstance(config, GANConfig): fields = asdict(config)
     else: fields = dict(config) if isinstance(config, dict) else _read_fields(config)
+    fields |= _absolute(fields)
     theirs = fields.get('preset')
     if preset and theirs not in (None, preset):
         raise InputError(f"config= names preset {theirs!r}, and preset={preset!r} is given: "
@@ -109,6 +114,12 @@ def _resumed_config(run_dir, overrides, *, seed, preset):
     return new
 
 # %% ../nbs/48_settings.ipynb #9cfa8186
+def _check_words(overrides): # others' words for an argument of `train_gan` that is no field
+    words = {k: v for k,v in _CALLED.items() if k not in field_docs()}
+    for k in overrides:
+        if (near := _nearest(k, (), words)):
+            raise InputError(f"unknown override {k!r}. Did you mean {near!r}?")
+
 def _choose_config(
     overrides:dict, # fields given for this run
     *,
@@ -125,8 +136,8 @@ def _choose_config(
         raise InputError(f"resume=True goes on with the config of the run: leave {extra[0]} out.")
     if len(extra) > 1: raise InputError("give config= or like=, not both: each is a config.")
     overrides.update(window=_plain_window(overrides.get('window')))
-    for k in [k for k in ('teacher','init') if overrides.get(k)]: # as the config keeps them
-        overrides[k] = str(_as_path(overrides[k]).resolve())
+    _check_words(overrides)
+    overrides |= _absolute(overrides)
     if overrides.get('window'): overrides['window'] = Ranges(overrides['window']).text
     if resume and run_dir is None:
         raise InputError("resume=True needs run_dir=, the folder of the run to go on with.")

@@ -132,7 +132,7 @@ def _thin_out(
     y, # as many; None and what is not finite are left out
     *,
     most:int, # how many points at most
-)->tuple: # (x, y): means of blocks of equal length, but for one
+)->tuple: # (x, y): means of blocks whose lengths differ by 1 at most
     "A long curve with few points."
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     x, y = x[np.isfinite(y)], y[np.isfinite(y)]
