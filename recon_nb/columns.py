@@ -8,7 +8,7 @@ Docs: https://recon-nb.github.io/recon_nb/columns.html.md"""
 __all__ = []
 
 # %% ../nbs/08_columns.ipynb #cae4c3f0
-import math,os
+import math,os,warnings
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
@@ -219,12 +219,15 @@ def _order(name): # numbers first, as numbers; then names
     return (0, int(text), text) if text.isascii() and text.isdecimal() else (1, 0, text)
 
 # %% ../nbs/08_columns.ipynb #9aca2761
-def _check_distinct(classes): # their names, or None
-    "Raises `InputError` where two classes have one name: nobody could tell them apart."
+def _distinct(classes): # their names, or None
+    "Classes of one name (in ImageNet two are called crane) get their numbers behind it."
     twice = [n for n,k in Counter(map(str, classes or ())).items() if k > 1]
-    if twice:
-        raise InputError(f"two classes are called {twice[0]!r}: give each one a name of its own, "
-                         "data.classes = [f'{i} {c}' for i,c in enumerate(data.classes)].")
+    if not twice: return classes
+    named = tuple(f'{c} {i}' if str(c) in twice else str(c) for i,c in enumerate(classes))
+    warnings.warn(f"two classes are called {twice[0]!r}; here they are "
+                  f"{' and '.join(n for n,c in zip(named, classes) if str(c) == twice[0])}.",
+                  stacklevel=2)
+    return named
 
 def _name_labels(
     labels, # names, numbers or None

@@ -12,11 +12,12 @@ import os,warnings,zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from io import BytesIO
 from operator import itemgetter
 from pathlib import Path
 import numpy as np
-from .columns import (_PART_COLUMNS,_TABLE_SUFFIXES,_check_distinct,_column,_drop_line,
+from .columns import (_PART_COLUMNS,_TABLE_SUFFIXES,_column,_distinct,_drop_line,
                               _is_table,_name_labels,_sort_classes)
 from .core import (_as_path,InputError,_brief,_by_caller,check_name,_near_path,_permitted,
                            _plural,progress_bar,sample_uniform,_shell_command)
@@ -189,7 +190,7 @@ def _keep_rows(found, names):
 # %% ../nbs/14_data.ipynb #5c0f9e0c
 def _read_listing(found:_Listing, **how)->tuple: # `Photos`, and what each photo is for, or None
     "The photos of a listing, cut."
-    if found.labels is not None: _check_distinct(found.classes)
+    if found.labels is not None: found = replace(found, classes=_distinct(found.classes))
     if found.root is None: got = _cut_items(found, **how)
     else:
         found = _take_once(found)
