@@ -14,7 +14,8 @@ from pages import copy_of_tree, files
 
 ROOT = Path(__file__).resolve().parents[1]
 GATES = {}
-LIMITS = dict(import_s=0.3, open_s=1.2, help_s=1.0, file_bytes=1_000_000, png_bytes=200_000, repo_kib=40*1024)
+LIMITS = dict(import_s=0.3, open_s=1.2, help_s=1.0, file_bytes=1_000_000, png_bytes=200_000,
+              checkout_bytes=40_000_000, history_kib=48*1024)
 
 class Skip(Exception): "The gate does not apply yet; the message says why."
 
@@ -269,9 +270,10 @@ def repository():
         if size > LIMITS['file_bytes']: faults.append(f'{f} has {size/1e6:.1f} MB; allowed 1 MB')
         faults += [f'{f} names a path of a machine: {m[0]}...' for m in MACHINE.finditer(visible_text(f))]
         if f.endswith('.ipynb'): faults += output_faults(f)
-    kib = history_kib()
-    print(f'     {len(tracked)} files, history {kib/1024:.1f} MiB')
-    return faults + [f'the history has {kib/1024:.0f} MiB; allowed 40'] * (kib > LIMITS['repo_kib'])
+    kib, size = history_kib(), sum((ROOT/f).stat().st_size for f in tracked)
+    print(f'     {len(tracked)} files, {size/1e6:.1f} MB; history {kib/1024:.1f} MiB')
+    faults += [f'the files have {size/1e6:.0f} MB; allowed 40'] * (size > LIMITS['checkout_bytes'])
+    return faults + [f'the history has {kib/1024:.0f} MiB; allowed 48'] * (kib > LIMITS['history_kib'])
 
 @gate
 def workflows():
