@@ -19,7 +19,7 @@ from jaxtyping import Float,Int64,UInt8
 from torch import Tensor,nn
 from .core import _brief,InputError,_is_count,check_name,epoch_order,sample_uniform
 from .features import _as_input,_in_batches,_stage_sides
-from .heads import _true_std
+from .heads import _std_or_inf
 from .machine import check_device,fork_random,_place_network,prefetch
 from .pixels import Photo8,_as_bytes
 
@@ -130,7 +130,7 @@ def fit_paper_head(
 )->Callable: # features to logits
     "The paper's head on frozen features. The caller's random numbers stay."
     std,mean = torch.std_mean(x, 0, correction=0)
-    std = _true_std(std, mean)
+    std = _std_or_inf(std, mean)
     scale = lambda f: (f-mean)/std # a batch at a time: the maps of a whole set are large
     with fork_random(x.device):
         torch.manual_seed(seed)

@@ -144,7 +144,7 @@ def _standardise(f): # (standardised features, their means, one over their stand
     scale = torch.where(std > 0, 1/std, 0.)
     return x.mul_(scale), mean, scale
 
-def _true_std(std, mean): # infinite where rounding may look like a deviation: it becomes 0
+def _std_or_inf(std, mean): # infinite where rounding may look like a deviation: it becomes 0
     return std.masked_fill(std <= 1e-6*mean.abs() + 1e-12, torch.inf)
 
 # %% ../nbs/66_heads.ipynb #4c9e4164

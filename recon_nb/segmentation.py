@@ -21,7 +21,7 @@ from .core import InputError,check_name,sample_uniform
 from .detector import _enlarge,_shrink
 from .features import _as_input,encode,frozen,_in_batches,_stage_sides
 from .finetune import Recipe,augment,_augmented,_choose_lr,train_model
-from .heads import _true_std
+from .heads import _std_or_inf
 from .machine import check_device,fork_random,_place_network
 from .pixels import Photo8
 from .probing import Finding,ProbeResult,ProbeTask,_fit_finite,_pack_shares,run_probe
@@ -58,7 +58,7 @@ class _Standard(nn.Module): # numbers that stay
         super().__init__()
         std, mean = torch.std_mean(m, (0,2,3), correction=0, keepdim=True)
         self.register_buffer('mean', mean)
-        self.register_buffer('std', _true_std(std, mean))
+        self.register_buffer('std', _std_or_inf(std, mean))
 
     def forward(self, m): return (m-self.mean)/self.std
 
