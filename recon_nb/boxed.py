@@ -11,7 +11,6 @@ __all__ = ['DetectionSet', 'load_detection']
 import os,warnings
 from collections.abc import Mapping
 from dataclasses import dataclass,field
-from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 import numpy as np
@@ -19,11 +18,11 @@ import torch
 from torch.nn import functional as F
 from .core import _as_path,InputError,_brief,check_name,sample_uniform
 from .labelled import _check_classes
-from .sources import _list_visible
 from .decoding import _PHOTO_SUFFIXES,_check_effect,_plain_window,Ranges
 from .photos import cut_files,_written
 from .pixels import Photo8,_as_bytes,_scale_bytes
-from .segmented import _VOC_CLASSES,_check_lists,_upright_size
+from .segmented import (_VOC_CLASSES,_check_lists,_pair_files,_read_classes,_read_lists,
+                                _upright_size)
 from .sets import _locate_voc
 from .shapes import _rgb,draw_shapes
 
@@ -347,19 +346,8 @@ def _read_parts(root, parts, names, **how):
 
 # %% ../nbs/19_boxed.ipynb #56fbf1e3
 def _pair_lists(voc, lists): # (photo, annotation) of each part, in VOC's layout
-    files = [voc/f'ImageSets/Main/{p}.txt' for p in lists]
-    if lost := [f for f in files if not f.is_file()]:
-        raise InputError(f"{lost[0]} is no file; it should name the photos, one a line. "
-                         f"lists={tuple(lists)} says which to train on and which to test on.")
-    parts = [dict.fromkeys(line.split()[0]
-                           for line in f.read_text(encoding='utf-8').splitlines() if line.strip())
-             for f in files]
-    for f,part in zip(files, parts):
-        if not part: raise InputError(f"{f} names no photo.")
-    if both := sorted({*parts[0]} & {*parts[1]}):
-        raise InputError(f"{len(both)} photos are in {lists[0]}.txt and in {lists[1]}.txt, "
-                         f"such as {both[0]}: photos to train on can't be tested on.")
-    return [[(_photo_of(voc, n), f'Annotations/{n}.xml') for n in part] for part in parts]
+    return [[(_photo_of(voc, n), f'Annotations/{n}.xml') for n in part]
+            for part in _read_lists(voc, 'Main', lists)]
 
 def _photo_of(voc, name): # of any format; .jpg if there is none
     return next((p for s in _PHOTO_SUFFIXES if (voc/(p := f'JPEGImages/{name}{s}')).is_file()),
@@ -367,27 +355,12 @@ def _photo_of(voc, name): # of any format; .jpg if there is none
 
 # %% ../nbs/19_boxed.ipynb #90b2a29f
 def _find_boxed(folder, lists): # (photo, annotation) of each part of a folder, and its classes
-    given = folder/'classes.txt'
-    names = None
-    if given.is_file():
-        lines = given.read_text(encoding='utf-8').splitlines()
-        names = tuple(n.strip() for n in lines if n.strip())
-    if (folder/'ImageSets').is_dir(): return _pair_lists(folder, lists), names
-    test = next((p for p in ('test', 'val') if (folder/p).is_dir()), 'test')
-    parts = []
-    for part in ('train', test):
-        if lost := [d for d in ('images', 'boxes') if not (folder/part/d).is_dir()]:
-            raise InputError(f"{folder/part/lost[0]} is no folder; a boxed set has train/images, "
-                             "train/boxes, test/images and test/boxes (or val/), or VOC's layout: "
-                             "JPEGImages, Annotations, ImageSets/Main/train.txt and val.txt.")
-        photos = [n for n in _list_visible(folder/part/'images')
-                  if Path(n).suffix.lower() in _PHOTO_SUFFIXES]
-        if not photos: raise InputError(f"{folder/part/'images'} holds no photo.")
-        if len({Path(n).stem for n in photos}) < len(photos):
-            raise InputError(f"two photos in {folder/part/'images'} have one name, "
-                             "and so one annotation: rename one.")
-        parts.append([(f'{part}/images/{n}', f'{part}/boxes/{Path(n).stem}.xml') for n in photos])
-    return parts, names
+    if (folder/'ImageSets').is_dir(): parts = _pair_lists(folder, lists)
+    else:
+        parts = _pair_files(folder, 'boxes', '.xml', "a boxed set has train/images, train/boxes, "
+                            "test/images and test/boxes (or val/), or VOC's layout: JPEGImages, "
+                            "Annotations, ImageSets/Main/train.txt and val.txt")
+    return parts, _read_classes(folder)
 
 # %% ../nbs/19_boxed.ipynb #a43ae8e7
 def _keep_boxes(parts, names, classes):

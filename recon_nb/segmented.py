@@ -201,32 +201,38 @@ def _check_lists(lists):
     raise InputError(f"lists={_brief(lists)}; it names two lists of VOC, to train on and to test "
                      "on, such as lists=('train', 'val').")
 
+def _read_lists(voc, kind, lists):
+    "The photos that each of two of VOC's lists names, without suffix."
+    files = [voc/f'ImageSets/{kind}/{p}.txt' for p in lists]
+    if lost := [f for f in files if not f.is_file()]:
+        raise InputError(f"{lost[0]} is no file; it should name the photos, one a line. "
+                         f"lists={tuple(lists)} says which to train on and which to test on.")
+    lines = [f.read_text(encoding='utf-8').splitlines() for f in files]
+    parts = [dict.fromkeys(line.split()[0] for line in part if line.strip()) for part in lines]
+    for f,part in zip(files, parts):
+        if not part: raise InputError(f"{f} names no photo.")
+    if both := sorted(parts[0].keys() & parts[1].keys()):
+        raise InputError(f"{len(both)} photos are in {lists[0]}.txt and in {lists[1]}.txt, "
+                         f"such as {both[0]}: photos to train on can't be tested on.")
+    return parts
+
+# %% ../nbs/17_segmented.ipynb #16a44d16
 def _find_voc(root, lists, progress):
     "Where VOC lies, and (photo, mask) of each part."
     _check_lists(lists)
-    files = [f'ImageSets/Segmentation/{p}.txt' for p in lists]
-    voc = _locate_voc('JPEGImages', 'SegmentationClass', *files, root=root, progress=progress)
-    parts = [[line.split()[0]
-              for line in (voc/f).read_text(encoding='utf-8').splitlines() if line.strip()]
-             for f in files]
-    for f,part in zip(files, parts):
-        if not part: raise InputError(f"{voc/f} names no photo.")
-    if both := sorted({*parts[0]} & {*parts[1]}):
-        raise InputError(f"{len(both)} photos are in {lists[0]}.txt and in {lists[1]}.txt, "
-                         f"such as {both[0]}: photos to train on can't be tested on.")
-    return voc, [[(f'JPEGImages/{n}.jpg', f'SegmentationClass/{n}.png')
-                  for n in dict.fromkeys(part)]
-                 for part in parts]
+    needs = [f'ImageSets/Segmentation/{p}.txt' for p in lists]
+    voc = _locate_voc('JPEGImages', 'SegmentationClass', *needs, root=root, progress=progress)
+    return voc, [[(f'JPEGImages/{n}.jpg', f'SegmentationClass/{n}.png') for n in part]
+                 for part in _read_lists(voc, 'Segmentation', lists)]
 
 # %% ../nbs/17_segmented.ipynb #27f43ad7
-def _find_folder(folder):
-    "(photo, mask) of each part of a folder, and the classes' names."
+def _pair_files(folder, notes, suffix, layout):
+    "(photo, what is noted of it) of each part; `notes` is a folder beside images/."
     test = next((p for p in ('test', 'val') if (folder/p).is_dir()), 'test')
     parts = []
     for part in ('train', test):
-        if lost := [d for d in ('images', 'masks') if not (folder/part/d).is_dir()]:
-            raise InputError(f"{folder/part/lost[0]} is no folder; a segmented set has "
-                             "train/images, train/masks, test/images and test/masks (or val/).")
+        if lost := [d for d in ('images', notes) if not (folder/part/d).is_dir()]:
+            raise InputError(f"{folder/part/lost[0]} is no folder; {layout}.")
         photos = [n for n in _list_visible(folder/part/'images')
                   if Path(n).suffix.lower() in _PHOTO_SUFFIXES]
         if not photos:
@@ -234,12 +240,23 @@ def _find_folder(folder):
                              f"Photos end in {' '.join(_PHOTO_SUFFIXES)}.")
         if len({Path(n).stem for n in photos}) < len(photos):
             raise InputError(f"two photos in {folder/part/'images'} have one name, "
-                             "and so one mask: rename one.")
-        parts.append([(f'{part}/images/{n}', f'{part}/masks/{Path(n).stem}.png') for n in photos])
+                             f"and so one file in {notes}/: rename one.")
+        parts.append([(f'{part}/images/{n}', f'{part}/{notes}/{Path(n).stem}{suffix}')
+                      for n in photos])
+    return parts
+
+# %% ../nbs/17_segmented.ipynb #e5f4dc26
+def _read_classes(folder): # the names in its classes.txt, if it has one
     given = folder/'classes.txt'
-    return parts, (
-        tuple(n.strip() for n in given.read_text(encoding='utf-8').splitlines() if n.strip())
-        if given.is_file() else None)
+    if not given.is_file(): return None
+    lines = given.read_text(encoding='utf-8').splitlines()
+    return tuple(n.strip() for n in lines if n.strip())
+
+def _find_folder(folder):
+    "(photo, mask) of each part of a folder, and the classes' names."
+    parts = _pair_files(folder, 'masks', '.png', 'a segmented set has train/images, train/masks, '
+                        'test/images and test/masks (or val/)')
+    return parts, _read_classes(folder)
 
 # %% ../nbs/17_segmented.ipynb #815b60d1
 # long: the one call, each kind of set in turn
