@@ -16,6 +16,7 @@ from dataclasses import replace
 from io import BytesIO
 from operator import itemgetter
 from pathlib import Path
+from threading import Lock
 import numpy as np
 from .columns import (_PART_COLUMNS,_TABLE_SUFFIXES,_column,_distinct,_drop_line,
                               _is_table,_name_labels,_sort_classes)
@@ -119,10 +120,11 @@ def _cut_rows(found, *, size, cuts, workers, progress, ranges, whole):
         try: return found.photo(i)
         except InputError: raise
         except (OSError, ValueError) as e: return _why(e)
-    def cut(item):
+    def cut(item, lock):
         if isinstance(item, str): return item # why it can't be had
-        try: return _cut_one(item, size=size, cuts=cuts, ranges=ranges, whole=whole,
-                             file_id=_file_id(item))
+        try:
+            with lock: return _cut_one(item, size=size, cuts=cuts, ranges=ranges, whole=whole,
+                                       file_id=_file_id(item))
         except (OSError, ValueError) as e: return _why(e)
     block = 256 if isinstance(found.items, np.ndarray) else 16 # so many are open at a time
     with (_strict_pillow(),
@@ -132,7 +134,8 @@ def _cut_rows(found, *, size, cuts, workers, progress, ranges, whole):
         for i in range(0, len(found), block):
             names = found.names[i:i+block]
             items = [get(j) for j in range(i, i+len(names))]
-            for name,got in zip(names, pool.map(cut, items)):
+            own = {id(x): Lock() for x in items} # one that stands there twice has one reader
+            for name,got in zip(names, pool.map(cut, items, [own[id(x)] for x in items])):
                 bar.update()
                 yield name, got
 

@@ -268,6 +268,18 @@ def test_one_plugin_does_not_take_anothers_name(tmp_path):
         for key in [k for k in _loaded if k[0].parent == tmp_path.resolve()]: del _loaded[key]
 
 
+def test_one_image_that_stands_there_twice_is_read_by_one_at_a_time():
+    def opened(a):
+        file = io.BytesIO()
+        Image.fromarray(a).resize((512, 512)).save(file, 'png')
+        return Image.open(file)
+    once = [opened(a) for a in SCENES[:4]]
+    found = load_photos([im for im in once for _ in range(8)], workers=8, **HOW)
+    assert not found.skipped and len(found) == 32
+    first = load_photos([opened(a) for a in SCENES[:4]], **HOW)
+    assert np.array_equal(found.cuts['i_r'], np.repeat(first.cuts['i_r'], 8, axis=0))
+
+
 def test_what_is_seen_where_a_share_is_hidden():
     said = refusal(lambda: get_preset('quick', mask_ratio=.75))
     assert "with mask='patches' 1 - mask_ratio, here 0.25" in said and 'of the side, its square root, here 0.5' in said
