@@ -241,11 +241,8 @@ def trivial_level(self:_Records,
     key:str, # a column of metrics.jsonl
 )->tuple|None: # (the best trivial predictor, its score); None if there is none
     "The score of the best trivial predictor; shares in percent."
-    found = {n: row[key] for n,row in (self.info.get('trivial') or {}).items()
-             if row.get(key) is not None}
-    if not found: return None
-    best = (max if _score_of(key).better == 'more' else min)(found, key=found.get)
-    return best, _factor(key)*found[best]
+    best = _score_of(key).best(self.info.get('trivial') or {})
+    return best and (best[0], _factor(key)*best[1])
 
 def _plot_quantity(
     ax, # the matplotlib `Axes` to draw on

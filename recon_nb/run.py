@@ -447,10 +447,7 @@ class PhotoScores(NamedTuple):
     @property
     def best(self)->tuple|None: # (name, its score); None if nothing trivial was asked
         "The best of the trivial predictors, by the headline."
-        found = {n: row[self.headline.key] for n,row in self.trivial.items()}
-        if not found: return None
-        name = (max if self.headline.better == 'more' else min)(found, key=found.get)
-        return name, found[name]
+        return self.headline.best(self.trivial)
 
 # %% ../nbs/56_run.ipynb #9d1c0b33
 def _say_scores(row, headline): # PSNR 14.35 dB, SSIM 0.41, L1 0.20: the headline first

@@ -23,6 +23,7 @@ from .metrics import score as score_picture
 from .pixels import Hidden,Images
 
 # %% ../nbs/42_targets.ipynb #8944b949
+# long: one class, and how it is said
 class Score(NamedTuple):
     "A measure on held-out photos, and how it is said."
     key:str # its name in `metrics.jsonl`
@@ -45,6 +46,15 @@ class Score(NamedTuple):
     )->str:
         "The sentence for a row of scores."
         return self.sentence.format(self.text(row[self.key], digits))
+
+    def best(self,
+        rows:dict, # a name -> its scores
+    )->tuple|None: # (the name, its score); None if none has this one
+        "The best of several rows by this measure."
+        found = {n: r[self.key] for n,r in rows.items() if r.get(self.key) is not None}
+        if not found: return None
+        name = (max if self.better == 'more' else min)(found, key=found.get)
+        return name, found[name]
 
     @property
     def caption(self)->str: # above a curve
