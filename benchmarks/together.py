@@ -235,9 +235,9 @@ class Desk:
     def seeds(self, p): return self.some or tuple(range(p.pretrainings))
 
     def ask_advice(self, i, names):
-        "As many updates as two cores manage in ten minutes, and twice that."
+        "As many updates as one core manages in ten minutes, and half of that."
         known = [(r['data'], r['updates']) for r in read_jsonl(self.out/'advice.jsonl')]
-        for updates, name in product((200, 400), names):
+        for updates, name in product((900, 450), names):
             if (name, updates) in known: continue
             self.put((i, 3), f'advice {name} {updates}', 'advice',
                      (run_advice, name, updates, self.runs, self.root),

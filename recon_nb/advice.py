@@ -49,7 +49,8 @@ _TARGETS = _DEFAULT, 'gradients-two-scales', 'normalised-patches', 'pixels'
 _BESIDE = 'random weights', 'raw pixels'
 _LUCK = 2. # points that two pretrainings may differ by, without a reason
 _DRAWS, _VIEWS = 5, 3 # of labels; of crops of each photo
-_FEWEST_PHOTOS, _FEWEST_UPDATES = 250, 200
+_CHEAP = dict(bs=64, width_dec=16) # half the preset's batch, a quarter of its decoder's width
+_FEWEST_PHOTOS, _FEWEST_UPDATES = 250, 400
 
 # %% ../nbs/85_advice.ipynb #d124b81f
 def _features(c, seed, x, device): # as neighbours see them, and as a linear layer does
@@ -186,8 +187,7 @@ def _check_time(updates, seconds, spent, minutes):
     raise InputError(
         f"minutes={minutes:g} is too short: each target would have {max(0, updates)} updates, and "
         f"after fewer than {_FEWEST_UPDATES} all know too little to be compared. Give "
-        f"minutes={int(need)+1}, fewer targets, or a smaller width; a quarter of the width, "
-        "about a tenth of the time.")
+        f"minutes={int(need)+1}, fewer targets, or a smaller width.")
 
 def _fit_time(work, seconds, spent):
     "How many updates each target gets, if one update of all of them takes so many seconds."
@@ -205,6 +205,7 @@ class _Work:
     photos:object
     cfgs:dict # target -> config
     how:dict # for `train_gan`
+    given:dict # the overrides among it
     shown:np.ndarray # held-out photos
     n:int # photos to train on
     data:object # a `LabelledSet`, or None
@@ -404,8 +405,8 @@ def _learned(run): return not any(s.key == 'trivial' for s in run.health().findi
 def _command(work, target):
     cfg, paths = work.cfgs[target], work.photos
     paths = paths if isinstance(paths, (list, tuple)) else [paths]
-    said = dict(target=target, size=cfg.size, width=cfg.width) | {
-        k: v for k,v in work.how.items() if k not in ('size', 'width', 'seed', 'valid')}
+    said = dict(target=target, size=cfg.size, width=cfg.width) | work.given
+    said.pop('valid', None)
     if not all(isinstance(p, (str, Path)) for p in paths):
         return f"train_gan(photos, 'improved', {', '.join(f'{k}={v!r}' for k,v in said.items())})"
     def option(k, v):
@@ -418,14 +419,17 @@ def _command(work, target):
 # %% ../nbs/85_advice.ipynb #a154f67b
 def _warn(work, found, runs, updates):
     "What else must be known about a choice."
-    cfg = next(iter(work.cfgs.values()))
+    full = get_preset('improved', **work.given)
     if young := [t for t in runs if not _learned(runs[t])]:
         yield f"On held-out photos no better than a constant answer yet: {', '.join(young)}."
     if slow := _behind_random(found):
         yield (f"So far clearly behind random weights: {', '.join(slow)}. This is usual early on; "
                'more minutes show whether it stays so.')
+    if updates < _FEWEST_UPDATES:
+        yield (f'Fewer than {_FEWEST_UPDATES} updates compare how fast targets start, and not what '
+               'they end with.')
     yield (f'One pretraining each, of {updates} updates (the preset makes '
-           f'{cfg.epochs*(work.n//min(cfg.bs, work.n))} of these photos): the '
+           f'{full.epochs*(work.n//min(full.bs, work.n))} of these photos, of {full.bs} each): the '
            'variation between pretrainings is not in the intervals, and what a longer one gains '
            'is not known.')
     if lost := [t for t in work.cfgs if t not in found.targets]:
@@ -498,7 +502,7 @@ def advise(
     _check_minutes(minutes, or_none=False)
     if updates is not None and not (type(updates) is int and updates >= 1):
         raise InputError(f"updates={_brief(updates)}; it must be a whole number, 1 or more.")
-    how = dict(size=size, width=width, seed=seed, valid=.2) | overrides
+    how = dict(size=size, width=width, seed=seed, valid=.2) | _CHEAP | overrides
     targets = [targets] if isinstance(targets, str) else targets
     cfgs = _as_configs(targets, how)
     targets = tuple(cfgs)
@@ -511,7 +515,7 @@ def advise(
         counts = tuple(_choose_labels(data.train_y)[:-1])
     shown = found.cuts['i_r'][_choose_evenly(valid, 1000)]
     out = _as_path(out or f'advice-{found.name or found.source}')
-    work = _Work(photos, cfgs, how, shown, len(train), data, counts, out, device, minutes,
+    work = _Work(photos, cfgs, how, overrides, shown, len(train), data, counts, out, device, minutes,
                  updates, progress)
     work.say(_announce(work))
     with _locked_records(work.file): stopped = _run(work, begun)

@@ -1,4 +1,5 @@
 "Advice: refused before any work, kept when interrupted, nothing of the test part, and a command that the shell takes."
+import json
 import re
 import shlex
 import signal
@@ -66,7 +67,7 @@ def test_a_wrong_call_is_refused_before_any_work(untrained, shapes, tmp_path, ch
 def test_too_little_time_is_said_before_any_work_with_the_minutes_that_would_do(untrained, monkeypatch, shapes, tmp_path):
     monkeypatch.setattr(advice, '_seconds_per_photo', lambda cfg, device: .01)
     how = dict(TINY, updates=None, minutes=1, out=tmp_path/'a')
-    with pytest.raises(InputError, match=f'fewer than {_FEWEST_UPDATES}.*minutes=2') as e: advise(shapes[0], **how)
+    with pytest.raises(InputError, match=f'fewer than {_FEWEST_UPDATES}.*minutes=3') as e: advise(shapes[0], **how)
     assert 'each target would have 150 updates' in str(e.value)                    # 48 s, two targets, 16 photos, 0.01 s each
     assert not read_jsonl(tmp_path/'a'/'advice.jsonl')
 
@@ -76,7 +77,7 @@ def test_what_is_left_of_the_time_is_shared_and_no_more_than_the_recipe_has(monk
     monkeypatch.setattr(advice, '_judge', lambda work, row, contender: 3.)
     monkeypatch.setattr(advice, '_pretrain', lambda work, target, updates: None)
     def planned(minutes): return advise(shapes[0], **TINY | dict(updates=None, minutes=minutes, out=tmp_path/f'{minutes}')).updates
-    assert 200 <= planned(1.6) <= 281 and planned(60) == 60*(208//16)
+    assert _FEWEST_UPDATES <= planned(3) <= .8*180/.32 and planned(60) == 60*(208//16)
 
 
 def test_interrupted_anywhere_it_keeps_what_is_done_and_goes_on(monkeypatch, shapes, tmp_path):
@@ -98,6 +99,16 @@ def test_interrupted_anywhere_it_keeps_what_is_done_and_goes_on(monkeypatch, sha
     assert len(calls) == 3 and len(read_jsonl(tmp_path/'a'/'advice.jsonl')) == n and repr(again) == repr(whole)
     with pytest.raises(InputError, match='another question'): advise(x, (x, y), **how | dict(seed=1))
     with pytest.raises(InputError, match='2 updates, not 3'): advise(x, (x, y), **how | dict(updates=3))
+
+
+def test_short_runs_are_cheap_and_what_is_recommended_is_not(shapes, tmp_path):
+    how = {k: v for k, v in TINY.items() if k != 'bs'}
+    said = advise(shapes[0], **how, out=tmp_path/'a')
+    cfg = json.loads((tmp_path/'a'/'runs'/'pixels'/'config.json').read_text())
+    assert (cfg['bs'], cfg['width_dec']) == (64, 16) and 'bs' not in said.command and 'width_dec' not in said.command
+    assert f'Fewer than {_FEWEST_UPDATES} updates' in said.sentence and f'the preset makes {60*(208//128)} of these photos, of 128 each' in said.sentence
+    own = advise(shapes[0], **TINY, width_dec=32, out=tmp_path/'b')
+    assert 'bs=16, width_dec=32' in own.command and f'makes {60*(208//16)} of these photos, of 16 each' in own.sentence
 
 
 def test_interrupted_within_a_training_it_goes_on_from_there(monkeypatch, shapes, tmp_path):
