@@ -23,7 +23,7 @@ from itertools import count, product
 from pathlib import Path
 
 import torch
-from recon_nb.advice import _TARGETS, advise
+from recon_nb.advice import _CHEAP, _TARGETS, advise
 from recon_nb.core import (InputError, append_jsonl, check_name, describe_machine, duration,
                            read_jsonl)
 from recon_nb.cost import describe_pretraining
@@ -159,7 +159,7 @@ def run_advice(name, updates, runs, root):
     a = advise(str(root/name/'train') if there else name, str(root/name) if there else name,
                updates=updates, device=MET['device'], out=runs/f'advice-{name}-{updates}',
                progress=False, **how)
-    return dict(schema=1, kind='advice', data=name, updates=updates, target=a.target, sure=a.sure,
+    return dict(schema=1, kind='advice', data=name, updates=updates, **_CHEAP, target=a.target, sure=a.sure,
                 worth=a.worth, says=a.sentence, table=a.table.to_dict('records'),
                 rows=list(a.table.index), seconds=round(time.monotonic()-begun),
                 machine=describe_machine())

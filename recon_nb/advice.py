@@ -425,11 +425,11 @@ def _warn(work, found, runs, updates):
     if slow := _behind_random(found):
         yield (f"So far clearly behind random weights: {', '.join(slow)}. This is usual early on; "
                'more minutes show whether it stays so.')
-    if updates < _FEWEST_UPDATES:
+    if updates < _FEWEST_UPDATES and len(work.cfgs) > 1:
         yield (f'Fewer than {_FEWEST_UPDATES} updates compare how fast targets start, and not what '
                'they end with.')
     yield (f'One pretraining each, of {updates} updates (the preset makes '
-           f'{full.epochs*(work.n//min(full.bs, work.n))} of these photos, of {full.bs} each): the '
+           f'{full.epochs*(work.n//min(full.bs, work.n))}, of {full.bs} photos each): the '
            'variation between pretrainings is not in the intervals, and what a longer one gains '
            'is not known.')
     if lost := [t for t in work.cfgs if t not in found.targets]:
@@ -515,8 +515,8 @@ def advise(
         counts = tuple(_choose_labels(data.train_y)[:-1])
     shown = found.cuts['i_r'][_choose_evenly(valid, 1000)]
     out = _as_path(out or f'advice-{found.name or found.source}')
-    work = _Work(photos, cfgs, how, overrides, shown, len(train), data, counts, out, device, minutes,
-                 updates, progress)
+    work = _Work(photos, cfgs, how, overrides, shown, len(train), data, counts, out, device,
+                 minutes, updates, progress)
     work.say(_announce(work))
     with _locked_records(work.file): stopped = _run(work, begun)
     return _conclude(work, stopped)

@@ -106,9 +106,9 @@ def test_short_runs_are_cheap_and_what_is_recommended_is_not(shapes, tmp_path):
     said = advise(shapes[0], **how, out=tmp_path/'a')
     cfg = json.loads((tmp_path/'a'/'runs'/'pixels'/'config.json').read_text())
     assert (cfg['bs'], cfg['width_dec']) == (64, 16) and 'bs' not in said.command and 'width_dec' not in said.command
-    assert f'Fewer than {_FEWEST_UPDATES} updates' in said.sentence and f'the preset makes {60*(208//128)} of these photos, of 128 each' in said.sentence
+    assert f'Fewer than {_FEWEST_UPDATES} updates' in said.sentence and f'the preset makes {60*(208//128)}, of 128 photos each' in said.sentence
     own = advise(shapes[0], **TINY, width_dec=32, out=tmp_path/'b')
-    assert 'bs=16, width_dec=32' in own.command and f'makes {60*(208//16)} of these photos, of 16 each' in own.sentence
+    assert 'bs=16, width_dec=32' in own.command and f'makes {60*(208//16)}, of 16 photos each' in own.sentence
 
 
 def test_interrupted_within_a_training_it_goes_on_from_there(monkeypatch, shapes, tmp_path):

@@ -83,7 +83,7 @@ def test_advice_is_asked_for_by_its_name(together, monkeypatch, tmp_path, words,
     monkeypatch.setattr(together, 'find_labelled', lambda *args, **how: None)
     monkeypatch.setattr(together, 'work', lambda desk, *how: met.update(names=[t.name for t in sorted(desk.ready)]) or 0)
     assert together.main(['--data', str(tmp_path), '--out', str(tmp_path/'out'), *words.split()]) == 0
-    assert [n for n in met['names'] if n.startswith('advice')] == [f'advice {n} {k}' for k in (200, 400) for n in sets]
+    assert [n for n in met['names'] if n.startswith('advice')] == [f'advice {n} {k}' for k in (900, 450) for n in sets]
     assert any(n.startswith('pretraining') for n in met['names']) == ('four-sets' in words)
 
 
