@@ -143,6 +143,8 @@ def folder_of(p, runs, data, row, seed):
 
 def run_training(p, runs, data, row, seed, root):
     "Train a run, or go on with it; returns its record."
+    if data == 'shapes':                       # it has a held-out part of its own
+        p = replace(p, fields={k: v for k, v in p.fields.items() if k != 'valid'})
     folder, cfg = folder_of(p, runs, data, row, seed), _config(p, row, data, seed)
     if not _is_done(p, folder, cfg):
         where = _root_of(data, root) if p.photos == 'own' else root

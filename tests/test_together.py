@@ -229,3 +229,12 @@ def test_some_rows_sets_and_modes_of_the_plans_that_have_them(together):
         with pytest.raises(InputError, match=f"unknown {[*asked][0][:-1]} of these plans '{[*asked.values()][0][-1]}'"): only(**asked)
     with pytest.raises(InputError, match='set of these plans'): only(sets=['tints'])
     assert only(sets=['tints'], plans=['advice']) == {}
+
+
+def test_a_set_with_a_held_out_part_is_told_of_no_other(together, monkeypatch, tmp_path):
+    met = {}
+    monkeypatch.setattr(together, '_train', lambda p, folder, cfg, photos, *how: met.update({photos: p.fields}))
+    monkeypatch.setattr(together, 'describe_pretraining', lambda *args: {})
+    monkeypatch.setattr(together, 'MET', dict(device='cpu'))
+    for data in ('shapes', 'svhn'): together.run_training(together.FULL, tmp_path, data, 'pixels', 0, tmp_path)
+    assert {k: 'valid' in v for k, v in met.items()} == dict(shapes=False, svhn=True)
