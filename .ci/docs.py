@@ -26,8 +26,8 @@ ORDER = {   # pages that are not named here follow theirs, in the order of their
                      'explanations/why_it_failed', 'explanations/beat_scratch', 'explanations/which_change_mattered',
                      'explanations/papers_own_pretext',
                      'explanations/longer_and_second_round', 'explanations/how_fair_is_it', 'explanations/photos_nobody_tuned_for',
-                     'explanations/another_kind', 'explanations/resnet18', 'explanations/where_the_field_went',
-                     'explanations/broken_on_purpose',
+                     'explanations/another_kind', 'explanations/does_the_advice_hold', 'explanations/resnet18',
+                     'explanations/where_the_field_went', 'explanations/broken_on_purpose',
                      'explanations/glossary', 'explanations/bibliography'],
     'The library': ['map', 'api']}
 FOLDERS = dict(start='Start', tutorials='Tutorials', how_to='How-to', explanations='Explanations')
