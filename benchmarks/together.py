@@ -161,8 +161,8 @@ def run_advice(name, updates, runs, root):
     a = advise(str(root/name/'train') if there else name, str(root/name) if there else name,
                updates=updates, device=MET['device'], out=runs/f'advice-{name}-{updates}',
                progress=False, **how)
-    return dict(schema=1, kind='advice', data=name, updates=updates, **_CHEAP, target=a.target, sure=a.sure,
-                worth=a.worth, says=a.sentence, table=a.table.to_dict('records'),
+    return dict(schema=1, kind='advice', data=name, updates=updates, width=32, **_CHEAP,
+                target=a.target, sure=a.sure, worth=a.worth, says=a.sentence, table=a.table.to_dict('records'),
                 rows=list(a.table.index), seconds=round(time.monotonic()-begun),
                 machine=describe_machine())
 
