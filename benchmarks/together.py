@@ -162,8 +162,9 @@ def run_advice(name, updates, runs, root):
                updates=updates, device=MET['device'], out=runs/f'advice-{name}-{updates}',
                progress=False, **how)
     return dict(schema=1, kind='advice', data=name, updates=updates, width=32, **_CHEAP,
-                target=a.target, sure=a.sure, worth=a.worth, says=a.sentence, table=a.table.to_dict('records'),
-                rows=list(a.table.index), seconds=round(time.monotonic()-begun),
+                target=a.target, sure=a.sure, worth=a.worth, says=a.sentence,
+                table=a.table.to_dict('records'), rows=list(a.table.index),
+                seconds=round(time.monotonic()-begun),
                 machine=describe_machine())
 
 
